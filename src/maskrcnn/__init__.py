@@ -1,0 +1,31 @@
+"""Mask R-CNN: train, evaluate and predict, on current PyTorch, with nothing to compile."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from maskrcnn.version import __version__
+
+if TYPE_CHECKING:
+    from maskrcnn import ops
+    from maskrcnn.errors import UserError
+    from maskrcnn.structures import Instances
+    from maskrcnn.zoo import build, load
+
+__all__ = ["Instances", "UserError", "__version__", "build", "load", "ops"]
+
+_HOME = {"build": "zoo", "load": "zoo", "Instances": "structures", "UserError": "errors", "ops": "ops"}
+
+
+def __getattr__(name: str) -> Any:
+    # Lazy, so that `maskrcnn --help` and the config do not wait for torch.
+    if name not in _HOME:
+        raise AttributeError(f"module 'maskrcnn' has no attribute {name!r}")
+    from importlib import import_module
+
+    module = import_module(f"maskrcnn.{_HOME[name]}")
+    return module if name == _HOME[name] else getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return __all__

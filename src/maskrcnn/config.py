@@ -1,0 +1,326 @@
+"""Every knob, declared once.
+
+Plain dataclasses, one per part of the product. A preset (`maskrcnn.presets`) is a function that returns
+a fresh `Config`; the command line changes fields by their dotted names (`--optim.lr 0.01`); the resolved
+config is saved as JSON with every run and checkpoint and can be read back. No torch here.
+
+Sizes are pixels, `(height, width)` where two are given. "Per image" counts are before batching.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from maskrcnn.errors import UserError, did_you_mean
+
+T = TypeVar("T")
+Norm = Literal["none", "frozen_bn", "bn", "sync_bn", "gn"]
+
+
+@dataclass(kw_only=True, slots=True)
+class InputConfig:
+    """What the network expects of an image, and the test-time size."""
+
+    pixel_mean: tuple[float, float, float] = (103.530, 116.280, 123.675)  # in channel_order
+    pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    channel_order: Literal["BGR", "RGB"] = "BGR"
+    min_size: int = 800  # shortest side at test time
+    max_size: int = 1333  # longest side at test time
+    size_divisor: int = 32  # padded height and width are multiples of this
+
+
+@dataclass(kw_only=True, slots=True)
+class ResNetConfig:
+    """ResNet and ResNeXt (He et al. 2015, Xie et al. 2016)."""
+
+    kind: Literal["resnet"] = "resnet"
+    depth: Literal[18, 34, 50, 101, 152] = 50
+    groups: int = 1
+    width_per_group: int = 64
+    stride_in_1x1: bool = True  # MSRA's original; False is torchvision's "v1.5" and ResNeXt
+    norm: Norm = "frozen_bn"
+    frozen_stages: int = 2  # 0: none, 1: the stem, 2: the stem and res2, ... 5: all
+    width: float = 1.0  # scales every channel count; below 1 only for the tiny variants of tests
+
+
+@dataclass(kw_only=True, slots=True)
+class MobileNetV2Config:
+    """MobileNetV2 (Sandler et al. 2018), with torchvision's parameter names."""
+
+    kind: Literal["mobilenet_v2"] = "mobilenet_v2"
+    width: float = 1.0
+    norm: Norm = "frozen_bn"
+    frozen_stages: int = 0  # 0: none, 1: the stride-2 features, 2: those and the stride-4 ones, ... 5: all
+
+
+@dataclass(kw_only=True, slots=True)
+class FPNConfig:
+    """Feature pyramid P2..P5 and P6, a stride-2 subsample of P5 (Lin et al. 2016)."""
+
+    out_channels: int = 256
+    norm: Norm = "none"
+
+
+@dataclass(kw_only=True, slots=True)
+class RPNConfig:
+    """Region proposal network (Ren et al. 2015), one anchor size a level."""
+
+    anchor_sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
+    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
+    iou_negative: float = 0.3  # below: background
+    iou_positive: float = 0.7  # from here: object; between the two: ignored
+    num_samples: int = 256  # anchors per image in the loss
+    positive_fraction: float = 0.5
+    pre_nms_topk_train: int = 2000  # per level
+    pre_nms_topk_test: int = 1000
+    post_nms_topk_train: int = 1000  # per image
+    post_nms_topk_test: int = 1000
+    nms_threshold: float = 0.7
+    smooth_l1_beta: float = 0.0  # 0: plain L1
+    loss_weight: float = 1.0
+
+
+@dataclass(kw_only=True, slots=True)
+class BoxHeadConfig:
+    """Second stage: classification and class-specific box regression of the proposals."""
+
+    pool_size: int = 7
+    num_convs: int = 0
+    conv_channels: int = 256
+    num_fcs: int = 2
+    fc_channels: int = 1024
+    norm: Norm = "none"
+    class_agnostic: bool = False  # one box for all classes
+    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+    num_samples: int = 512  # RoIs per image in the loss
+    positive_fraction: float = 0.25
+    iou_positive: float = 0.5
+    smooth_l1_beta: float = 0.0
+    score_threshold: float = 0.05
+    nms_threshold: float = 0.5
+    detections_per_image: int = 100
+    loss_weight: float = 1.0
+
+
+@dataclass(kw_only=True, slots=True)
+class MaskHeadConfig:
+    """Fully convolutional mask branch (He et al. 2017, section 3)."""
+
+    pool_size: int = 14  # the mask has twice this many cells a side
+    num_convs: int = 4
+    conv_channels: int = 256
+    norm: Norm = "none"
+    class_agnostic: bool = False
+    loss_weight: float = 1.0
+
+
+@dataclass(kw_only=True, slots=True)
+class ModelConfig:
+    """The network; everything a checkpoint needs to be rebuilt."""
+
+    name: str
+    num_classes: int = 80
+    class_names: tuple[str, ...] = ()  # empty, or one a class
+    category_ids: tuple[int, ...] = ()  # the data set's id of each class; empty: the class index
+    input: InputConfig = field(default_factory=InputConfig)
+    backbone: ResNetConfig | MobileNetV2Config = field(default_factory=ResNetConfig)
+    fpn: FPNConfig = field(default_factory=FPNConfig)
+    rpn: RPNConfig = field(default_factory=RPNConfig)
+    box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)
+    mask_head: MaskHeadConfig = field(default_factory=MaskHeadConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class AugmentConfig:
+    """What happens to a training image, in this order: resize or jitter, crop, flips, colour."""
+
+    min_sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # one is drawn for the shortest side
+    max_size: int = 1333
+    jitter_scale: tuple[float, float] | None = None  # large-scale jitter: the image's size times this range
+    crop_size: tuple[int, int] | None = None  # (H, W) random crop, after resizing; padded if smaller
+    horizontal_flip: float = 0.5  # probability
+    vertical_flip: float = 0.0
+    rotate90: float = 0.0  # probability of a quarter turn
+    brightness: float = 0.0  # factor drawn from 1 - x .. 1 + x; likewise the next three
+    contrast: float = 0.0
+    saturation: float = 0.0
+    hue: float = 0.0
+    grayscale: float = 0.0  # probability
+
+
+@dataclass(kw_only=True, slots=True)
+class DataConfig:
+    """Where the images are and how they are served."""
+
+    train: str = ""  # a COCO JSON, or a folder that holds one
+    train_images: str = ""  # image folder; empty: found beside the JSON
+    val: str = ""  # likewise; empty: no validation during training
+    val_images: str = ""
+    batch_size: int = 16  # images per optimiser step, over all processes and accumulation steps
+    num_workers: int = 2  # per process; 0: load in the training process
+    aspect_grouping: bool = True
+    skip_empty: bool = True  # leave images without objects out of training
+    on_error: Literal["repair", "refuse"] = "repair"  # what to do with defects that have a stated repair
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+
+@dataclass(kw_only=True, slots=True)
+class OptimConfig:
+    """Optimiser and schedule. Rates are for `reference_batch_size` images and scale linearly from there."""
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.02
+    reference_batch_size: int = 16
+    scale_lr: bool = True
+    momentum: float = 0.9
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-4  # biases too
+    weight_decay_norm: float = 0.0
+    schedule: Literal["step", "cosine", "constant"] = "step"
+    milestones: tuple[int, ...] = (60_000, 80_000)  # iterations
+    gamma: float = 0.1
+    final_lr_fraction: float = 0.0  # where cosine ends
+    warmup_iterations: int = 1000
+    warmup_factor: float = 1e-3
+    clip_grad_norm: float | None = None
+    accumulation_steps: int = 1
+
+
+@dataclass(kw_only=True, slots=True)
+class TrainConfig:
+    """The run: how long, in what precision, what is kept."""
+
+    iterations: int = 90_000  # optimiser steps
+    max_minutes: float | None = None  # stop training by the clock; the schedule then follows the clock too
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    channels_last: bool = True
+    compile: bool = False
+    seed: int = 0
+    ema_decay: float | None = None  # keep an exponential average of the weights, and evaluate and save that
+    log_every: int = 20
+    checkpoint_every: int = 5000
+    keep_checkpoints: int = 2  # older ones are removed; the best is always kept
+    evaluate_every: int = 5000  # 0: only at the end
+    evaluate_max_detections: int = 100
+    early_stopping: int = 0  # evaluations without a better mask AP before stopping; 0: never
+    weights: str = ""  # initial weights: a file, or empty for random
+    tensorboard: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
+class Config:
+    model: ModelConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def field_names(config: Any, prefix: str = "") -> list[str]:
+    """Dotted names of every leaf field of a config."""
+    names = []
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if dataclasses.is_dataclass(value):
+            names += field_names(value, f"{prefix}{f.name}.")
+        else:
+            names.append(prefix + f.name)
+    return names
+
+
+def override(config: Any, name: str, value: Any) -> None:
+    """Set the field of the dotted `name` in place. `value` may be text, as from a command line.
+
+    Raises:
+        UserError: no such field (with the nearest names), or a value that its type does not take.
+    """
+    *parents, leaf = name.split(".")
+    target = config
+    for parent in parents:
+        target = getattr(target, parent, None) if dataclasses.is_dataclass(target) else None
+    hints = typing.get_type_hints(type(target)) if dataclasses.is_dataclass(target) else {}
+    if leaf not in hints or dataclasses.is_dataclass(getattr(target, leaf)):
+        known = field_names(config)
+        near = did_you_mean(name, known) or "See `maskrcnn train --help` for the fields."
+        raise UserError(f"--{name}: no such setting. {near}")
+    parsed = _parse(value)
+    if isinstance(getattr(target, leaf), tuple) and isinstance(parsed, int | float):
+        parsed = (parsed,)
+    setattr(target, leaf, _validate(hints[leaf], parsed, f"--{name}", f" {value!r}"))
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def to_json(config: Any) -> str:
+    return json.dumps(to_dict(config), indent=1)
+
+
+def from_dict(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    """A config of class `kind` from `to_dict`'s form; `where` names the source in errors.
+
+    Raises:
+        UserError: a field is unknown (with the nearest names) or has a value that its type does not take.
+    """
+    _refuse_unknown(kind, values, where)
+    return _validate(kind, values, where)
+
+
+def from_file(path: str | Path) -> Config:
+    """Read a whole config saved by `to_json`."""
+    try:
+        values = json.loads(Path(path).read_text())
+    except OSError as e:
+        raise UserError(f"{path}: cannot read the config: {e.strerror}.") from None
+    except ValueError as e:
+        raise UserError(f"{path}: not valid JSON: {e}.") from None
+    return from_dict(Config, values, str(path))
+
+
+def _parse(value: Any) -> Any:
+    """Command-line text as JSON where it is JSON (numbers, lists, true, null), else itself."""
+    if not isinstance(value, str):
+        return value
+    text = value.strip()
+    if text in ("None", "True", "False"):
+        return {"None": None, "True": True, "False": False}[text]
+    if "," in text and text[:1] not in '[{("':
+        text = f"[{text}]"
+    try:
+        return json.loads(text.replace("(", "[").replace(")", "]"))
+    except ValueError:
+        return value
+
+
+def _validate(kind: Any, value: Any, where: str, shown: str = "") -> Any:
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as e:
+        first = e.errors()[0]
+        place = ".".join(str(p) for p in first["loc"] if not str(p).endswith("Config"))
+        raise UserError(f"{where}{': ' + place if place else shown}: {first['msg']}.") from None
+
+
+def _refuse_unknown(kind: Any, values: Any, where: str) -> None:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: expected an object with fields, got {type(values).__name__}.")
+    hints = typing.get_type_hints(kind)
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"{where}: no such setting {name!r}. {did_you_mean(name, hints)}".rstrip())
+        options = [o for o in (typing.get_args(hints[name]) or (hints[name],)) if dataclasses.is_dataclass(o)]
+        if isinstance(value, Mapping) and options:
+            same_kind = [o for o in options if getattr(o, "kind", None) is None or _kind_of(o) == value.get("kind")]
+            _refuse_unknown((same_kind or options)[0], value, f"{where}: {name}")
+
+
+def _kind_of(config_class: Any) -> Any:
+    return next((f.default for f in dataclasses.fields(config_class) if f.name == "kind"), None)

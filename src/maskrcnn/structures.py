@@ -1,0 +1,140 @@
+"""What goes into a model and what comes out.
+
+Shape letters: B images, N objects of one image, H x W pixels, M mask cells a side.
+Boxes are (x0, y0, x1, y1), absolute, continuous: pixel (i, j) covers [j, j+1] x [i, i+1].
+Labels are 0..K-1. Sizes are (H, W).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskrcnn.ops.masks import InstanceMasks, PredictedMasks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(slots=True)
+class ImageBatch:
+    """Normalised images of different sizes, zero-padded at the right and the bottom to one size.
+
+    pixels:         (B, 3, H, W) float
+    image_sizes:    per image, the (h, w) of the part that is not padding: the network's own pixels
+    original_sizes: per image, the (H, W) of the picture it was resized from: the user's pixels
+    """
+
+    pixels: Tensor
+    image_sizes: list[tuple[int, int]]
+    original_sizes: list[tuple[int, int]]
+
+    def __len__(self) -> int:
+        return len(self.image_sizes)
+
+
+@dataclass(slots=True)
+class GroundTruth:
+    """The objects of one training image, in the network's pixels.
+
+    boxes: (N, 4) float32; labels: (N,) int64; masks: N masks, or None where a model has no mask head.
+    seed: picks this image's random samples of anchors and RoIs, so that they do not depend on how the
+    images are spread over processes or on what was drawn before.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    masks: InstanceMasks | None = None
+    image_id: int = 0
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def to(self, device: torch.device | str) -> GroundTruth:
+        """The same, with boxes and labels on `device`; masks stay where they are rasterised, on the CPU."""
+        return GroundTruth(
+            self.boxes.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.masks,
+            self.image_id,
+            self.seed,
+        )
+
+
+@dataclass(slots=True)
+class Instances:
+    """The detections of one image, best first, in the picture's own pixels.
+
+    boxes: (N, 4) float32; scores: (N,) float32; labels: (N,) int64;
+    masks: N masks, kept small until someone asks for pixels (`np.asarray(masks)` is (N, H, W) bool);
+    keypoints: (N, P, 3) float32 x, y, score, for key-point models.
+    """
+
+    image_size: tuple[int, int]
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    masks: PredictedMasks | None = None
+    keypoints: Tensor | None = None
+    class_names: Sequence[str] = ()
+    image: str | Path | np.ndarray | None = field(default=None, repr=False)  # for `draw`
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def __getitem__(self, index: Any) -> Instances:
+        """The chosen detections; `index` is anything that indexes the first dimension and keeps it."""
+        if isinstance(index, int):
+            index = [index]
+        if isinstance(index, slice):
+            index = torch.arange(len(self))[index]
+        index = torch.as_tensor(index, device=self.boxes.device)
+        return Instances(
+            self.image_size,
+            self.boxes[index],
+            self.scores[index],
+            self.labels[index],
+            None if self.masks is None else self.masks[index],
+            None if self.keypoints is None else self.keypoints[index],
+            self.class_names,
+            self.image,
+        )
+
+    def __iter__(self) -> Iterator[Instances]:
+        return (self[i] for i in range(len(self)))
+
+    def to_coco(self, image_id: int | str = 0, category_ids: Sequence[int] = ()) -> list[dict[str, Any]]:
+        """COCO results, one entry a detection: bbox as x, y, w, h and segmentation as compressed RLE.
+
+        `category_ids` maps labels to a data set's ids; without it category_id is the label.
+        Key points follow COCO's pixel-index convention: half a pixel less than here.
+        """
+        boxes = self.boxes.double().cpu()
+        xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
+        scores, labels = self.scores.double().tolist(), self.labels.tolist()
+        results: list[dict[str, Any]] = [
+            {"image_id": image_id, "category_id": category_ids[k] if category_ids else k, "bbox": b, "score": s}
+            for b, s, k in zip(xywh, scores, labels, strict=True)
+        ]
+        if self.masks is not None:
+            for entry, rle in zip(results, self.masks.to_rle(), strict=True):
+                entry["segmentation"] = rle
+        if self.keypoints is not None:
+            points = self.keypoints.double().cpu().clone()
+            points[..., :2] -= 0.5
+            for entry, p in zip(results, points.flatten(1).tolist(), strict=True):
+                entry["keypoints"] = p
+        return results
+
+    def draw(self, path: str | Path | None = None, *, score_threshold: float = 0.5) -> np.ndarray:
+        """The picture with masks, boxes, class names and scores on it, (H, W, 3) uint8; saved if `path`."""
+        from maskrcnn.visualize import draw_instances
+
+        return draw_instances(self, path=path, score_threshold=score_threshold)
