@@ -1,0 +1,133 @@
+"""Output files: checked before the work, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from maskrcnn.errors import UserError
+
+_SPARE_BYTES = 1 << 20  # an output that cannot even take this is not worth starting for
+
+
+def check_writable(path: str | Path, *, needs_bytes: int = _SPARE_BYTES) -> Path:
+    """Make sure, before the work, that a file can be written at `path`; its folder is made if missing.
+
+    Raises:
+        UserError: `path` is a folder, may not be written, or has less than `needs_bytes` of space left.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path}: expected a file to write, got a folder. Name a file in it.")
+    if _is_special(path):
+        if not os.access(path, os.W_OK):
+            raise UserError(f"{path}: cannot write: permission denied.")
+        return path
+    if path.exists() and not os.access(path, os.W_OK):
+        raise UserError(f"{path}: cannot write: the file is there and write-protected. Choose another.")
+    _check_folder(_real(path).parent, path, needs_bytes)
+    return path
+
+
+def check_writable_folder(path: str | Path, *, needs_bytes: int = _SPARE_BYTES) -> Path:
+    """Make sure, before the work, that files can be written in the folder `path`; it is made if missing.
+
+    Raises:
+        UserError: `path` is a file, may not be written, or has less than `needs_bytes` of space left.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: expected a folder to write in, got a file. Choose another.")
+    _check_folder(path, path, needs_bytes)
+    return path
+
+
+def write_atomic(path: str | Path, content: str | bytes) -> None:
+    """Write `content` (text as UTF-8) to `path`; a reader sees the old file or the whole new one.
+
+    Raises:
+        UserError: the file cannot be written; what was there before is still there.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """A temporary path to write to, in the folder of `path`; it becomes `path` when the block ends well.
+
+        with atomic_path("run/model.safetensors") as temporary:
+            save_file(state, temporary)
+
+    The data is on the disk before the name changes. If the block raises, nothing of it is left. Devices
+    and pipes (`/dev/stdout`) are handed through as they are.
+
+    Raises:
+        UserError: for an `OSError` on the output, in the block or after it.
+    """
+    path = Path(path)
+    if _is_special(path):
+        with _as_user_error(path):
+            yield path
+        return
+    target = _real(path)
+    # The suffix stays last: writers of pictures go by it.
+    temporary = target.with_name(f".{target.stem}.{os.getpid()}.{os.urandom(3).hex()}.tmp{target.suffix}")
+    try:
+        with _as_user_error(path):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            _sync(temporary)
+            os.replace(temporary, target)
+            _sync(target.parent)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _as_user_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as e:
+        raise UserError(f"{path}: cannot write: {(e.strerror or str(e)).lower()}.") from e
+
+
+def _check_folder(folder: Path, shown: Path, needs_bytes: int) -> None:
+    """Try rather than ask: permission bits say little on network disks, in containers and for root."""
+    probe = folder / f".{os.getpid()}.{os.urandom(3).hex()}.tmp"
+    with _as_user_error(shown):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.touch()
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+        free = shutil.disk_usage(folder).free
+    if free < needs_bytes:
+        raise UserError(
+            f"{shown}: cannot write: {free / 2**20:.1f} MB left on the disk, "
+            f"{needs_bytes / 2**20:.1f} MB needed. Make room or choose another place."
+        )
+
+
+def _is_special(path: Path) -> bool:
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _real(path: Path) -> Path:
+    """Where a symbolic link leads, so that the file is replaced and not the link."""
+    return Path(os.path.realpath(path))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
