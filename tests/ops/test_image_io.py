@@ -59,6 +59,8 @@ def test_grey_is_repeated(tmp_path, decoder):
     for name in ("a.png", "a.bmp", "a.gif"):
         got = read_image(saved(tmp_path, name, grey))
         assert np.array_equal(got, np.repeat(np.asarray(grey)[..., None], 3, axis=2))
+        assert got.flags.writeable
+        assert got.flags.c_contiguous
 
 
 def test_one_bit_is_black_and_white(tmp_path, decoder):

@@ -130,7 +130,7 @@ def _read_with_pillow(encoded: np.ndarray) -> np.ndarray:
     with Image.open(io.BytesIO(encoded.data)) as picture:
         orientation = _orientation(picture)
         picture.load()
-        return np.ascontiguousarray(_upright(_to_rgb(picture), orientation))
+        return np.array(_upright(_to_rgb(picture), orientation), order="C")  # a copy: Pillow's is read-only
 
 
 def _to_rgb(picture: Image.Image) -> np.ndarray:
@@ -152,7 +152,7 @@ def _orientation(picture: Image.Image) -> int:
 
     exif = Image.Exif()
     try:
-        exif.load(picture.info.get("exif"))
+        exif.load(picture.info.get("exif", b""))
         orientation = exif.get(EXIF_ORIENTATION, 1)
     except Exception:  # broken metadata do not make the picture unreadable
         return 1

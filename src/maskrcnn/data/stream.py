@@ -1,0 +1,87 @@
+"""Image files to batches for evaluation and prediction: decoded ahead, in order, in bounded memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskrcnn.errors import UserError
+from maskrcnn.ops.image_io import read_image, resize_image, resize_size
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedImage:
+    """One picture, resized for the network."""
+
+    index: int  # place among the paths given
+    path: str | Path
+    pixels: Tensor  # (3, h, w) uint8 RGB, a view of (h, w, 3) memory
+    original_size: tuple[int, int]  # (H, W) of the file's picture
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableImage:
+    """A file that was skipped, and why."""
+
+    index: int
+    path: str | Path
+    error: UserError
+
+
+class StreamedBatch(NamedTuple):
+    """The pictures of `batch_size` consecutive paths, less those that could not be read."""
+
+    images: list[StreamedImage]
+    errors: list[UnreadableImage]
+
+
+def stream_images(
+    paths: Iterable[str | Path], min_size: int, max_size: int, batch_size: int = 1, num_threads: int = 2
+) -> Iterator[StreamedBatch]:
+    """Batches of the pictures in `paths`, in order, while worker threads decode and resize those that follow.
+
+    Decoding and Pillow's resize release the interpreter lock, so threads do as well as processes and
+    copy nothing. At most two batches (and two images a thread) are held ahead of the caller; `paths` may
+    be a generator and is read no further than that. A file that cannot be read is yielded as an error;
+    no picture takes its place in its batch, which may thus be short or empty.
+    """
+    numbered = enumerate(paths)
+    pool = ThreadPoolExecutor(max(1, num_threads), thread_name_prefix="maskrcnn-decode")
+    pending: deque[Future[StreamedImage | UnreadableImage]] = deque()
+
+    def submit(count: int) -> None:
+        for index, path in islice(numbered, count):
+            pending.append(pool.submit(_load, index, path, min_size, max_size))
+
+    try:
+        submit(2 * max(batch_size, num_threads))
+        while pending:
+            batch = StreamedBatch([], [])
+            for _ in range(min(batch_size, len(pending))):
+                item = pending.popleft().result()
+                submit(1)
+                if isinstance(item, UnreadableImage):
+                    batch.errors.append(item)
+                else:
+                    batch.images.append(item)
+            yield batch
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _load(index: int, path: str | Path, min_size: int, max_size: int) -> StreamedImage | UnreadableImage:
+    try:
+        image = read_image(path)
+    except UserError as e:
+        return UnreadableImage(index, path, e)
+    height, width = image.shape[:2]
+    resized = resize_image(image, resize_size(height, width, min_size, max_size))
+    return StreamedImage(index, path, torch.from_numpy(resized).permute(2, 0, 1), (height, width))
