@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from maskrcnn.errors import UserError
+from maskrcnn.files import check_writable_folder, write_atomic
 
 CLASSES: dict[str, int] = {
     "disk": 2,
@@ -284,7 +284,7 @@ class Scene:
         return [*singles, _entry(crowd[0].shape.name, segmentation, mask, iscrowd=1)]
 
     def _annotation(self, placed: Placed) -> dict[str, Any]:
-        from maskrcnn.ops.masks import rle_encode
+        from maskrcnn.ops.rle import rle_encode  # brings torch, which painting does not need
 
         shape, mask = placed.shape, self.full_mask(placed)
         if placed.cut or shape.holes:
@@ -403,17 +403,13 @@ def make_synthetic(
         raise UserError(
             f"size: expected at least {_MIN_SIZE} pixels a side, got {got}. Choose a larger size."
         )
-    out = Path(out_dir)
-    try:
-        (out / "annotations").mkdir(parents=True, exist_ok=True)
-        sets = {}
-        for split, (name, count) in enumerate([("train", num_train), ("val", num_val)]):
-            (out / name).mkdir(exist_ok=True)
-            sets[name] = _make_split(out / name, split, count, size, seed)
-        for name, content in sets.items():
-            _write_json(out / "annotations" / f"{name}.json", content)
-    except OSError as e:
-        raise UserError(f"{out}: cannot write the data set: {e.strerror}. Choose another folder.") from None
+    out = check_writable_folder(out_dir)
+    sets = {}
+    for split, (name, count) in enumerate([("train", num_train), ("val", num_val)]):
+        folder = check_writable_folder(out / name)
+        sets[name] = _make_split(folder, split, count, size, seed)
+    for name, content in sets.items():
+        write_atomic(out / "annotations" / f"{name}.json", json.dumps(content))
     return out
 
 
@@ -431,12 +427,3 @@ def _make_split(folder: Path, split: int, count: int, size: tuple[int, int], see
     categories = [{"id": i, "name": name, "supercategory": "shape"} for name, i in CLASSES.items()]
     info = {"description": f"Synthetic shapes, seed {seed}"}
     return {"info": info, "images": images, "annotations": annotations, "categories": categories}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w") as file:
-        json.dump(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
