@@ -318,7 +318,9 @@ def _refuse_unknown(kind: Any, values: Any, where: str) -> None:
             raise UserError(f"{where}: no such setting {name!r}. {did_you_mean(name, hints)}".rstrip())
         options = [o for o in (typing.get_args(hints[name]) or (hints[name],)) if dataclasses.is_dataclass(o)]
         if isinstance(value, Mapping) and options:
-            same_kind = [o for o in options if getattr(o, "kind", None) is None or _kind_of(o) == value.get("kind")]
+            same_kind = [
+                o for o in options if getattr(o, "kind", None) is None or _kind_of(o) == value.get("kind")
+            ]
             _refuse_unknown((same_kind or options)[0], value, f"{where}: {name}")
 
 

@@ -120,7 +120,12 @@ class Instances:
         xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
         scores, labels = self.scores.double().tolist(), self.labels.tolist()
         results: list[dict[str, Any]] = [
-            {"image_id": image_id, "category_id": category_ids[k] if category_ids else k, "bbox": b, "score": s}
+            {
+                "image_id": image_id,
+                "category_id": category_ids[k] if category_ids else k,
+                "bbox": b,
+                "score": s,
+            }
             for b, s, k in zip(xywh, scores, labels, strict=True)
         ]
         if self.masks is not None:

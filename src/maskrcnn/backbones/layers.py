@@ -1,0 +1,157 @@
+"""Convolution with its normalisation and activation: the one building block of all convolutional parts."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskrcnn.config import Norm
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation with fixed statistics and fixed affine: y = x * scale + shift, per channel.
+
+    `weight` and `bias` are buffers: never trained, as in the published fine-tuning of pretrained ResNets.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels) - eps)
+
+    def scale_shift(self) -> tuple[Tensor, Tensor]:
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.scale_shift()
+        return x * scale.view(1, -1, 1, 1).to(x.dtype) + shift.view(1, -1, 1, 1).to(x.dtype)
+
+
+def make_norm(norm: Norm, channels: int) -> nn.Module | None:
+    match norm:
+        case "none":
+            return None
+        case "frozen_bn":
+            return FrozenBatchNorm(channels)
+        case "bn":
+            return nn.BatchNorm2d(channels)
+        case "sync_bn":
+            return nn.SyncBatchNorm(channels)
+        case "gn":
+            return nn.GroupNorm(math.gcd(32, channels), channels)
+
+
+def conv_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    norm: nn.Module | None,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Convolution, then `norm`. A frozen norm is multiplied into the weights instead of running over the map.
+
+    The gradient reaches `weight` through the product, so this holds in training as well and saves the memory
+    traffic of a whole pass forward and backward.
+    """
+    if isinstance(norm, FrozenBatchNorm):
+        scale, shift = norm.scale_shift()
+        weight = weight * scale.view(-1, 1, 1, 1)
+        bias = shift if bias is None else bias * scale + shift
+        norm = None
+    x = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    return x if norm is None else norm(x)
+
+
+class Conv(nn.Module):
+    """Convolution -> normalisation -> ReLU, the last two optional. Padding keeps the size at stride 1.
+
+    Has a bias exactly where there is no normalisation.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        norm: Norm = "none",
+        relu: bool = False,
+    ) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
+        self.norm = make_norm(norm, out_channels)
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if self.norm is None else None
+        self.stride, self.dilation, self.groups, self.relu = stride, dilation, groups, relu
+        self.padding = dilation * (kernel_size // 2)
+        # He et al. 2015: keeps the variance of the backward pass through ReLUs.
+        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = conv_norm(
+            x,
+            self.weight,
+            self.bias,
+            self.norm,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        return F.relu_(x) if self.relu else x
+
+
+def freeze(module: nn.Module) -> None:
+    """Stop training a module: its parameters, and the statistics and affine of its batch normalisations."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, nn.BatchNorm2d | nn.SyncBatchNorm):
+                setattr(parent, name, _frozen(child))
+
+
+def _frozen(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm:
+    frozen = FrozenBatchNorm(norm.num_features, norm.eps)
+    state = {k: v for k, v in norm.state_dict().items() if k != "num_batches_tracked"}
+    frozen.load_state_dict(state)
+    return frozen
+
+
+@torch.no_grad()
+def fold_frozen_norms(module: nn.Module) -> None:
+    """For inference: multiply frozen norms into the weights once and for all. The module cannot be saved after."""
+    for child in module.modules():
+        if isinstance(child, Conv) and isinstance(child.norm, FrozenBatchNorm):
+            _fold(child, child.norm)
+            child.norm = None
+        if isinstance(child, nn.Sequential):
+            for i in range(len(child) - 1):
+                conv, norm = child[i], child[i + 1]
+                if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm):
+                    _fold(conv, norm)
+                    child[i + 1] = nn.Identity()
+
+
+def _fold(conv: Conv | nn.Conv2d, norm: FrozenBatchNorm) -> None:
+    scale, shift = norm.scale_shift()
+    conv.weight.mul_(scale.view(-1, 1, 1, 1))
+    conv.bias = nn.Parameter(shift if conv.bias is None else conv.bias * scale + shift, requires_grad=False)

@@ -1,0 +1,173 @@
+"""Second stage: what each proposal is, and where exactly (Girshick 2015; Lin et al. 2016, section 4.2).
+
+Shape letters: R RoIs over the batch, P proposals of an image, G its objects, K classes (label K is background).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskrcnn.backbones.layers import Conv
+from maskrcnn.config import BoxHeadConfig
+from maskrcnn.models.linear import Linear, linear_rows
+from maskrcnn.models.pooling import pool_rois
+from maskrcnn.models.rpn import Proposals
+from maskrcnn.ops.boxes import batched_nms, clip_boxes, decode_boxes, encode_boxes
+from maskrcnn.ops.matching import match_boxes, subsample
+from maskrcnn.ops.processes import mean_over_processes
+from maskrcnn.structures import GroundTruth
+
+
+class SampledRoIs(NamedTuple):
+    """The RoIs of one training image, objects first.
+
+    boxes (P, 4); labels (P,), K where background; gt_index (P,) the object of each, meaningless for background.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    gt_index: Tensor
+
+    def foreground(self, num_classes: int) -> SampledRoIs:
+        keep = self.labels < num_classes
+        return SampledRoIs(self.boxes[keep], self.labels[keep], self.gt_index[keep])
+
+
+class Detections(NamedTuple):
+    """Of one image, best first: boxes (N, 4) in the network's pixels, scores (N,), labels (N,), and the index
+    (N,) of the proposal that each came from."""
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    proposal_index: Tensor
+
+
+class BoxHead(nn.Module):
+    """RoIAlign, optional convolutions, fully connected layers, class and box predictors."""
+
+    def __init__(
+        self, channels: int, strides: tuple[int, ...], num_classes: int, config: BoxHeadConfig
+    ) -> None:
+        super().__init__()
+        self.config, self.num_classes, self.strides = config, num_classes, strides
+        convs = []
+        for _ in range(config.num_convs):
+            convs.append(Conv(channels, config.conv_channels, 3, norm=config.norm, relu=True))
+            channels = config.conv_channels
+        self.convs = nn.ModuleList(convs)
+        features = channels * config.pool_size**2
+        self.fcs = nn.ModuleList()
+        for _ in range(config.num_fcs):
+            fc = Linear(features, config.fc_channels)
+            nn.init.kaiming_uniform_(fc.weight, a=1)
+            nn.init.zeros_(fc.bias)
+            self.fcs.append(fc)
+            features = config.fc_channels
+        self.class_predictor = Linear(features, num_classes + 1)
+        self.box_predictor = Linear(features, 4 * (1 if config.class_agnostic else num_classes))
+        for predictor, std in ((self.class_predictor, 0.01), (self.box_predictor, 0.001)):
+            nn.init.normal_(predictor.weight, std=std)
+            nn.init.zeros_(predictor.bias)
+
+    def predict_rois(self, features: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """class_logits (R, K + 1) and box_deltas (R, K or 1, 4) of every image's boxes, float32."""
+        x = pool_rois(features, self.strides, boxes, self.config.pool_size)
+        for conv in self.convs:
+            x = conv(x)
+        x = flatten_rois(x, self.fcs[0]) if len(self.fcs) else x.flatten(1)
+        for fc in self.fcs[1:]:
+            x = F.relu_(fc(x))
+        logits, deltas = self.class_predictor(x), self.box_predictor(x)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        return logits.to(dtype), deltas.to(dtype).unflatten(1, (-1, 4))
+
+    def forward(
+        self, features: list[Tensor], proposals: list[Proposals], image_sizes: list[tuple[int, int]]
+    ) -> list[Detections]:
+        """The detections of each image."""
+        boxes = [p.boxes for p in proposals]
+        logits, deltas = self.predict_rois(features, boxes)
+        counts = [len(b) for b in boxes]
+        return [
+            self._detect(box, scores, delta, size)
+            for box, scores, delta, size in zip(
+                boxes, logits.softmax(1).split(counts), deltas.split(counts), image_sizes, strict=True
+            )
+        ]
+
+    def _detect(self, boxes: Tensor, scores: Tensor, deltas: Tensor, size: tuple[int, int]) -> Detections:
+        c = self.config
+        proposal, label = (scores[:, :-1] > c.score_threshold).nonzero(as_tuple=True)
+        score = scores[proposal, label]
+        delta = deltas[proposal, 0 if c.class_agnostic else label]
+        box = clip_boxes(decode_boxes(delta, boxes[proposal], c.box_weights), size)
+        keep = torch.isfinite(box).all(1) & torch.isfinite(score)
+        box, score, label, proposal = box[keep], score[keep], label[keep], proposal[keep]
+        keep = batched_nms(box, score, label, c.nms_threshold)[: c.detections_per_image]
+        return Detections(box[keep], score[keep], label[keep], proposal[keep])
+
+    @torch.no_grad()
+    def sample(self, proposals: list[Proposals], targets: list[GroundTruth]) -> list[SampledRoIs]:
+        """Choose each image's RoIs for the losses from its proposals and its objects themselves."""
+        c = self.config
+        sampled = []
+        for proposal, target in zip(proposals, targets, strict=True):
+            boxes = torch.cat([proposal.boxes, target.boxes.to(proposal.boxes.dtype)])
+            matches = match_boxes(boxes, target.boxes, c.iou_positive, c.iou_positive)
+            foreground, background = subsample(
+                matches.labels, c.num_samples, c.positive_fraction, target.seed
+            )
+            index = torch.cat([foreground, background])
+            labels = torch.full_like(index, self.num_classes)
+            if len(foreground):
+                labels[: len(foreground)] = target.labels[matches.index[foreground]]
+            sampled.append(SampledRoIs(boxes[index], labels, matches.index[index]))
+        return sampled
+
+    def loss(
+        self, features: list[Tensor], sampled: list[SampledRoIs], targets: list[GroundTruth]
+    ) -> dict[str, Tensor]:
+        c = self.config
+        logits, deltas = self.predict_rois(features, [s.boxes for s in sampled])
+        labels = torch.cat([s.labels for s in sampled])
+        normalizer = mean_over_processes(len(labels), logits.device).clamp(min=1)
+        loss_cls = F.cross_entropy(logits, labels, reduction="sum")
+        loss_box = deltas.sum() * 0
+        foreground = (labels < self.num_classes).nonzero()[:, 0]
+        if len(foreground):
+            boxes = torch.cat([s.boxes for s in sampled])[foreground]
+            gt_boxes = torch.cat(
+                [
+                    t.boxes[s.gt_index[s.labels < self.num_classes]]
+                    for s, t in zip(sampled, targets, strict=True)
+                ]
+            )
+            column = 0 if c.class_agnostic else labels[foreground]
+            wanted = encode_boxes(boxes, gt_boxes.to(boxes.dtype), c.box_weights)
+            loss_box = loss_box + F.smooth_l1_loss(
+                deltas[foreground, column], wanted, reduction="sum", beta=c.smooth_l1_beta
+            )
+        return {
+            "loss_cls": loss_cls * (c.loss_weight / normalizer),
+            "loss_box_reg": loss_box * (c.loss_weight / normalizer),
+        }
+
+
+def flatten_rois(x: Tensor, fc: nn.Module) -> Tensor:
+    """The first fully connected layer and its ReLU: (R, C, P, P) -> (R, D), features in the order C, P, P.
+
+    Rows are taken in the order P, P, C that the pooled RoIs lie in, and the weight is turned to match: it is
+    much smaller than they are.
+    """
+    assert isinstance(fc, Linear)
+    rows = x.permute(0, 2, 3, 1).flatten(1)  # (R, P * P * C)
+    weight = fc.weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
+    if x.device.type != "cpu" or len(x) == 0:
+        return F.relu_(F.linear(rows, weight, fc.bias))
+
+    return F.relu_(linear_rows(rows, weight, fc.bias))

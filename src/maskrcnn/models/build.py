@@ -1,0 +1,58 @@
+"""The one place that turns a config into a model."""
+
+from __future__ import annotations
+
+from maskrcnn.backbones.fpn import FPNBackbone
+from maskrcnn.backbones.mobilenet import MobileNetV2
+from maskrcnn.backbones.resnet import ResNet
+from maskrcnn.config import ModelConfig, ResNetConfig
+from maskrcnn.errors import UserError
+from maskrcnn.models.box_head import BoxHead
+from maskrcnn.models.mask_head import MaskHead
+from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.rpn import RPN
+
+
+def build_model(config: ModelConfig) -> MaskRCNN:
+    """A model with random weights.
+
+    Raises:
+        UserError: settings that contradict each other.
+    """
+    _check(config)
+    body = (
+        ResNet(config.backbone) if isinstance(config.backbone, ResNetConfig) else MobileNetV2(config.backbone)
+    )
+    backbone = FPNBackbone(body, body.out_channels, config.fpn)
+    channels, strides = backbone.out_channels, backbone.strides
+    return MaskRCNN(
+        backbone,
+        RPN(channels, strides, config.rpn),
+        BoxHead(channels, strides[:-1], config.num_classes, config.box_head),
+        MaskHead(channels, strides[:-1], config.num_classes, config.mask_head),
+        config,
+    )
+
+
+def _check(config: ModelConfig) -> None:
+    def refuse(setting: str, problem: str) -> None:
+        raise UserError(f"model.{setting}: {problem}")
+
+    if config.num_classes < 1:
+        refuse("num_classes", f"expected at least 1, got {config.num_classes}.")
+    for name in ("class_names", "category_ids"):
+        if (n := len(getattr(config, name))) not in (0, config.num_classes):
+            refuse(name, f"expected one a class, {config.num_classes}, or none, got {n}.")
+    if len(config.rpn.anchor_sizes) != 5:
+        refuse(
+            "rpn.anchor_sizes",
+            f"expected sizes for the 5 levels P2 to P6, got {len(config.rpn.anchor_sizes)}.",
+        )
+    if len({len(sizes) for sizes in config.rpn.anchor_sizes}) != 1:
+        refuse(
+            "rpn.anchor_sizes", "expected as many sizes at each level as at the others: they share one head."
+        )
+    if config.input.size_divisor % 32:
+        refuse(
+            "input.size_divisor", f"expected a multiple of 32 for a pyramid, got {config.input.size_divisor}."
+        )

@@ -1,0 +1,91 @@
+"""Mask branch: He et al. 2017 (arXiv 1703.06870), section 3 and figure 4, right.
+
+Shape letters: R RoIs over the batch, K classes, S pooled cells a side, M = 2 S mask cells a side.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskrcnn.backbones.layers import Conv
+from maskrcnn.config import MaskHeadConfig
+from maskrcnn.models.box_head import SampledRoIs
+from maskrcnn.models.pooling import pool_rois
+from maskrcnn.ops.processes import mean_over_processes
+from maskrcnn.structures import GroundTruth
+
+
+class MaskHead(nn.Module):
+    """RoIAlign, 3x3 convolutions, a 2x2 transposed convolution of stride 2, one mask a class."""
+
+    def __init__(
+        self, channels: int, strides: tuple[int, ...], num_classes: int, config: MaskHeadConfig
+    ) -> None:
+        super().__init__()
+        self.config, self.num_classes, self.strides = config, num_classes, strides
+        convs = []
+        for _ in range(config.num_convs):
+            convs.append(Conv(channels, config.conv_channels, 3, norm=config.norm, relu=True))
+            channels = config.conv_channels
+        self.convs = nn.ModuleList(convs)
+        self.deconv = nn.ConvTranspose2d(channels, config.conv_channels, 2, stride=2)
+        self.predictor = nn.Conv2d(config.conv_channels, 1 if config.class_agnostic else num_classes, 1)
+        nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.predictor.weight, std=0.001)
+        for module in (self.deconv, self.predictor):
+            assert module.bias is not None
+            nn.init.zeros_(module.bias)
+
+    def forward(self, features: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
+        """mask_logits (R, M, M) float32 of each RoI's own class. boxes: per image; labels: (R,) over the batch."""
+        x = pool_rois(features, self.strides, boxes, self.config.pool_size)
+        for conv in self.convs:
+            x = conv(x)
+        logits = self._predict(x, torch.zeros_like(labels) if self.config.class_agnostic else labels)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _predict(self, x: Tensor, labels: Tensor) -> Tensor:
+        """(R, C, S, S) -> (R, M, M): deconvolution, ReLU and the predictor's row of each RoI's class.
+
+        The strides of a 2x2 deconvolution do not overlap, so it is a 1x1 convolution to four times the
+        channels; the predictor is applied before the four are interleaved, to one class instead of all.
+        """
+        size = x.shape[-1]
+        channels = self.deconv.out_channels
+        weight = self.deconv.weight.permute(2, 3, 1, 0).flatten(0, 2)[
+            :, :, None, None
+        ]  # (2 * 2 * C, C_in, 1, 1)
+        bias = self.deconv.bias
+        assert bias is not None
+        x = F.relu_(F.conv2d(x, weight, bias.repeat(4)))
+        x = x.permute(0, 2, 3, 1).reshape(len(x), size * size * 4, channels)
+        class_weight = self.predictor.weight[:, :, 0, 0][labels]  # (R, C)
+        assert self.predictor.bias is not None
+        logits = torch.bmm(x, class_weight[:, :, None].to(x.dtype))[..., 0]
+        logits = logits + self.predictor.bias[labels][:, None]
+        logits = logits.view(-1, size, size, 2, 2).permute(0, 1, 3, 2, 4)  # y, dy, x, dx
+        return logits.reshape(-1, 2 * size, 2 * size)
+
+    def loss(
+        self, features: list[Tensor], foreground: list[SampledRoIs], targets: list[GroundTruth]
+    ) -> dict[str, Tensor]:
+        """Mean binary cross-entropy over the cells of every object RoI, on its own class's mask."""
+        labels = torch.cat([s.labels for s in foreground])
+        logits = self(features, [s.boxes for s in foreground], labels)
+        wanted = self.mask_targets(foreground, targets).to(logits.device, logits.dtype, non_blocking=True)
+        cells = (2 * self.config.pool_size) ** 2
+        normalizer = mean_over_processes(len(labels), logits.device).clamp(min=1) * cells
+        loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
+        return {"loss_mask": loss * (self.config.loss_weight / normalizer)}
+
+    @torch.no_grad()
+    def mask_targets(self, foreground: list[SampledRoIs], targets: list[GroundTruth]) -> Tensor:
+        """(R, M, M) bool: each RoI's object, rasterised within the RoI."""
+        size = 2 * self.config.pool_size
+        rasters = []
+        for rois, target in zip(foreground, targets, strict=True):
+            assert target.masks is not None
+            rasters.append(target.masks.rasterize(rois.boxes.float().cpu(), rois.gt_index.cpu(), size))
+        return torch.cat(rasters)

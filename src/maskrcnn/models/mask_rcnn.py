@@ -1,0 +1,175 @@
+"""Mask R-CNN: He et al. 2017 (arXiv 1703.06870), with detectron2's semantics.
+
+Backbone -> proposals -> boxes -> masks. Two entry points with one return type each: `forward` gives the training
+losses, `detect` the detections; `predict` is `detect` for pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maskrcnn.backbones.fpn import FPNBackbone
+from maskrcnn.backbones.layers import fold_frozen_norms
+from maskrcnn.config import ModelConfig
+from maskrcnn.errors import UserError
+from maskrcnn.models.box_head import BoxHead, Detections
+from maskrcnn.models.mask_head import MaskHead
+from maskrcnn.models.rpn import RPN
+from maskrcnn.ops.boxes import clip_boxes, nonempty, scale_boxes
+from maskrcnn.ops.image_io import read_image, resize_image, resize_size
+from maskrcnn.ops.masks import PredictedMasks
+from maskrcnn.structures import GroundTruth, ImageBatch, Instances
+
+Picture = str | Path | np.ndarray
+
+
+class MaskRCNN(nn.Module):
+    """Build one with `maskrcnn.build` or `maskrcnn.load`."""
+
+    def __init__(
+        self, backbone: FPNBackbone, rpn: RPN, box_head: BoxHead, mask_head: MaskHead, config: ModelConfig
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.rpn = rpn
+        self.box_head = box_head
+        self.mask_head = mask_head
+        self.config = config
+
+    @property
+    def device(self) -> torch.device:
+        return self.rpn.head.objectness.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.rpn.head.objectness.weight.dtype
+
+    def forward(self, batch: ImageBatch, targets: list[GroundTruth]) -> dict[str, Tensor]:
+        """The weighted losses: loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, loss_mask, scalars.
+
+        They are normalised over all processes, so that their gradients' mean is that of the whole batch.
+        """
+        features = self.backbone(batch.pixels)
+        proposals, losses = self.rpn.loss(features, batch.image_sizes, targets)
+        rois = self.box_head.sample(proposals, targets)
+        losses |= self.box_head.loss(features[:-1], rois, targets)
+        foreground = [r.foreground(self.box_head.num_classes) for r in rois]
+        losses |= self.mask_head.loss(features[:-1], foreground, targets)
+        return losses
+
+    @torch.inference_mode()
+    def detect(self, batch: ImageBatch) -> list[Instances]:
+        """The detections of each image, in its original pixels."""
+        features = self.backbone(batch.pixels)
+        proposals = self.rpn(features, batch.image_sizes)
+        detections = self.box_head(features[:-1], proposals, batch.image_sizes)
+        mask_logits = self.mask_head(
+            features[:-1], [d.boxes for d in detections], torch.cat([d.labels for d in detections])
+        )
+        mask_probs = mask_logits.sigmoid().split([len(d.boxes) for d in detections])
+        return [
+            self._finish(d, probs, size, original)
+            for d, probs, size, original in zip(
+                detections, mask_probs, batch.image_sizes, batch.original_sizes, strict=True
+            )
+        ]
+
+    def _finish(
+        self, detections: Detections, mask_probs: Tensor, size: tuple[int, int], original: tuple[int, int]
+    ) -> Instances:
+        boxes = clip_boxes(scale_boxes(detections.boxes, size, original), original)
+        keep = nonempty(boxes)
+        boxes = boxes[keep]
+        return Instances(
+            original,
+            boxes,
+            detections.scores[keep],
+            detections.labels[keep],
+            PredictedMasks(mask_probs[keep], boxes, original),
+            class_names=self.config.class_names,
+        )
+
+    def preprocess(
+        self, images: Sequence[Tensor], original_sizes: Sequence[tuple[int, int]] | None = None
+    ) -> ImageBatch:
+        """Normalise and pad uint8 RGB images (3, h, w), already at the network's size, on the model's device.
+
+        `original_sizes` are the sizes to report detections in; by default the images' own.
+        """
+        c = self.config.input
+        sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
+        height, width = (
+            -(-max(side) // c.size_divisor) * c.size_divisor for side in zip(*sizes, strict=True)
+        )
+        dtype = torch.promote_types(self.dtype, torch.float32)
+        mean = torch.tensor(c.pixel_mean, device=self.device, dtype=dtype)[:, None, None]
+        std = torch.tensor(c.pixel_std, device=self.device, dtype=dtype)[:, None, None]
+        shape = (len(images), 3, height, width)
+        pixels = torch.zeros(shape, device=self.device, dtype=dtype).to(memory_format=torch.channels_last)
+        for image, (h, w), out in zip(images, sizes, pixels, strict=True):
+            image = image.to(self.device, non_blocking=True)
+            if c.channel_order == "BGR":
+                image = image.flip(0)
+            out[:, :h, :w] = (image.to(dtype) - mean) / std
+        return ImageBatch(pixels.to(self.dtype), sizes, list(original_sizes or sizes))
+
+    @overload
+    def predict(self, images: Picture, **settings: float | None) -> Instances: ...
+    @overload
+    def predict(self, images: Sequence[Picture], **settings: float | None) -> list[Instances]: ...
+    def predict(
+        self,
+        images: Picture | Sequence[Picture],
+        *,
+        min_size: int | None = None,
+        max_size: int | None = None,
+        score_threshold: float | None = None,
+    ) -> Instances | list[Instances]:
+        """Detect the objects of a picture, or of each of several.
+
+        images: a path or an (H, W, 3) uint8 RGB array; a list of these gives a list.
+        min_size, max_size: shortest and longest side that the network sees, by default the model's own.
+        score_threshold: drop detections under it; by default the model's own threshold, 0.05.
+
+        Raises:
+            UserError: a file that cannot be read, an array of another shape or type.
+        """
+        if isinstance(images, str | Path | np.ndarray):
+            return self._predict_one(images, min_size, max_size, score_threshold)
+        return [self._predict_one(image, min_size, max_size, score_threshold) for image in images]
+
+    def _predict_one(
+        self, picture: Picture, min_size: int | None, max_size: int | None, score_threshold: float | None
+    ) -> Instances:
+        image = picture if isinstance(picture, np.ndarray) else read_image(picture)
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise UserError(
+                f"predict: expected an (H, W, 3) uint8 RGB array, got {image.shape} {image.dtype}. Convert it first."
+            )
+        original = (image.shape[0], image.shape[1])
+        c = self.config.input
+        size = resize_size(*original, min_size or c.min_size, max_size or c.max_size)
+        resized = torch.from_numpy(np.ascontiguousarray(resize_image(image, size))).permute(2, 0, 1)
+        was_training = self.training
+        instances = self.eval().detect(self.preprocess([resized], [original]))[0]
+        self.train(was_training)
+        if score_threshold is not None:
+            instances = instances[instances.scores >= score_threshold]
+        instances.image = picture
+        return instances
+
+    def prepare(self, precision: Literal["fp32", "bf16", "fp16"] = "fp32") -> MaskRCNN:
+        """Make the model ready for fast inference, for good: frozen norms folded, channels-last, cast.
+
+        Boxes, scores and mask probabilities are computed in float32 whatever the precision.
+        """
+        self.eval().requires_grad_(False)
+        fold_frozen_norms(self)
+        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+        return self.to(dtype=dtypes[precision], memory_format=torch.channels_last)

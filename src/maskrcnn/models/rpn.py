@@ -1,0 +1,155 @@
+"""Region proposal network: Ren et al. 2015 (arXiv 1506.01497), on a feature pyramid.
+
+Shape letters: B images, L levels, A anchors a place, H x W places of a level, G objects, P proposals.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskrcnn.backbones.layers import Conv
+from maskrcnn.config import RPNConfig
+from maskrcnn.models.anchors import cell_anchors, grid_anchors
+from maskrcnn.ops.boxes import batched_nms, clip_boxes, decode_boxes, encode_boxes, nonempty
+from maskrcnn.ops.matching import match_boxes, subsample
+from maskrcnn.structures import GroundTruth
+
+BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
+
+
+class Proposals(NamedTuple):
+    """Of one image: boxes (P, 4) in the network's pixels and their objectness_logits (P,), best first."""
+
+    boxes: Tensor
+    objectness_logits: Tensor
+
+
+class RPNHead(nn.Module):
+    """3x3 convolution, then objectness and box deltas, shared by all levels."""
+
+    def __init__(self, channels: int, num_anchors: int) -> None:
+        super().__init__()
+        self.conv = Conv(channels, channels, 3, relu=True)
+        self.objectness = Conv(channels, num_anchors, 1)
+        self.deltas = Conv(channels, 4 * num_anchors, 1)
+        for conv in (self.conv, self.objectness, self.deltas):
+            nn.init.normal_(conv.weight, std=0.01)
+
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """L maps (B, C, H, W) -> objectness_logits L x (B, H * W * A), box_deltas L x (B, H * W * A, 4)."""
+        num_anchors = len(self.objectness.weight)
+        # One pass over the map for both predictions.
+        weight = torch.cat([self.objectness.weight, self.deltas.weight])
+        bias = torch.cat([self._bias(self.objectness), self._bias(self.deltas)])
+        logits, deltas = [], []
+        for feature in features:
+            x = F.conv2d(self.conv(feature), weight, bias).permute(0, 2, 3, 1)  # (B, H, W, 5A)
+            # Scores and boxes are compared and decoded: float32 at least.
+            x = x.to(torch.promote_types(x.dtype, torch.float32))
+            logits.append(x[..., :num_anchors].flatten(1))
+            deltas.append(x[..., num_anchors:].reshape(len(x), -1, 4))
+        return logits, deltas
+
+    @staticmethod
+    def _bias(conv: Conv) -> Tensor:
+        assert conv.bias is not None
+        return conv.bias
+
+
+class RPN(nn.Module):
+    def __init__(self, channels: int, strides: tuple[int, ...], config: RPNConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.strides = strides
+        self.head = RPNHead(channels, len(config.anchor_sizes[0]) * len(config.aspect_ratios))
+
+    def anchors(self, features: list[Tensor]) -> list[Tensor]:
+        """L x (H * W * A, 4), in the network's pixels."""
+        dtype = torch.promote_types(features[0].dtype, torch.float32)
+        return [
+            grid_anchors(
+                cell_anchors(sizes, self.config.aspect_ratios).to(feature.device, dtype),
+                (feature.shape[2], feature.shape[3]),
+                stride,
+            )
+            for feature, stride, sizes in zip(features, self.strides, self.config.anchor_sizes, strict=True)
+        ]
+
+    def forward(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> list[Proposals]:
+        """The proposals of each image at test time."""
+        logits, deltas = self.head(features)
+        c = self.config
+        return self.propose(
+            self.anchors(features), logits, deltas, image_sizes, c.pre_nms_topk_test, c.post_nms_topk_test
+        )
+
+    def loss(
+        self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[GroundTruth]
+    ) -> tuple[list[Proposals], dict[str, Tensor]]:
+        """The training proposals of each image, and the two losses."""
+        logits, deltas = self.head(features)
+        anchors = self.anchors(features)
+        c = self.config
+        proposals = self.propose(
+            anchors, logits, deltas, image_sizes, c.pre_nms_topk_train, c.post_nms_topk_train
+        )
+        return proposals, self._losses(
+            torch.cat(anchors), torch.cat(logits, 1), torch.cat(deltas, 1), targets
+        )
+
+    @torch.no_grad()
+    def propose(
+        self,
+        anchors: list[Tensor],
+        logits: list[Tensor],
+        deltas: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+        pre_nms_topk: int,
+        post_nms_topk: int,
+    ) -> list[Proposals]:
+        """Decode the best anchors of each level, suppress overlaps within a level, keep the best of all."""
+        boxes, scores, levels = [], [], []
+        for level, (anchor, logit, delta) in enumerate(zip(anchors, logits, deltas, strict=True)):
+            score, index = logit.topk(min(pre_nms_topk, logit.shape[1]), dim=1)
+            delta = delta.gather(1, index[..., None].expand(-1, -1, 4))
+            boxes.append(decode_boxes(delta, anchor[index], BOX_WEIGHTS))
+            scores.append(score)
+            levels.append(torch.full_like(index, level))
+        proposals = []
+        for box, score, level, size in zip(
+            torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1), image_sizes
+        ):
+            box = clip_boxes(box, size)
+            keep = nonempty(box) & torch.isfinite(score)
+            box, score, level = box[keep], score[keep], level[keep]
+            keep = batched_nms(box, score, level, self.config.nms_threshold)[:post_nms_topk]
+            proposals.append(Proposals(box[keep], score[keep]))
+        return proposals
+
+    def _losses(
+        self, anchors: Tensor, logits: Tensor, deltas: Tensor, targets: list[GroundTruth]
+    ) -> dict[str, Tensor]:
+        c = self.config
+        loss_cls, loss_loc = logits.sum() * 0, deltas.sum() * 0
+        for image, target in enumerate(targets):
+            matches = match_boxes(anchors, target.boxes, c.iou_negative, c.iou_positive, keep_best=True)
+            positive, negative = subsample(matches.labels, c.num_samples, c.positive_fraction, target.seed)
+            sampled = torch.cat([positive, negative])
+            labels = matches.labels[sampled].to(logits.dtype)
+            loss_cls = loss_cls + F.binary_cross_entropy_with_logits(
+                logits[image, sampled], labels, reduction="sum"
+            )
+            if len(positive):
+                wanted = encode_boxes(anchors[positive], target.boxes[matches.index[positive]], BOX_WEIGHTS)
+                loss_loc = loss_loc + F.smooth_l1_loss(
+                    deltas[image, positive], wanted, reduction="sum", beta=c.smooth_l1_beta
+                )
+        normalizer = c.num_samples * len(targets)
+        return {
+            "loss_rpn_cls": loss_cls * (c.loss_weight / normalizer),
+            "loss_rpn_loc": loss_loc * (c.loss_weight / normalizer),
+        }

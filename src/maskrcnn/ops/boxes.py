@@ -1,0 +1,72 @@
+"""Boxes: area, overlap, clipping, the regression targets of the R-CNN family, and NMS.
+
+Boxes are (x0, y0, x1, y1), absolute and continuous; N boxes are (N, 4) float32 (float64 in float64 models).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torchvision
+from torch import Tensor
+
+# Regressed log sizes are cut here before exp(): 1000 / 16 is the largest factor a box may grow by.
+MAX_LOG_SCALE = math.log(1000.0 / 16)
+
+
+def box_area(boxes: Tensor) -> Tensor:
+    """(..., 4) -> (...), square pixels."""
+    return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
+
+
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
+    """Intersection over union of every pair: (N, 4), (M, 4) -> (N, M); 0 where boxes do not meet."""
+    width = torch.minimum(a[:, None, 2], b[None, :, 2]).sub_(torch.maximum(a[:, None, 0], b[None, :, 0]))
+    height = torch.minimum(a[:, None, 3], b[None, :, 3]).sub_(torch.maximum(a[:, None, 1], b[None, :, 1]))
+    intersection = width.clamp_(min=0).mul_(height.clamp_(min=0))
+    union = (box_area(a)[:, None] + box_area(b)[None, :]).sub_(intersection)
+    # An empty box of no area meets nothing: 0 / 0 must be 0.
+    return torch.where(intersection > 0, intersection / union, intersection.new_zeros(()))
+
+
+def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Boxes cut to a picture of `size` (H, W)."""
+    height, width = size
+    x = boxes[..., 0::2].clamp(0, width)
+    y = boxes[..., 1::2].clamp(0, height)
+    return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
+
+
+def scale_boxes(boxes: Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
+    """Boxes of a picture resized from `old_size` to `new_size`, both (H, W)."""
+    y, x = new_size[0] / old_size[0], new_size[1] / old_size[1]
+    return boxes * boxes.new_tensor([x, y, x, y])
+
+
+def nonempty(boxes: Tensor) -> Tensor:
+    """(N, 4) -> (N,) bool: finite boxes with a positive width and height."""
+    size = boxes[:, 2:] - boxes[:, :2]
+    return (size > 0).all(dim=1) & torch.isfinite(boxes).all(dim=1)
+
+
+def encode_boxes(boxes: Tensor, targets: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
+    """The deltas (dx, dy, dw, dh) that move `boxes` onto `targets`, times `weights` (Girshick et al. 2013, C)."""
+    size, target_size = boxes[..., 2:] - boxes[..., :2], targets[..., 2:] - targets[..., :2]
+    center, target_center = boxes[..., :2] + 0.5 * size, targets[..., :2] + 0.5 * target_size
+    deltas = torch.cat([(target_center - center) / size, torch.log(target_size / size)], dim=-1)
+    return deltas * deltas.new_tensor(weights)
+
+
+def decode_boxes(deltas: Tensor, boxes: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
+    """The inverse of `encode_boxes`. (..., 4), (..., 4) -> (..., 4), in the boxes' precision."""
+    deltas = deltas.to(boxes.dtype) / boxes.new_tensor(weights)
+    size = boxes[..., 2:] - boxes[..., :2]
+    center = deltas[..., :2] * size + (boxes[..., :2] + 0.5 * size)
+    half = 0.5 * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * size
+    return torch.cat([center - half, center + half], dim=-1)
+
+
+def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
+    """Greedy non-maximum suppression within each group. (N, 4), (N,), (N,) -> indices kept, best score first."""
+    return torchvision.ops.batched_nms(boxes.float(), scores, groups, threshold)

@@ -1,0 +1,93 @@
+"""Which anchor or proposal learns which object, and which of them are in the loss.
+
+Ren et al. 2015, section 3.1.2. The draw is a function of a seed alone (see `hashed_order`), so a batch gives
+the same losses whatever process, device or resumed run computes it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from maskrcnn.ops.boxes import box_iou
+
+# Overlaps are computed for this many pairs at a time: 500 objects against 270,000 anchors would need 0.5 GB.
+MAX_PAIRS = 1 << 22
+
+
+class Matches(NamedTuple):
+    """For each of P boxes: index (P,) of the object it overlaps most, labels (P,) 1 object, 0 background, -1 ignored."""
+
+    index: Tensor
+    labels: Tensor
+
+
+def match_boxes(
+    boxes: Tensor, gt_boxes: Tensor, negative: float, positive: float, *, keep_best: bool = False
+) -> Matches:
+    """Match (P, 4) boxes to (G, 4) objects by IoU.
+
+    IoU >= positive: object; < negative: background; between: ignored. With `keep_best` the boxes that overlap
+    an object more than any other box does are objects too, so that none is left without (their index stays that
+    of the object that they overlap most). No objects: everything is background.
+    """
+    if len(gt_boxes) == 0:
+        zeros = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
+        return Matches(zeros, zeros.clone())
+    chunks = boxes.split(max(1, MAX_PAIRS // len(gt_boxes)))
+    overlaps = [box_iou(gt_boxes, chunk) for chunk in chunks[:1]]
+    best, index, best_of_gt = [], [], torch.zeros_like(gt_boxes[:, 0])
+    for i, chunk in enumerate(chunks):
+        iou = overlaps[0] if i == 0 else box_iou(gt_boxes, chunk)
+        value, which = iou.max(dim=0)
+        best.append(value)
+        index.append(which)
+        if keep_best:
+            best_of_gt = torch.maximum(best_of_gt, iou.amax(dim=1))
+    iou = torch.cat(best)
+    labels = torch.where(iou >= positive, 1, torch.where(iou < negative, 0, -1))
+    if keep_best:
+        # An object outside every box has no best one; without this, all boxes would tie at 0.
+        best_of_gt = torch.where(best_of_gt > 0, best_of_gt, 2.0)[:, None]
+        is_best = [
+            ((overlaps[0] if i == 0 else box_iou(gt_boxes, chunk)) == best_of_gt).any(dim=0)
+            for i, chunk in enumerate(chunks)
+        ]
+        labels[torch.cat(is_best)] = 1
+    return Matches(torch.cat(index), labels)
+
+
+def subsample(labels: Tensor, num_samples: int, positive_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw at most `num_samples` boxes, at most `positive_fraction` of them objects, the rest background.
+
+    labels: (P,) as in `Matches`. Returns the indices of the objects and of the background, each in random order.
+    """
+    positive, negative = (labels == 1).nonzero()[:, 0], (labels == 0).nonzero()[:, 0]
+    num_positive = min(len(positive), int(num_samples * positive_fraction))
+    num_negative = min(len(negative), num_samples - num_positive)
+    positive = positive[hashed_order(positive, seed)[:num_positive]]
+    return positive, negative[hashed_order(negative, seed)[:num_negative]]
+
+
+def hashed_order(index: Tensor, seed: int) -> Tensor:
+    """A random permutation of (N,) box indices that depends on them and the seed only.
+
+    Each index is hashed (the finaliser of SplitMix64, Steele et al. 2014) and the hashes are sorted: unlike a
+    generator's stream this is the same on every device and does not depend on what was drawn before.
+    """
+    x = index.to(torch.int64) + _signed64((seed + 1) * 0x9E3779B97F4A7C15)
+    x = (x ^ _shift_right(x, 30)) * _signed64(0xBF58476D1CE4E5B9)
+    x = (x ^ _shift_right(x, 27)) * _signed64(0x94D049BB133111EB)
+    return torch.argsort(x ^ _shift_right(x, 31), stable=True)
+
+
+def _signed64(value: int) -> int:
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift: torch's >> repeats the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

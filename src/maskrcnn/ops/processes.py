@@ -1,0 +1,20 @@
+"""What the model needs to know of other training processes: averages over all of them."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def mean_over_processes(count: int | float, device: torch.device) -> Tensor:
+    """The mean of a count over all processes, as a float32 scalar; the count itself where there is one process.
+
+    Losses divide by this instead of their own count: the processes' gradients are averaged, so their sum over
+    the mean count is what one process with the whole batch would have computed.
+    """
+    value = torch.tensor(float(count), device=device)
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(value)
+        value /= dist.get_world_size()
+    return value
