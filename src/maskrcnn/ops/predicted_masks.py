@@ -1,0 +1,130 @@
+"""Predicted masks that stay small: M x M probabilities with their box, until someone asks for pixels.
+
+Pixels are detectron2's: each picture pixel's centre is looked up in the M x M map stretched over the box
+(bilinear, cell centres, zero outside the map) and is foreground at `threshold` or above. Only the pixels of
+the box and one around it are ever computed; larger boxes in strips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskrcnn.ops.rle import Runs, bitmap_runs, merge_touching, write_counts
+
+STRIP_PIXELS = 1 << 18  # of a crop at a time: its sampling grid takes 8 bytes a pixel
+
+
+@dataclass(slots=True)
+class PredictedMasks:
+    """N masks of one picture.
+
+    probs: (N, M, M) after the sigmoid; boxes: (N, 4) float32 in the picture's pixels;
+    image_size: the picture's (H, W). `np.asarray(masks)` is (N, H, W) bool.
+    """
+
+    probs: Tensor
+    boxes: Tensor
+    image_size: tuple[int, int]
+    threshold: float = 0.5
+
+    def __len__(self) -> int:
+        return len(self.probs)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, H, W), as of the array that these masks stand for."""
+        return (len(self), *self.image_size)
+
+    def __getitem__(self, index: Any) -> PredictedMasks:
+        """The chosen masks; an int keeps the first dimension, so the result always has N, H, W."""
+        if isinstance(index, (int, np.integer)):
+            index = [int(index)]
+        if not isinstance(index, slice):
+            index = torch.as_tensor(index, device=self.probs.device)
+            index = index.long() if index.numel() == 0 else index
+        return PredictedMasks(self.probs[index], self.boxes[index], self.image_size, self.threshold)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The masks one after the other as (H, W) bool arrays."""
+        return (self._full(i) for i in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("masks are made when asked for: an array of them is always a copy")
+        masks = np.zeros(self.shape, bool)
+        for i in range(len(self)):
+            crop, (x, y) = self.crop(i)
+            masks[i, y : y + crop.shape[0], x : x + crop.shape[1]] = crop
+        return masks if dtype is None else masks.astype(dtype)
+
+    def numpy(self) -> np.ndarray:
+        """(N, H, W) bool. Mind the memory: N x H x W bytes."""
+        return np.asarray(self)
+
+    def to(self, device: torch.device | str) -> PredictedMasks:
+        """The same masks with their tensors on `device`."""
+        return PredictedMasks(self.probs.to(device), self.boxes.to(device), self.image_size, self.threshold)
+
+    def crop(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
+        """Mask `i` where it can be: a bool bitmap and the (x, y) of its first pixel in the picture."""
+        x0, y0, x1, y1 = self._window(i)
+        crop = np.zeros((y1 - y0, x1 - x0), bool)
+        for left, strip in self._strips(i):
+            crop[:, left - x0 : left - x0 + strip.shape[1]] = strip
+        return crop, (x0, y0)
+
+    def areas(self) -> np.ndarray:
+        """(N,) int64 pixels of each mask."""
+        return np.array([sum(int(s.sum()) for _, s in self._strips(i)) for i in range(len(self))], np.int64)
+
+    def to_rle(self) -> list[dict[str, Any]]:
+        """COCO's compressed RLE of each mask at the picture's size: {"size": [H, W], "counts": str}."""
+        height, width = self.image_size
+        starts, ends = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for i in range(len(self)):
+            y0 = self._window(i)[1]
+            pieces = [bitmap_runs(strip, (left, y0), height) for left, strip in self._strips(i)]
+            pieces.append((np.zeros(0, np.int64), np.zeros(0, np.int64)))
+            runs = merge_touching(*(np.concatenate(p) for p in zip(*pieces, strict=True)))
+            starts.append(runs[0])
+            ends.append(runs[1])
+        owner = np.repeat(np.arange(len(self)), [len(s) for s in starts[1:]])
+        runs = Runs(np.concatenate(starts), np.concatenate(ends), owner, len(self))
+        return [{"size": [height, width], "counts": c} for c in write_counts(runs, height * width)]
+
+    def _full(self, i: int) -> np.ndarray:
+        return np.asarray(self[i])[0]
+
+    def _window(self, i: int) -> tuple[int, int, int, int]:
+        """The pixels x0, y0, x1, y1 (end excluded) that mask `i` can touch."""
+        height, width = self.image_size
+        x0, y0, x1, y1 = self.boxes[i].float().tolist()
+        if not (x1 > x0 and y1 > y0):  # also when not a number
+            return 0, 0, 0, 0
+        left, top = (min(max(int(np.floor(v)) - 1, 0), m) for v, m in ((x0, width), (y0, height)))
+        right, bottom = (min(int(np.ceil(v)) + 1, m) for v, m in ((x1, width), (y1, height)))
+        return left, top, max(right, left), max(bottom, top)
+
+    def _strips(self, i: int) -> Iterator[tuple[int, np.ndarray]]:
+        """The crop of mask `i` from left to right: (first column, (h, w) bool)."""
+        x0, y0, x1, y1 = self._window(i)
+        if x1 <= x0 or y1 <= y0:
+            return
+        probs, box = self.probs[i].float().cpu()[None, None], self.boxes[i].float().cpu()
+        centres_y = torch.arange(y0, y1, dtype=torch.float32) + 0.5
+        gy = (centres_y - box[1]) / (box[3] - box[1]) * 2 - 1
+        step = max(1, STRIP_PIXELS // (y1 - y0))
+        for left in range(x0, x1, step):
+            centres_x = torch.arange(left, min(left + step, x1), dtype=torch.float32) + 0.5
+            gx = (centres_x - box[0]) / (box[2] - box[0]) * 2 - 1
+            shape = (len(gy), len(gx))
+            grid = torch.stack([gx[None].expand(shape), gy[:, None].expand(shape)], dim=2)
+            sampled = F.grid_sample(probs, grid[None], align_corners=False)
+            yield left, (sampled[0, 0] >= self.threshold).numpy()
