@@ -1,0 +1,421 @@
+"""One self-contained HTML page about a run: scores, curves, pictures, settings. No scripts, nothing to fetch.
+
+Pictures are embedded as JPEG, curves are drawn as inline SVG, colours follow the reader's light or dark mode.
+Text that comes from data (class names, captions) is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskrcnn.engine.runlog import read_log
+from maskrcnn.files import write_atomic
+
+KIND_TITLES = {"bbox": "Box", "segm": "Mask", "keypoints": "Key points"}
+_LOSS_TITLES = {
+    "loss_rpn_cls": "proposal score",
+    "loss_rpn_loc": "proposal box",
+    "loss_cls": "class",
+    "loss_box_reg": "box",
+    "loss_mask": "mask",
+}
+# What the summary shows, from the config in the log: (title, path, unit).
+_SETTINGS = (
+    ("Model", "model.name", ""),
+    ("Classes", "model.num_classes", ""),
+    ("Optimiser", "optim.optimizer", ""),
+    ("Learning rate", "optim.lr", ""),
+    ("Schedule", "optim.schedule", ""),
+    ("Images per step", "data.batch_size", ""),
+    ("Precision", "train.precision", ""),
+    ("Seed", "train.seed", ""),
+)
+
+
+@dataclass(slots=True)
+class Panel:
+    """One image twice, (H, W, 3) uint8: with its ground truth drawn, and with the predictions drawn."""
+
+    truth: np.ndarray
+    prediction: np.ndarray
+    caption: str = ""
+
+
+@dataclass(slots=True)
+class Curve:
+    """A named line of a chart."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(slots=True)
+class Scores:
+    """What an evaluation found.
+
+    numbers:   {"bbox" | "segm": {name: value}}, COCO's numbers in COCO's order
+    per_class: {class name: {"bbox" | "segm": AP}}
+    precision: per class, precision (y) over recall (x) of masks at IoU 0.5
+    """
+
+    numbers: Mapping[str, Mapping[str, float]]
+    per_class: Mapping[str, Mapping[str, float]]
+    precision: Sequence[Curve] = ()
+
+
+def write_report(
+    path: str | Path,
+    log_path: str | Path,
+    scores: Scores,
+    panels: Sequence[Panel] = (),
+    *,
+    title: str = "Mask R-CNN",
+    lead: str = "",
+    times: Mapping[str, float] | None = None,
+) -> Path:
+    """Write the page; it appears whole or not at all.
+
+    Args:
+        path: the HTML file.
+        log_path: the run's `log.jsonl`.
+        panels: pictures to show, ground truth beside prediction.
+        lead: a sentence under the title.
+        times: seconds by part of the work, in order.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    log = read_log(Path(log_path))
+    sections = [
+        _section("Scores", _scores_table(scores.numbers), "On images that were not trained on."),
+        _section("Pictures", _gallery(panels), "Left: ground truth. Right: prediction."),
+        _section("Curves", _curves(log, scores.precision)),
+        _section("Classes", _class_table(scores)),
+        _section("Time", _time_bars(times or {})),
+        _section("Settings", _settings(log)),
+    ]
+    body = "\n".join([_header(title, lead, _cards(scores.numbers, log)), *sections])
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
+    )
+    write_atomic(
+        path,
+        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{body}\n</main></body></html>\n',
+    )
+    return Path(path)
+
+
+# ------------------------------------------------------------------------------------------- sections
+
+
+def _header(title: str, lead: str, cards: str) -> str:
+    return f"<header><h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p>{cards}</header>"
+
+
+def _section(title: str, content: str, note: str = "") -> str:
+    """Empty content gives no section."""
+    note = f'<p class="note">{html.escape(note)}</p>' if note else ""
+    return f"<section><h2>{html.escape(title)}</h2>{note}{content}</section>" if content else ""
+
+
+def _cards(numbers: Mapping[str, Mapping[str, float]], log: Sequence[Mapping[str, Any]]) -> str:
+    cards = []
+    for kind in ("segm", "bbox"):
+        if "AP" in numbers.get(kind, {}):
+            cards.append((_score(numbers[kind]["AP"]), f"{KIND_TITLES[kind]} AP"))
+    train = [entry for entry in log if entry["kind"] == "train"]
+    if train:
+        speeds = [v for entry in train if (v := entry.get("images_per_second"))]
+        cards.append((_duration(train[-1].get("seconds")), "of training"))
+        cards.append((f"{train[-1]['iteration']:,}", "steps"))
+        if speeds:
+            cards.append((f"{float(np.median(speeds)):.0f}", "images a second"))
+    parameters = next((e["parameters"] for e in log if e["kind"] == "config" and "parameters" in e), None)
+    if parameters:
+        cards.append((f"{parameters / 1e6:.2f} M", "parameters"))
+    items = "".join(f"<div><b>{html.escape(v)}</b><span>{html.escape(k)}</span></div>" for v, k in cards)
+    return f'<div class="cards">{items}</div>'
+
+
+def _scores_table(numbers: Mapping[str, Mapping[str, float]]) -> str:
+    kinds = [k for k in KIND_TITLES if k in numbers]
+    names = list(dict.fromkeys(name for kind in kinds for name in numbers[kind]))
+    head = "<tr><th>Number</th>" + "".join(f"<th>{KIND_TITLES[k]}</th>" for k in kinds) + "<th></th></tr>"
+    rows = []
+    for name in names:
+        cells = "".join(f"<td>{_score(numbers[k].get(name))}</td>" for k in kinds)
+        rows.append(f'<tr><th>{html.escape(name)}</th>{cells}<td class="words">{_meaning(name)}</td></tr>')
+    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>' if rows else ""
+
+
+def _class_table(scores: Scores) -> str:
+    kinds = [k for k in KIND_TITLES if any(k in row for row in scores.per_class.values())]
+    head = "<tr><th>Class</th>" + "".join(f"<th>{KIND_TITLES[k]} AP</th>" for k in kinds) + "</tr>"
+    rows = []
+    for name, row in scores.per_class.items():
+        cells = "".join(f"<td>{_bar(row.get(k))}{_score(row.get(k))}</td>" for k in kinds)
+        rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
+    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>' if rows else ""
+
+
+def _gallery(panels: Sequence[Panel]) -> str:
+    figures = []
+    for p in panels:
+        words = html.escape(p.caption)
+        pair = "".join(
+            f'<img src="{data_uri(image)}" width="{image.shape[1]}" height="{image.shape[0]}" alt="{what}: {words}">'
+            for image, what in ((p.truth, "ground truth"), (p.prediction, "prediction"))
+        )
+        figures.append(f'<figure><div class="pair">{pair}</div><figcaption>{words}</figcaption></figure>')
+    return f'<div class="gallery">{"".join(figures)}</div>' if figures else ""
+
+
+def _curves(log: Sequence[Mapping[str, Any]], precision: Sequence[Curve]) -> str:
+    train = [e for e in log if e["kind"] == "train"]
+    evals = [e for e in log if e["kind"] == "eval"]
+    charts = []
+    if len(train) > 1:
+        steps = [e["iteration"] for e in train]
+        terms: list[str] = list(train[-1].get("losses", {}))
+        losses = [Curve("sum", steps, [_number(e.get("loss")) for e in train])]
+        losses += [
+            Curve(_LOSS_TITLES.get(t) or t, steps, [_number(e["losses"].get(t)) for e in train])
+            for t in terms
+        ]
+        charts.append(_figure("Training loss", losses, "steps"))
+    for key, unit, scale in (("iteration", "steps", 1.0), ("seconds", "minutes of training", 1 / 60)):
+        ap = [
+            Curve(
+                f"{KIND_TITLES[kind].lower()} AP",
+                [0.0] + [_number(e.get(key)) * scale for e in evals],
+                [0.0] + [_number(e.get(kind, {}).get("AP")) for e in evals],
+            )
+            for kind in ("segm", "bbox")
+            if any(kind in e for e in evals)
+        ]
+        if ap:
+            charts.append(_figure(f"AP over {unit}", ap, unit, y_max=1.0, marks=True))
+    if precision:
+        charts.append(
+            _figure("Mask precision over recall, IoU 0.5", precision, "recall", y_max=1.0, x_max=1.0)
+        )
+    return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
+
+
+def _time_bars(times: Mapping[str, float]) -> str:
+    total = sum(times.values())
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{_bar(seconds / total)}{_duration(seconds)}</td></tr>"
+        for name, seconds in times.items()
+    )
+    whole = f"<tr><th>Together</th><td>{_duration(total)}</td></tr>"
+    return f'<div class="scroll"><table>{rows}{whole}</table></div>' if total > 0 else ""
+
+
+def _settings(log: Sequence[Mapping[str, Any]]) -> str:
+    entry = next((e for e in log if e["kind"] == "config"), None)
+    if entry is None:
+        return ""
+    config = entry["config"]
+    rows = []
+    for title, path, unit in _SETTINGS:
+        value: Any = config
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value not in (None, ""):
+            rows.append(f"<tr><th>{title}</th><td class='words'>{html.escape(f'{value}{unit}')}</td></tr>")
+    whole = html.escape(json.dumps(config, indent=1))
+    return (
+        f'<div class="scroll"><table>{"".join(rows)}</table></div>'
+        f"<details><summary>All settings</summary><pre>{whole}</pre></details>"
+    )
+
+
+# ---------------------------------------------------------------------------------------------- parts
+
+
+def data_uri(image: np.ndarray, quality: int = 88) -> str:
+    """An (H, W, 3) uint8 picture as a JPEG inside a URI."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _score(value: Any) -> str:
+    """COCO's -1 and what is not finite stand for nothing to score."""
+    number = _number(value)
+    return f"{number:.3f}" if math.isfinite(number) and number >= 0 else "–"
+
+
+def _bar(share: Any) -> str:
+    width = _number(share)
+    return f'<i class="bar" style="width:{100 * min(width, 1):.0f}px"></i>' if width >= 0 else ""
+
+
+def _duration(seconds: Any) -> str:
+    number = _number(seconds)
+    if not math.isfinite(number):
+        return "–"
+    minutes, rest = divmod(round(number), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else (f"{rest} s" if number >= 1 else f"{number:.1f} s")
+
+
+def _meaning(name: str) -> str:
+    """COCO's names in words: AP, AP50, APs, AR100, ARl ..."""
+    kind, rest = name[:2], name[2:]
+    words = {"AP": "mean average precision", "AR": "mean recall"}.get(kind, "")
+    sizes = {
+        "s": "small objects, below 32² pixels",
+        "m": "medium objects",
+        "l": "large objects, above 96² pixels",
+    }
+    if rest in sizes:
+        return f"{words}, {sizes[rest]}"
+    if rest.isdigit():
+        return f"{words} at IoU {int(rest) / 100:.2f}" if kind == "AP" else f"{words}, up to {rest} an image"
+    return f"{words} over IoU 0.50 to 0.95" if name == "AP" else words
+
+
+# --------------------------------------------------------------------------------------------- charts
+
+_WIDTH, _HEIGHT = 480, 270
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 38
+
+
+def _figure(
+    title: str,
+    curves: Sequence[Curve],
+    x_title: str,
+    *,
+    y_max: float | None = None,
+    x_max: float | None = None,
+    marks: bool = False,
+) -> str:
+    legend = "".join(
+        f'<span><i style="background:var(--c{i % 8})"></i>{html.escape(c.name)}</span>'
+        for i, c in enumerate(curves)
+    )
+    chart = line_chart(curves, x_title, y_max=y_max, x_max=x_max, marks=marks)
+    return f'<figure><figcaption>{html.escape(title)}</figcaption>{chart}<div class="legend">{legend}</div></figure>'
+
+
+def line_chart(
+    curves: Sequence[Curve],
+    x_title: str,
+    *,
+    y_max: float | None = None,
+    x_max: float | None = None,
+    marks: bool = False,
+) -> str:
+    """An SVG of lines over axes from 0; points that are not finite are left out. `marks`: dots with their values."""
+    points = [
+        [(x, y) for x, y in zip(c.x, c.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
+        for c in curves
+    ]
+    x_ticks = ticks(x_max or max((x for line in points for x, _ in line), default=1.0))
+    y_ticks = ticks(y_max or max((y for line in points for _, y in line), default=1.0))
+    right = x_max or max([x for line in points for x, _ in line] + [x_ticks[1]])
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (
+            _LEFT + x / right * (_WIDTH - _LEFT - _RIGHT),
+            _HEIGHT - _BOTTOM - y / y_ticks[-1] * (_HEIGHT - _TOP - _BOTTOM),
+        )
+
+    parts = []
+    for value in y_ticks:
+        _, y = place(0, value)
+        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for value in x_ticks:
+        x, _ = place(value, 0)
+        if value <= right * 1.001:
+            parts.append(
+                f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{value:g}</text>'
+            )
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{html.escape(x_title)}</text>')
+    for i, (curve, line) in reversed(list(enumerate(zip(curves, points, strict=True)))):
+        path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in line)
+        parts.append(f'<polyline style="stroke:var(--c{i % 8})" points="{path}"/>')
+        for x, y in line if marks else []:
+            cx, cy = place(x, y)
+            label = f"{html.escape(curve.name)} {y:.3f} at {x:.4g} {html.escape(x_title)}"
+            dot = f'cx="{cx:.1f}" cy="{cy:.1f}" r="3.5" style="fill:var(--c{i % 8})"'
+            parts.append(f"<circle {dot}><title>{label}</title></circle>")
+    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(parts)}</svg>'
+
+
+def ticks(largest: float) -> list[float]:
+    """Round numbers from 0 to at least `largest`, four to seven of them."""
+    if not largest > 0:
+        return [0.0, 1.0]
+    raw = largest / 5
+    unit = 10 ** math.floor(math.log10(raw))
+    step = next(m * unit for m in (1, 2, 2.5, 5, 10) if m * unit >= raw * 0.999)
+    return [round(i * step, 10) for i in range(math.ceil(largest / step - 1e-6) + 1)]
+
+
+_STYLE = """
+:root{color-scheme:light dark;--bg:#fafaf9;--card:#fff;--ink:#1c1d22;--dim:#686b76;--line:#e3e3e6;--soft:#eef1f6;
+--c0:#2563eb;--c1:#e8590c;--c2:#0f9d76;--c3:#b83280;--c4:#8b6c00;--c5:#6d4bd8;--c6:#0b8aa8;--c7:#c92a2a}
+@media(prefers-color-scheme:dark){:root{--bg:#131418;--card:#1c1e24;--ink:#e9e9ee;--dim:#9a9dab;--line:#30333c;
+--soft:#262a34;--c0:#74a3ff;--c1:#ff9f5c;--c2:#4fd1a8;--c3:#f08bc3;--c4:#e2c044;--c5:#b39cff;--c6:#5cc8e0;--c7:#ff8080}}
+*{box-sizing:border-box}
+body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+main{max-width:1080px;margin:0 auto;padding:28px 16px 60px}
+h1{font-size:1.9rem;line-height:1.2;margin:0 0 6px;letter-spacing:-.02em}
+h2{font-size:1.2rem;margin:0 0 4px}
+header p,.note{color:var(--dim);margin:0 0 14px}
+section{margin-top:36px}
+.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(132px,1fr));gap:10px;margin-top:18px}
+.cards div{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:12px 14px}
+.cards b{display:block;font-size:1.45rem;line-height:1.25;font-variant-numeric:tabular-nums}
+.cards span{color:var(--dim);font-size:.85rem}
+.scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:12px;margin-top:10px}
+table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
+th,td{padding:6px 14px;text-align:right;white-space:nowrap}
+th:first-child,.words{text-align:left}
+.words{color:var(--dim);width:60%;white-space:normal}
+tr+tr>*{border-top:1px solid var(--line)}
+tr>th:first-child{font-weight:600}
+.bar{display:inline-block;height:8px;border-radius:4px;background:var(--c0);margin-right:10px;vertical-align:middle;opacity:.75}
+figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:12px;padding:10px}
+figcaption{font-size:.88rem;color:var(--dim);padding:2px 4px 6px}
+.gallery{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:12px}
+.pair{display:grid;grid-template-columns:1fr 1fr;gap:6px;align-items:start}
+.pair img{width:100%;height:auto;display:block;border-radius:6px}
+.gallery figcaption{padding:6px 4px 0}
+.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:12px;margin-top:10px}
+svg{width:100%;height:auto;display:block}
+svg text{fill:var(--dim);font-size:12px}
+.grid{stroke:var(--line);stroke-width:1}
+polyline{fill:none;stroke-width:2;stroke-linejoin:round}
+.legend{display:flex;flex-wrap:wrap;gap:4px 14px;padding:6px 4px 0;font-size:.85rem}
+.legend i{display:inline-block;width:12px;height:4px;border-radius:2px;margin-right:6px;vertical-align:middle}
+details{margin-top:10px}
+summary{cursor:pointer;color:var(--dim)}
+pre{background:var(--soft);border-radius:12px;padding:14px;overflow-x:auto;font-size:.8rem;line-height:1.4}
+@media(max-width:560px){th,td{padding:6px 9px}.words{min-width:150px}}
+"""
