@@ -69,4 +69,4 @@ def decode_boxes(deltas: Tensor, boxes: Tensor, weights: tuple[float, float, flo
 
 def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
     """Greedy non-maximum suppression within each group. (N, 4), (N,), (N,) -> indices kept, best score first."""
-    return torchvision.ops.batched_nms(boxes.float(), scores, groups, threshold)
+    return torchvision.ops.batched_nms(boxes, scores.to(boxes.dtype), groups, threshold)
