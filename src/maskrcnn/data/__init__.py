@@ -1,1 +1,17 @@
+"""Data sets: COCO JSON to samples, what is wrong with them, transforms and batches."""
 
+from maskrcnn.data.check import Finding, Report, check, checked
+from maskrcnn.data.coco import CocoData, read_coco
+from maskrcnn.data.find import CocoSource, CocoSources, find_coco
+
+__all__ = [
+    "CocoData",
+    "CocoSource",
+    "CocoSources",
+    "Finding",
+    "Report",
+    "check",
+    "checked",
+    "find_coco",
+    "read_coco",
+]

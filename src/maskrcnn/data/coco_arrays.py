@@ -1,0 +1,244 @@
+"""A COCO JSON as flat arrays: what `maskrcnn.data.coco` maps and `maskrcnn.data.check` checks.
+
+Legend: n images, m annotations (in the file's order), r polygon rings, c categories.
+
+image_ids (n,) int64 or text        sizes (n, 2) int32 (H, W), 0 where the JSON has none
+names, name_offsets (n + 1,)        file names, UTF-8
+object_order, object_offsets (n+1,) annotations of image i: object_order[object_offsets[i]:object_offsets[i + 1]]
+ids (m,) int64, -1 if absent        image (m,) int32, -1 if no such image; labels (m,) int32, -1 if no such category
+boxes (m, 4) float32 x0 y0 x1 y1    NaN if absent
+area (m,) float32, NaN if absent    crowd (m,) bool
+mask_kind (m,) uint8                see the constants
+rings_of (m + 1,)                   rings of polygon annotation j: rings_of[j]:rings_of[j + 1]
+points, ring_offsets (r + 1,)       x, y, x, y, ... float32; offsets count numbers, since a broken ring may be odd
+rle, rle_offsets (m + 1,)           compressed counts, ASCII; rle_sizes (m, 2) int32
+keypoints, keypoint_offsets (m + 1,) x, y, visibility float32
+keep (m,) bool                      can be learnt from; the checks clear more
+keep_rings (r,) bool
+lost_images, lost_categories        what the annotations with image or label -1 asked for, as text, in their order
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskrcnn.data.json_stream import JsonStream
+from maskrcnn.errors import UserError
+from maskrcnn.ops.rle import read_runs, write_counts
+
+VERSION = 1  # of what is below; a cache made by another version is made anew
+NO_MASK, POLYGONS, RLE, UNREADABLE = range(4)
+_NAN4 = (float("nan"),) * 4
+
+
+def parse(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read the JSON once: the arrays of the legend, and {"class_names", "category_ids"}.
+
+    Raises:
+        UserError: not JSON, not COCO's layout, or ids that nothing can be made of.
+    """
+    stream = JsonStream(path, ("images", "annotations", "categories"))
+    images, annotations, categories = _Images(path), _Annotations(path), []
+    takers: dict[str, Callable[[Any], None]] = {
+        "images": images.add,
+        "annotations": annotations.add,
+        "categories": categories.append,
+    }
+    for member, element in stream:
+        takers[member](element)
+    for member in ("images", "categories"):
+        if member not in stream.seen:
+            found = ", ".join(stream.seen[:8]) or "nothing"
+            raise UserError(
+                f"{path}: expected a COCO JSON with images, annotations and categories, got {found}."
+            )
+    category_ids, names = _categories(path, categories)
+    arrays = images.arrays() | annotations.arrays(images.rows, category_ids)
+    return arrays, {"class_names": names, "category_ids": category_ids}
+
+
+class _Images:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ids: list[int | str] = []
+        self.rows: dict[int | str, int] = {}  # of the first image with this id
+        self.sizes, self.names, self.name_offsets = array("i"), bytearray(), array("q", [0])
+
+    def add(self, image: Any) -> None:
+        where = f"{self.path}: images[{len(self.ids)}]"
+        if not isinstance(image, dict):
+            raise UserError(f"{where}: expected an object, got {type(image).__name__}.")
+        identity = _identity(image.get("id"))
+        if identity is None:
+            raise UserError(
+                f"{where}: expected an id that is a whole number or text, got {image.get('id')!r}."
+            )
+        if self.ids and type(identity) is not type(self.ids[0]):
+            raise UserError(
+                f"{where}: its id {identity!r} is text among numbers, or a number among texts. Use one."
+            )
+        self.rows.setdefault(identity, len(self.ids))
+        self.ids.append(identity)
+        self.names += str(image.get("file_name") or "").encode()
+        self.name_offsets.append(len(self.names))
+        self.sizes.extend([_length(image.get("height")), _length(image.get("width"))])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        try:
+            ids = np.array(self.ids, None if self.ids and isinstance(self.ids[0], str) else np.int64)
+        except OverflowError:
+            raise UserError(
+                f"{self.path}: an image id does not fit in 64 bits. Use a smaller one, or text."
+            ) from None
+        return {
+            "image_ids": ids,
+            "sizes": _numpy(self.sizes, np.int32).reshape(-1, 2),
+            "names": np.frombuffer(bytes(self.names), np.uint8),
+            "name_offsets": _numpy(self.name_offsets, np.int64),
+        }
+
+
+class _Annotations:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.images: list[Any] = []
+        self.categories: list[Any] = []
+        self.ids, self.boxes, self.area = array("q"), array("d"), array("f")
+        self.crowd, self.mask_kind = array("B"), array("B")
+        self.points, self.ring_offsets, self.rings_of = array("f"), array("q", [0]), array("q", [0])
+        self.rle, self.rle_offsets, self.rle_sizes = bytearray(), array("q", [0]), array("i")
+        self.keypoints, self.keypoint_offsets = array("f"), array("q", [0])
+
+    def add(self, a: Any) -> None:
+        if not isinstance(a, dict):
+            where = f"{self.path}: annotations[{len(self.ids)}]"
+            raise UserError(f"{where}: expected an object, got {type(a).__name__}.")
+        identity = _identity(a.get("id"))
+        self.ids.append(identity if isinstance(identity, int) and 0 <= identity < 1 << 63 else -1)
+        self.images.append(_identity(a.get("image_id")))
+        self.categories.append(_identity(a.get("category_id")))
+        box, area = a.get("bbox"), a.get("area")
+        if not (isinstance(box, list) and len(box) == 4 and _extend(self.boxes, box)):
+            self.boxes.extend(_NAN4)
+        self.area.append(area if isinstance(area, int | float) else float("nan"))
+        self.crowd.append(bool(a.get("iscrowd")))
+        self.mask_kind.append(self._mask(a.get("segmentation")))
+        self.rings_of.append(len(self.ring_offsets) - 1)
+        self.rle_offsets.append(len(self.rle))
+        if points := a.get("keypoints"):
+            _extend(self.keypoints, points)
+        self.keypoint_offsets.append(len(self.keypoints))
+
+    def _mask(self, segmentation: Any) -> int:
+        self.rle_sizes.extend((0, 0))
+        if not segmentation:
+            return NO_MASK
+        if isinstance(segmentation, list):
+            rings = [segmentation] if isinstance(segmentation[0], int | float) else segmentation
+            num_rings, num_points = len(self.ring_offsets), len(self.points)
+            for ring in rings:
+                if not _extend(self.points, ring):
+                    del self.points[num_points:], self.ring_offsets[num_rings:]
+                    return UNREADABLE
+                self.ring_offsets.append(len(self.points))
+            return POLYGONS
+        return self._add_rle(segmentation)
+
+    def _add_rle(self, segmentation: Any) -> int:
+        try:
+            height, width = (int(v) for v in segmentation["size"])
+            counts = segmentation["counts"]
+            if isinstance(counts, list):
+                rle = {"size": (height, width), "counts": counts}
+                counts = write_counts(read_runs([rle]), height * width)[0]
+            self.rle += counts.encode("ascii")
+            self.rle_sizes[-2:] = array("i", (height, width))
+        except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
+            return UNREADABLE
+        return RLE
+
+    def arrays(self, rows: dict[int | str, int], category_ids: list[int]) -> dict[str, np.ndarray]:
+        label_of = {c: k for k, c in enumerate(category_ids)}
+        image = np.array([rows.get(i, -1) for i in self.images], np.int32)
+        labels = np.array([label_of.get(c, -1) for c in self.categories], np.int32)
+        boxes = _numpy(self.boxes, np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        kind = _numpy(self.mask_kind, np.uint8)
+        order = np.argsort(image, kind="stable").astype(np.int32)[np.count_nonzero(image < 0) :]
+        counts = np.bincount(image[image >= 0], minlength=1 + max(rows.values(), default=-1))
+        return {
+            "ids": _numpy(self.ids, np.int64),
+            "image": image,
+            "labels": labels,
+            "boxes": boxes.astype(np.float32),
+            "area": _numpy(self.area, np.float32),
+            "crowd": _numpy(self.crowd, np.uint8).astype(bool),
+            "mask_kind": kind,
+            "rings_of": _numpy(self.rings_of, np.int64),
+            "points": _numpy(self.points, np.float32),
+            "ring_offsets": _numpy(self.ring_offsets, np.int64),
+            "rle": np.frombuffer(bytes(self.rle), np.uint8),
+            "rle_offsets": _numpy(self.rle_offsets, np.int64),
+            "rle_sizes": _numpy(self.rle_sizes, np.int32).reshape(-1, 2),
+            "keypoints": _numpy(self.keypoints, np.float32),
+            "keypoint_offsets": _numpy(self.keypoint_offsets, np.int64),
+            "keep": (image >= 0) & (labels >= 0) & ((kind == POLYGONS) | (kind == RLE)),
+            "keep_rings": np.ones(len(self.ring_offsets) - 1, bool),
+            "object_order": order,
+            "object_offsets": np.concatenate([[0], np.cumsum(counts)]),
+            "lost_images": _texts(i for i, row in zip(self.images, image) if row < 0),
+            "lost_categories": _texts(c for c, label in zip(self.categories, labels) if label < 0),
+        }
+
+
+def _categories(path: Path, categories: list[Any]) -> tuple[list[int], list[str]]:
+    """Ids in ascending order, as labels 0..K-1 count them, and their names."""
+    names: dict[int, str] = {}
+    for k, category in enumerate(categories):
+        identity = _identity(category.get("id")) if isinstance(category, dict) else None
+        if not isinstance(identity, int):
+            raise UserError(
+                f"{path}: categories[{k}]: expected an object with a whole number as id, got {category!r}."
+            )
+        if identity in names:
+            raise UserError(
+                f"{path}: categories[{k}]: id {identity} is taken by {names[identity]!r}. Renumber one."
+            )
+        names[identity] = str(category.get("name", identity))
+    ids = sorted(names)
+    return ids, [names[i] for i in ids]
+
+
+def _identity(value: Any) -> int | str | None:
+    """An id as it is compared: 1.0 is 1; None for what cannot be one."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def _length(value: Any) -> int:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 1 << 31
+    return int(value) if good else 0
+
+
+def _extend(target: array, values: Any) -> bool:
+    """Append a list of numbers; False, and nothing appended, if it is not one."""
+    try:
+        target.fromlist(values)
+    except (TypeError, OverflowError):
+        return False
+    return True
+
+
+def _numpy(values: array, dtype: Any) -> np.ndarray:
+    return np.frombuffer(values, dtype) if len(values) else np.zeros(0, dtype)
+
+
+def _texts(values: Iterable[Any]) -> np.ndarray:
+    listed = [str(v)[:40] for v in values]
+    return np.array(listed) if listed else np.zeros(0, "<U1")

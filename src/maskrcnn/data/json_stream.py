@@ -1,0 +1,124 @@
+"""A large JSON object read element by element, so that memory does not grow with the file.
+
+The standard parser keeps a file of a gigabyte as several gigabytes of objects. Here the top-level arrays that
+are asked for come one element at a time, and what is not asked for is parsed and dropped.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from maskrcnn.errors import UserError
+
+_CHUNK = 1 << 20  # characters read at a time
+_SPACE = " \t\r\n"
+
+
+class JsonStream:
+    """Iterates over `(member, element)` of the arrays `members` of the JSON object in a file.
+
+    `seen` holds the names of all top-level members that have been passed.
+    """
+
+    def __init__(self, path: Path, members: Collection[str]) -> None:
+        self.path = path
+        self.members = members
+        self.seen: list[str] = []
+        self._decode = json.JSONDecoder().raw_decode
+        self._text = ""
+        self._at = 0  # where in the text
+        self._before = 0  # characters of the file before the text
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        try:
+            with open(self.path, encoding="utf-8-sig") as self._file:
+                yield from self._object()
+        except FileNotFoundError:
+            raise UserError(f"{self.path}: no such file. Give the path of a COCO JSON.") from None
+        except UnicodeDecodeError as e:
+            raise UserError(f"{self.path}: not a JSON text file: {e.reason} at byte {e.start}.") from None
+        except OSError as e:
+            raise UserError(f"{self.path}: cannot read it: {e.strerror}.") from None
+
+    def _object(self) -> Iterator[tuple[str, Any]]:
+        first = self._peek()
+        if first != "{":
+            kind = "a list (a results file?)" if first == "[" else f"text that begins with {first!r}"
+            raise UserError(
+                f"{self.path}: expected a COCO JSON object with images, annotations and categories, got {kind}."
+            )
+        self._at += 1
+        while self._peek() != "}":
+            name = self._value()
+            self._expect(":")
+            self.seen.append(name)
+            if name in self.members and self._peek() == "[":
+                yield from self._array(name)
+            else:
+                self._value()
+            if self._peek() != "}":
+                self._expect(",")
+        self._at += 1
+        if self._peek():
+            self._fail("text after the end of the object")
+
+    def _array(self, name: str) -> Iterator[tuple[str, Any]]:
+        self._at += 1
+        if self._peek() == "]":
+            self._at += 1
+            return
+        while True:
+            yield name, self._value()
+            if self._peek() == "]":
+                self._at += 1
+                return
+            self._expect(",")
+
+    def _peek(self) -> str:
+        """The next character that is not space; empty at the end of the file."""
+        while True:
+            while self._at < len(self._text):
+                if self._text[self._at] not in _SPACE:
+                    return self._text[self._at]
+                self._at += 1
+            if not self._more(_CHUNK):
+                return ""
+
+    def _expect(self, character: str) -> None:
+        if self._peek() != character:
+            self._fail(f"expected {character!r}")
+        self._at += 1
+
+    def _value(self) -> Any:
+        """The JSON value here, reading on until it is whole."""
+        self._peek()
+        size = _CHUNK
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+            except json.JSONDecodeError as e:
+                if not self._more(size):
+                    self._at = e.pos
+                    self._fail(e.msg)
+            else:
+                # A number at the very end of the text may go on in the next part of the file.
+                if end < len(self._text) or not self._more(size):
+                    self._at = end
+                    return value
+            size *= 2
+
+    def _more(self, size: int) -> bool:
+        part = self._file.read(size)
+        if part:
+            self._before += self._at
+            self._text = self._text[self._at :] + part
+            self._at = 0
+        return bool(part)
+
+    def _fail(self, message: str) -> None:
+        place = f"character {self._before + self._at}"
+        ended = " (the file ends there)" if self._at >= len(self._text) else ""
+        raise UserError(f"{self.path}: not valid JSON: {message} at {place}{ended}.")
