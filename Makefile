@@ -1,0 +1,40 @@
+# `make demo` and `make test` do everything from a fresh checkout on.
+# Set-up uses uv where it is installed and pip otherwise; it is repeated only when pyproject.toml changes.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+OUT ?= runs/demo
+
+# Several test workers: more threads each would only fight.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test lint clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml
+	@if command -v uv >/dev/null; then \
+		{ test -x $(BIN)/python || uv venv --quiet --python "$(PYTHON)" .venv; } && \
+		uv pip install --quiet --python $(BIN)/python --editable '.[decode]' --group dev; \
+	else \
+		{ test -x $(BIN)/pip || "$(PYTHON)" -m venv --clear .venv; } && \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1' && \
+		$(BIN)/python -m pip install --quiet --editable '.[decode]' --group dev; \
+	fi
+	@touch $@
+
+demo: $(READY)
+	@env -u OMP_NUM_THREADS $(BIN)/maskrcnn demo --out $(OUT)
+
+test: $(READY)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,249 @@
+"""Weight files: read without running code, renamed to ours, loaded with every mismatch listed.
+
+Which reader a file needs is seen from its first bytes, whose names it has from its keys; suffixes do not matter.
+
+| written by | format |
+|---|---|
+| maskrcnn | safetensors with the model's config (`engine.checkpoint` writes it); a run's or a checkpoint's folder |
+| detectron2 | `.pkl` of numpy arrays (the published files), `.pth` of its trainer |
+| torchvision | `.pt` / `.pth` of the MobileNetV2 classifier: the backbone alone |
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from maskrcnn.config import ModelConfig, from_dict
+from maskrcnn.engine.unpickle import read_pickle
+from maskrcnn.errors import UserError
+from maskrcnn.models.detectron2_keys import from_detectron2, is_detectron2
+
+Kind = Literal["maskrcnn", "detectron2", "backbone"]
+
+IN_A_FOLDER = ("model.safetensors", "best.safetensors")  # the end of a run, or the best of one still going
+HEADS_PER_CLASS = ("box_head.class_predictor.", "box_head.box_predictor.", "mask_head.predictor.")
+_CLASS_BIAS = "box_head.class_predictor.bias"
+_LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, as its first pickle
+
+
+@dataclass(slots=True)
+class WeightFile:
+    """Weights under our names, the config where the file holds it, and whose file it was."""
+
+    path: Path
+    state: dict[str, Tensor]
+    config: ModelConfig | None
+    kind: Kind
+    dropped: tuple[str, ...] = ()  # names in the file that are no part of a detector
+
+    @property
+    def num_classes(self) -> int | None:
+        """As many as the classifier has, or None for a backbone."""
+        bias = self.state.get(_CLASS_BIAS)
+        return None if bias is None else len(bias) - 1
+
+
+def read_weights(path: str | Path) -> WeightFile:
+    """Read a weight file of any known format, or the run folder that holds one.
+
+    Raises:
+        UserError: it is missing, damaged, of another format, or asks for code to be run.
+    """
+    path = _model_file(Path(path))
+    head = _first_bytes(path)
+    if head.startswith(b"PK\x03\x04") or _LEGACY_TORCH in head[:32]:
+        return _named(path, _tensors(path, _unwrapped(_read_torch(path))))
+    if head[8:9] == b"{":
+        return _read_safetensors(path)
+    if head[:1] == b"\x80" or re.match(rb"[(}c]", head):  # protocol 2 on; 0 and 1
+        return _named(path, _tensors(path, _unwrapped(read_pickle(path))))
+    raise UserError(f"{path}: expected a weight file, got {_what_is(head)}. Download or copy it again.")
+
+
+def load_weights(model: nn.Module, file: WeightFile | str | Path, *, new_head: bool = False) -> list[str]:
+    """Copy a file's weights into a model of ours; everything has to fit, by name and by shape.
+
+    A backbone's file fills the backbone alone. With `new_head` the layers whose shapes depend on the number
+    of classes are left as they are (random) where the file's number differs.
+
+    Returns:
+        What was not loaded and why, as sentences for the user; empty when all of the model was.
+
+    Raises:
+        UserError: lists the missing, the unexpected and the misshapen names.
+    """
+    if not isinstance(file, WeightFile):
+        file = read_weights(file)
+    wanted, state, notes = model.state_dict(), file.state, []
+    # A counter that frozen norms lack, and that no norm of ours uses.
+    wanted = {k: v for k, v in wanted.items() if not k.endswith("num_batches_tracked")}
+    state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    if file.kind == "backbone":
+        wanted = {k: v for k, v in wanted.items() if k.startswith("backbone.body.")}
+        notes.append(f"{file.path}: a backbone's weights; pyramid, proposals and heads start at random.")
+    if file.dropped:
+        notes.append(f"{file.path}: {_listed(file.dropped)} not used.")
+    if new_head and file.num_classes is not None and _misshapen(state, wanted, HEADS_PER_CLASS):
+        state = {k: v for k, v in state.items() if not k.startswith(HEADS_PER_CLASS)}
+        wanted = {k: v for k, v in wanted.items() if not k.startswith(HEADS_PER_CLASS)}
+        notes.append(
+            f"{file.path}: has {file.num_classes} classes; the last layers of the heads start at random."
+        )
+    _refuse_mismatch(file, state, wanted)
+    model.load_state_dict(state, strict=False)
+    return notes
+
+
+def _model_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    places = [path / name for name in IN_A_FOLDER]
+    if (path / "last").is_file():
+        places.append(path / (path / "last").read_text().strip() / IN_A_FOLDER[0])
+    for place in places:
+        if place.is_file():
+            return place
+    raise UserError(f"{path}: expected a run folder with {IN_A_FOLDER[0]} in it, got a folder without.")
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such weight file.") from None
+    except OSError as e:
+        raise UserError(f"{path}: cannot read: {(e.strerror or str(e)).lower()}.") from None
+    return head
+
+
+def _what_is(head: bytes) -> str:
+    """The kind of a file that holds no weights, for an error."""
+    if not head:
+        return "an empty file"
+    start = head.lstrip().lower()
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")):
+        return "a web page"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer"
+    if start.startswith((b"{", b"[")):
+        return "a JSON file"
+    if b"\0" not in head and all(c >= 32 or c in b"\t\r\n" for c in head):
+        return "a text file"
+    return "a file of an unknown format"
+
+
+def _read_torch(path: Path) -> Any:
+    """A file of `torch.save`, zip or older: PyTorch's own reader, restricted to tensors and containers."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    # What a damaged or harmful file raises is not documented: zip, pickle, storage and type errors.
+    except Exception as e:
+        text = str(e)
+        if asked := re.search(r"GLOBAL ([\w.]+)", text):
+            raise UserError(
+                f"{path}: expected tensors only, got a file that asks for {asked[1]}. "
+                "It may be made to do harm: it was not read."
+            ) from None
+        reason = " ".join(text.split("\n")[0].split())[:100] or type(e).__name__
+        raise UserError(f"{path}: expected a whole torch file, got a damaged one ({reason}).") from None
+
+
+def _read_safetensors(path: Path) -> WeightFile:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no mapping)
+    except SafetensorError as e:
+        reason = str(e).removeprefix("Error while deserializing header: ")
+        raise UserError(f"{path}: expected a whole safetensors file, got a damaged one ({reason}).") from None
+    if "config" not in header:
+        return _named(path, state)
+    try:
+        values = json.loads(header["config"])
+    except ValueError as e:
+        raise UserError(f"{path}: its config is not valid JSON: {e}.") from None
+    return WeightFile(path, state, from_dict(ModelConfig, values, f"{path}: config"), "maskrcnn")
+
+
+def _unwrapped(content: Any) -> Any:
+    """The dictionary of weights inside what trainers put around it."""
+    for wrapper in ("model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            return content[wrapper]
+    return content
+
+
+def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{path}: expected weights by name, got {type(content).__name__}.")
+    state = {}
+    for name, value in content.items():
+        if isinstance(value, np.ndarray):
+            value = torch.from_numpy(value)
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise UserError(f"{path}: expected weights by name, got {name!r}: {type(value).__name__}.")
+        state[name] = value
+    return state
+
+
+def _named(path: Path, state: dict[str, Tensor]) -> WeightFile:
+    """Whose names these are, and the same weights under ours."""
+    if is_detectron2(state):
+        renamed = {from_detectron2(k): v for k, v in state.items()}
+        return WeightFile(path, {k: v for k, v in renamed.items() if k is not None}, None, "detectron2")
+    if "features.0.0.weight" in state:
+        # torchvision's MobileNetV2: its last convolution and its classifier have no place in a detector.
+        other = tuple(k for k in state if not k.startswith("features.") or k.startswith("features.18."))
+        body = {f"backbone.body.{k}": v for k, v in state.items() if k not in other}
+        return WeightFile(path, body, None, "backbone", other)
+    if any(k.startswith("backbone.body.") for k in state):
+        return WeightFile(path, state, None, "maskrcnn")
+    some = ", ".join(list(state)[:3])
+    raise UserError(f"{path}: expected weights of a known model, got {len(state)} with names like {some}.")
+
+
+def _misshapen(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], beginnings: tuple[str, ...] = ("",)
+) -> list[str]:
+    common = [k for k in state if k in wanted and k.startswith(beginnings)]
+    return [k for k in common if state[k].shape != wanted[k].shape]
+
+
+def _refuse_mismatch(file: WeightFile, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    problems = []
+    if missing := [k for k in wanted if k not in state]:
+        problems.append(f"{len(missing)} missing ({_listed(missing)})")
+    if unexpected := [k for k in state if k not in wanted]:
+        problems.append(f"{len(unexpected)} unexpected ({_listed(unexpected)})")
+    if misshapen := _misshapen(state, wanted):
+        shapes = [f"{k} {_shape(state[k])}, not {_shape(wanted[k])}" for k in misshapen]
+        problems.append(f"{len(misshapen)} of another shape ({_listed(shapes, '; ')})")
+    if problems:
+        raise UserError(
+            f"{file.path}: expected the model's {len(wanted)} weights, got {', '.join(problems)}. "
+            "Choose the model that they were trained for."
+        )
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "scalar"
+
+
+def _listed(names: Iterable[str], separator: str = ", ", most: int = 3) -> str:
+    names = list(names)
+    return separator.join(names[:most]) + (f"{separator}..." if len(names) > most else "")

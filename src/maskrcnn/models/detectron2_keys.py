@@ -1,0 +1,58 @@
+"""Parameter names of detectron2's Mask R-CNN with FPN, and ours.
+
+One table of name beginnings; what follows (`weight`, `norm.running_var`, `0.conv1.weight`) is the same on
+both sides, and so are all shapes. Boxes' classes and FC1's flattening (C, H, W) agree too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# detectron2's beginning -> ours. Its FPN levels count from 2 (stride 4), its layers from 1.
+BEGINNINGS: dict[str, str] = {
+    "backbone.bottom_up.stem.conv1.": "backbone.body.stem.conv.",
+    **{f"backbone.bottom_up.res{k}.": f"backbone.body.res{k}." for k in range(2, 6)},
+    **{f"backbone.fpn_lateral{k}.": f"backbone.fpn.lateral.{k - 2}." for k in range(2, 6)},
+    **{f"backbone.fpn_output{k}.": f"backbone.fpn.output.{k - 2}." for k in range(2, 6)},
+    "proposal_generator.rpn_head.conv.": "rpn.head.conv.",
+    "proposal_generator.rpn_head.objectness_logits.": "rpn.head.objectness.",
+    "proposal_generator.rpn_head.anchor_deltas.": "rpn.head.deltas.",
+    **{f"roi_heads.box_head.conv{k}.": f"box_head.convs.{k - 1}." for k in range(1, 9)},
+    **{f"roi_heads.box_head.fc{k}.": f"box_head.fcs.{k - 1}." for k in range(1, 5)},
+    "roi_heads.box_predictor.cls_score.": "box_head.class_predictor.",
+    "roi_heads.box_predictor.bbox_pred.": "box_head.box_predictor.",
+    **{f"roi_heads.mask_head.mask_fcn{k}.": f"mask_head.convs.{k - 1}." for k in range(1, 9)},
+    "roi_heads.mask_head.deconv.": "mask_head.deconv.",
+    "roi_heads.mask_head.predictor.": "mask_head.predictor.",
+}
+_BACK = {ours: theirs for theirs, ours in BEGINNINGS.items()}
+
+# In detectron2's files, but not weights: constants that we keep in the config or compute.
+_NOT_WEIGHTS = ("pixel_mean", "pixel_std", "cell_anchors", "num_batches_tracked")
+
+
+def is_detectron2(names: Iterable[str]) -> bool:
+    """Whether these are names of one of detectron2's detectors."""
+    return any(n.startswith(("backbone.bottom_up.", "proposal_generator.", "roi_heads.")) for n in names)
+
+
+def from_detectron2(name: str) -> str | None:
+    """Our name of detectron2's `name`; None for what is not a weight; `name` itself where it has no place."""
+    if any(part in name for part in _NOT_WEIGHTS):
+        return None
+    return _renamed(name, BEGINNINGS)
+
+
+def to_detectron2(name: str) -> str | None:
+    """The inverse of `from_detectron2`."""
+    if "num_batches_tracked" in name:
+        return None
+    return _renamed(name, _BACK)
+
+
+def _renamed(name: str, beginnings: dict[str, str]) -> str:
+    # No beginning is the beginning of another: they end in a dot and none continues another.
+    for old, new in beginnings.items():
+        if name.startswith(old):
+            return new + name[len(old) :]
+    return name

@@ -1,0 +1,178 @@
+"""The models by name: build one, load one with its weights, list them all. No torch until one is built."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from maskrcnn import presets
+from maskrcnn.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from maskrcnn.config import ModelConfig
+    from maskrcnn.engine.weights import WeightFile
+    from maskrcnn.models.mask_rcnn import MaskRCNN
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+_WEIGHT_SUFFIXES = (".safetensors", ".pkl", ".pth", ".pt")
+
+
+@dataclass(kw_only=True, slots=True)
+class Entry:
+    """A model of the zoo.
+
+    parameters: as the original counts them, without frozen norms; gflops: multiply-adds counted once, in 10^9,
+    at 800 x 1200 with 1000 proposals and 100 detections; box_ap, mask_ap: published, on COCO val2017.
+    """
+
+    name: str
+    backbone: str
+    parameters: int
+    gflops: float | None = None
+    box_ap: float | None = None
+    mask_ap: float | None = None
+    weights: str | None = None  # the address of the published file
+
+
+_DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/COCO-InstanceSegmentation"
+
+ENTRIES = (
+    Entry(
+        name="mask_rcnn_R_50_FPN_1x",
+        backbone="ResNet-50 FPN",
+        parameters=44_343_216,
+        gflops=245.7,
+        box_ap=38.6,
+        mask_ap=35.2,
+        weights=f"{_DETECTRON2}/mask_rcnn_R_50_FPN_1x/137260431/model_final_a54504.pkl",
+    ),
+    Entry(
+        name="mask_rcnn_R_50_FPN_3x",
+        backbone="ResNet-50 FPN",
+        parameters=44_343_216,
+        gflops=245.7,
+        box_ap=41.0,
+        mask_ap=37.2,
+        weights=f"{_DETECTRON2}/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl",
+    ),
+    Entry(name="mask_rcnn_mobilenet_v2_FPN", backbone="MobileNetV2 FPN", parameters=6_927_408),
+)
+
+
+def listing() -> list[dict[str, Any]]:
+    """One object a model, with the fields of `Entry`."""
+    return [asdict(entry) for entry in ENTRIES]
+
+
+def build(name: str, num_classes: int | None = None, *, tiny: bool = False) -> MaskRCNN:
+    """A model with random weights, on the CPU, ready to train.
+
+    Raises:
+        UserError: no such model; the message has the nearest names.
+    """
+    from maskrcnn.models.build import build_model
+
+    config = presets.get(name, tiny=tiny).model
+    return build_model(config if num_classes is None else with_classes(config, num_classes))
+
+
+def load(
+    name_or_path: str | Path,
+    weights: str | Path | None = None,
+    device: str | None = None,
+    precision: Precision = "fp32",
+) -> MaskRCNN:
+    """A model with its weights, ready to predict.
+
+    name_or_path: a run folder or a safetensors file of ours, which need nothing else; or a model's name, with
+    `weights` a file of ours or a published one. The number of classes is the file's.
+    device: by default a CUDA GPU where there is one. precision: of the network; results are float32 anyway.
+
+    Raises:
+        UserError: no such model or file, weights of another model, no such device.
+    """
+    if precision not in ("fp32", "bf16", "fp16"):
+        raise UserError(f"precision: expected fp32, bf16 or fp16, got {precision!r}.")
+    target = _device(device)
+    return restore(name_or_path, weights).to(target).prepare(precision)
+
+
+def restore(name_or_path: str | Path, weights: str | Path | None = None) -> MaskRCNN:
+    """`load` without its last step: on the CPU in float32, as trained, to be changed or saved."""
+    from maskrcnn.engine.weights import load_weights, read_weights
+    from maskrcnn.models.build import build_model
+
+    if weights is None and _is_file(name_or_path):
+        file = read_weights(name_or_path)
+        config = file.config
+    else:
+        config = presets.get(str(name_or_path)).model
+        if weights is None:
+            raise UserError(_no_weights(str(name_or_path)))
+        file = read_weights(weights)
+        config = _config_for(config, file)
+    if file.kind == "backbone":
+        raise UserError(
+            f"{file.path}: expected a detector's weights, got a backbone's. Train a model from it."
+        )
+    if config is None:
+        raise UserError(
+            f"{file.path}: holds weights without their config. Name the model: load(NAME, weights=FILE)."
+        )
+    model = build_model(config)
+    load_weights(model, file)
+    return model
+
+
+def with_classes(config: ModelConfig, num_classes: int) -> ModelConfig:
+    """The same model for another number of classes; their names go where the number changes."""
+    import dataclasses
+
+    if num_classes == config.num_classes:
+        return config
+    return dataclasses.replace(config, num_classes=num_classes, class_names=(), category_ids=())
+
+
+def _config_for(config: ModelConfig, file: WeightFile) -> ModelConfig:
+    """The config that a file's weights need, for a model asked for by name."""
+    if file.config is not None:
+        if file.config.name != config.name:
+            raise UserError(
+                f"{file.path}: expected weights of {config.name}, got those of {file.config.name}."
+            )
+        return file.config
+    return config if file.num_classes is None else with_classes(config, file.num_classes)
+
+
+def _is_file(name: str | Path) -> bool:
+    path = Path(name)
+    return str(name) not in presets.PRESETS and (
+        path.exists() or path.suffix in _WEIGHT_SUFFIXES or len(path.parts) > 1
+    )
+
+
+def _no_weights(name: str) -> str:
+    address = next((e.weights for e in ENTRIES if e.name == name), None)
+    where = (
+        f"Download {address} and pass it as weights." if address else "None are published: train it first."
+    )
+    return f"{name}: expected weights, got none. {where}"
+
+
+def _device(device: str | None) -> str:
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind = str(device).split(":")[0]
+    if kind not in ("cpu", "cuda"):
+        near = did_you_mean(kind, ("cpu", "cuda"))
+        raise UserError(f"device: expected cpu or cuda, got {device!r}. {near}".rstrip())
+    if kind == "cuda":
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError):
+            raise UserError(f"device: no {device!r} on this machine. Use cpu.") from None
+    return str(device)
