@@ -195,14 +195,13 @@ def _colours(labels: Sequence[int]) -> np.ndarray:
     next free one where two classes of this picture would share it.
     """
     n, hue_of, seen = len(_HUES), {}, {}
-    single = len(set(labels)) == 1
+    for label in sorted(set(labels)):
+        free = [h for h in range(n) if h not in hue_of.values()] or list(range(n))
+        hue_of[label] = min(free, key=lambda h, label=label: (h - label) % n)
     colours = np.zeros((len(labels), 3))
     for i, label in enumerate(labels):
-        if label not in hue_of:
-            free = [h for h in range(n) if h not in hue_of.values()] or list(range(n))
-            hue_of[label] = min(free, key=lambda h: (h - label) % n)
         count = seen[label] = seen.get(label, -1) + 1
-        hue, step = (count % n, count // n) if single else (hue_of[label], count)
+        hue, step = (count % n, count // n) if len(hue_of) == 1 else (hue_of[label], count)
         shade = _SHADES[step % len(_SHADES)]
         colours[i] = _HUES[hue] * (1 + min(shade, 0)) + max(shade, 0) * (255 - _HUES[hue])
     return colours.round().astype(np.uint8)

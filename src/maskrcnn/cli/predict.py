@@ -1,0 +1,184 @@
+"""Find objects in images: boxes and masks as COCO JSON, and a picture of each image with them drawn in.
+
+IMAGES are files, folders (the images in them, not in their subfolders) or quoted patterns such as
+'photos/**/*.jpg'. DIR/predictions.json gets one entry for each detection in COCO's results format:
+image_id is the file's name without its ending; category_id is the class index from 0, or the data set's
+id where one is given with --data or known from training. DIR/NAME.jpg is the picture of each image.
+
+A file that cannot be read is reported and skipped, and the exit status is then 1. The exit status is 2
+for a mistake in the command; nothing is written then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maskrcnn.errors import UserError
+
+if TYPE_CHECKING:
+    from maskrcnn.models.mask_rcnn import MaskRCNN
+
+_DRAW_THRESHOLD = 0.5
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or quoted patterns")
+    parser.add_argument(
+        "--model", required=True, help="a name that `maskrcnn list` shows, a run folder, or a checkpoint file"
+    )
+    parser.add_argument("--weights", metavar="FILE", help="weights for a model given by name")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="folder to write in; made if missing"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="JSON",
+        help="COCO JSON with the category ids and names to use in the results",
+    )
+    parser.add_argument(
+        "--min-size",
+        type=_positive,
+        metavar="PIXELS",
+        help="shortest side that the network sees (the model's own)",
+    )
+    parser.add_argument(
+        "--max-size",
+        type=_positive,
+        metavar="PIXELS",
+        help="longest side that the network sees (the model's own)",
+    )
+    parser.add_argument(
+        "--score-threshold",
+        type=_fraction,
+        metavar="S",
+        help=f"leave out detections that score less (the model's own, 0.05; pictures: {_DRAW_THRESHOLD})",
+    )
+    parser.add_argument("--no-draw", action="store_true", help="write no pictures")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where to run (cuda if there is one)")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    parser.add_argument("--num-threads", type=_positive, metavar="N", help="CPU threads (all cores)")
+    parser.add_argument(
+        "--batch-size", type=_positive, metavar="N", help="images at a time (1 on a CPU, 8 on a GPU)"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    from maskrcnn.files import check_writable, check_writable_folder
+    from maskrcnn.predict import PREDICTIONS, check_outputs, find_images, predict_stream, write_predictions
+
+    images = find_images(args.images)
+    check_writable_folder(args.out)
+    check_writable(args.out / PREDICTIONS)
+    check_outputs(images, args.out, draw=not args.no_draw)
+    model = _load_model(args)
+    threads = min(4, args.num_threads or _num_cores())
+    results = predict_stream(
+        model,
+        images,
+        batch_size=args.batch_size or (1 if model.device.type == "cpu" else 8),
+        num_threads=threads,
+        min_size=args.min_size,
+        max_size=args.max_size,
+    )
+    started = time.perf_counter()
+    written = write_predictions(
+        _with_progress(results, len(images)),
+        args.out,
+        category_ids=model.config.category_ids,
+        draw=not args.no_draw,
+        draw_threshold=_DRAW_THRESHOLD if args.score_threshold is None else args.score_threshold,
+        num_threads=threads,
+    )
+    seconds = time.perf_counter() - started
+    skipped = (
+        f"; {written.num_failed} of {len(images)} files skipped, see above" if written.num_failed else ""
+    )
+    print(
+        f"{_count(written.num_images, 'image')}, {_count(written.num_detections, 'detection')}, "
+        f"{written.num_images / max(seconds, 1e-9):.2f} images/s: {written.path}{skipped}"
+    )
+    return 1 if written.num_failed else 0
+
+
+def _load_model(args: argparse.Namespace) -> MaskRCNN:
+    import torch
+
+    from maskrcnn.zoo import load
+
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
+    categories = _read_categories(args.data) if args.data else None
+    model = load(args.model, weights=args.weights, device=args.device, precision=args.precision)
+    c = model.config
+    if categories is not None:
+        ids, names = categories
+        if len(ids) != c.num_classes:
+            raise UserError(
+                f"{args.data}: expected the {c.num_classes} categories of the model, got {len(ids)}. "
+                "Give the data set that it was trained on."
+            )
+        c.category_ids, c.class_names = ids, names
+    if args.score_threshold is not None:
+        c.box_head.score_threshold = args.score_threshold
+    return model
+
+
+def _read_categories(path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    from maskrcnn.data.coco import read_coco
+
+    data = read_coco(path)
+    return data.category_ids, data.class_names
+
+
+def _with_progress(results: Iterator[tuple[Any, Any]], total: int) -> Iterator[tuple[Any, Any]]:
+    """Hand `results` through, with a bar on standard error and a line there for each file that failed."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("predict"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    started = time.perf_counter()
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("predict", total=total, rate="")
+        for done, (path, result) in enumerate(results, 1):
+            if isinstance(result, UserError):
+                console.print(f"skipped: {result}", markup=False, highlight=False, soft_wrap=True)
+            progress.update(task, advance=1, rate=f"{done / (time.perf_counter() - started):.2f} images/s")
+            yield path, result
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _num_cores() -> int:
+    import os
+
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
+    return value
