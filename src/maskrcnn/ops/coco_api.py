@@ -6,10 +6,15 @@ pycocotools is the fallback where hotcoco is absent, and the choice of `MASKRCNN
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import os
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from maskrcnn.errors import UserError
 
@@ -35,13 +40,44 @@ def mask_api() -> Any:
     return _module(backend(), "mask")
 
 
-def evaluation_api() -> tuple[Any, Any]:
-    """The classes `COCO` and `COCOeval`."""
+def precision_recall(
+    truth: dict[str, Any],
+    results: list[dict[str, Any]],
+    kind: str,
+    max_detections: list[int],
+    keypoint_sigmas: Sequence[float] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Match results to a COCO data set of integer ids, by image and class; `kind` as COCOeval's `iouType`.
+
+    Returns precision (T, R, K, A, M) and recall (T, K, A, M): T IoU thresholds .5 to .95, R = 101 recall
+    levels, K classes by id, A areas (all, small, medium, large; key points have no small), M `max_detections`.
+    -1 where there is nothing to find. The entries of `results` are completed in place.
+    """
+    evaluator_class = _coco_class("COCOeval")
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints as it goes
+        coco = _data_set(truth)
+        found = coco.loadRes(results) if results else _data_set({**truth, "annotations": []})
+        evaluator = evaluator_class(coco, found, kind)
+        evaluator.params.maxDets = max_detections
+        if keypoint_sigmas is not None:
+            evaluator.params.kpt_oks_sigmas = np.asarray(keypoint_sigmas)
+        evaluator.evaluate()
+        evaluator.accumulate()
+    return np.asarray(evaluator.eval["precision"]), np.asarray(evaluator.eval["recall"])
+
+
+def _data_set(content: dict[str, Any]) -> Any:
     if backend() == "hotcoco":
-        module = _module("hotcoco")
-        return module.COCO, module.COCOeval  # type: ignore[union-attr]
-    coco, evaluator = _module("pycocotools", "coco"), _module("pycocotools", "cocoeval")
-    return coco.COCO, evaluator.COCOeval  # type: ignore[union-attr]
+        return _coco_class("COCO")(content)
+    coco = _coco_class("COCO")()
+    coco.dataset = content
+    coco.createIndex()
+    return coco
+
+
+def _coco_class(name: str) -> Any:
+    library = backend()
+    return getattr(_module(library, "" if library == "hotcoco" else name.lower()), name)
 
 
 def _module(name: str, part: str = "") -> ModuleType | None:

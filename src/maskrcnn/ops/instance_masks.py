@@ -154,7 +154,7 @@ class InstanceMasks:
             np.maximum.at(high, owner[some], extents[some, 2:])
             found = (high > low).all(1)
             boxes[found] = np.concatenate([low, high], axis=1)[found]
-        for i in np.flatnonzero(self._is_bitmap()):
+        for i in np.flatnonzero(self._is_bitmap()).tolist():
             boxes[i] = self._bitmap_box(i, window)
         return torch.from_numpy(boxes.astype(np.float32))
 
@@ -166,7 +166,7 @@ class InstanceMasks:
             x, y = (points[a:b] - points[a]).T
             areas[i] += abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
         scale = abs(np.linalg.det(self.matrix[:, :2]))
-        for i in np.flatnonzero(self._is_bitmap()):
+        for i in np.flatnonzero(self._is_bitmap()).tolist():
             areas[i] = scale * int(self.store.bitmap(self.order[i]).sum(dtype=np.int64))
         return areas
 
@@ -176,7 +176,7 @@ class InstanceMasks:
         points, polygon_starts, owner = self._polygons()
         if len(points):
             _fill_polygons(points, polygon_starts, owner, size, out)
-        for i in np.flatnonzero(self._is_bitmap()):
+        for i in np.flatnonzero(self._is_bitmap()).tolist():
             self._resample(i, out[i])
         return out
 
@@ -250,8 +250,8 @@ class InstanceMasks:
         columns, rows = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
         if not len(columns):
             return np.zeros(4)
-        lo = first + [columns[0], rows[0]]
-        hi = first + [columns[-1] + 1, rows[-1] + 1]
+        lo = first + np.array([columns[0], rows[0]])
+        hi = first + np.array([columns[-1] + 1, rows[-1] + 1])
         box = self._box_from_stored(lo, hi)
         box[:2] = np.maximum(box[:2], window[:2])
         box[2:] = np.minimum(box[2:], window[2:])

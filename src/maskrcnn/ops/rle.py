@@ -84,8 +84,8 @@ def read_runs(rles: Sequence[Mapping[str, Any]]) -> Runs:
     firsts = np.cumsum(lengths) - lengths
     ends = np.cumsum(counts)
     ends -= np.concatenate([[0], ends])[firsts][owner]
-    for i in np.flatnonzero(np.bincount(owner, counts < 0, minlength=len(rles)) > 0)[:1]:
-        raise ValueError(f"mask {i}: RLE with a negative count")
+    for i in owner[(counts < 0) | (counts > totals[owner])][:1]:
+        raise ValueError(f"mask {i}: RLE with a count that is negative or more than its size has pixels")
     sums = np.bincount(owner, counts, minlength=len(rles)).astype(np.int64)
     for i in np.flatnonzero(sums != totals)[:1]:
         raise ValueError(f"mask {i}: RLE counts sum to {sums[i]}, but its size has {totals[i]} pixels")
@@ -96,7 +96,8 @@ def read_runs(rles: Sequence[Mapping[str, Any]]) -> Runs:
 
 def _read_counts(rles: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     """All counts, mask after mask, and how many each mask has."""
-    texts = [c.encode("latin-1") if isinstance(c, str) else c for c in (r["counts"] for r in rles)]
+    given = [r["counts"] for r in rles]
+    texts = [c.encode("utf-8", "surrogatepass") if isinstance(c, str) else c for c in given]
     packed = [i for i, c in enumerate(texts) if isinstance(c, bytes)]
     values, lengths = _unpack([texts[i] for i in packed], packed)
     if len(packed) == len(rles):
