@@ -1,0 +1,133 @@
+"""Training batches: decoded and augmented in worker processes, in an order that can be resumed."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from maskrcnn.config import AugmentConfig, DataConfig
+from maskrcnn.data.sampler import BatchSampler, view_seed
+from maskrcnn.data.transforms import augment
+from maskrcnn.errors import UserError
+from maskrcnn.ops.image_io import read_image
+from maskrcnn.structures import GroundTruth
+
+TrainBatch = tuple[list[Tensor], list[GroundTruth], list[Any]]
+
+
+class ImageSource(Protocol):
+    """Annotated images, as `CocoData` offers them. Worker processes get a copy: it must be cheap to pickle."""
+
+    @property
+    def num_images(self) -> int: ...
+    @property
+    def sizes(self) -> np.ndarray:
+        """(n, 2) of (H, W), upright."""
+        ...
+
+    @property
+    def num_objects(self) -> np.ndarray:
+        """(n,) objects that `ground_truth` returns."""
+        ...
+
+    def image_path(self, i: int, /) -> str | Path: ...
+    def ground_truth(self, i: int, /) -> GroundTruth: ...
+
+
+class TrainLoader:
+    """An endless stream of training batches: (images, targets, image ids).
+
+    images: `batch_size` uint8 RGB tensors (3, h, w), views of (h, w, 3) memory; targets: their ground
+    truth in the same pixels, with a seed each; image ids: the data set's.
+
+    Batch n is a function of the data, `config.augment`, the seed and batch_size * world_size: the number of
+    workers does not matter, and the ranks' batches together are the one batch of a single process.
+    `state` counts the batches that were handed out; a loader made with `start_batch=state` goes on there.
+
+    Raises:
+        UserError: on construction, nothing to train on; while iterating, an image that cannot be read or
+            whose size is not the annotations' (raised in the calling process, naming the file).
+    """
+
+    def __init__(
+        self,
+        data: ImageSource,
+        config: DataConfig,
+        seed: int,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_batch: int = 0,
+    ) -> None:
+        images = np.flatnonzero(data.num_objects) if config.skip_empty else np.arange(data.num_images)
+        if len(images) == 0:
+            found = f"{data.num_images} images, none of them with objects" if data.num_images else "no images"
+            raise UserError(
+                f"{config.train or 'the training set'}: expected images to train on, got {found}."
+            )
+        sizes = np.asarray(data.sizes)[images]
+        wide = sizes[:, 1] >= sizes[:, 0] if config.aspect_grouping else None
+        self.num_images = len(images)  # an epoch
+        self.state = start_batch
+        self._num_workers = config.num_workers
+        self._views = _Views(data, config.augment, seed)
+        self._order = (images, wide, batch_size, seed, rank, world_size)
+
+    def __iter__(self) -> Iterator[TrainBatch]:
+        loader = DataLoader(
+            self._views,
+            batch_sampler=BatchSampler(*self._order, start_batch=self.state),
+            num_workers=self._num_workers,
+            collate_fn=_as_is,
+            worker_init_fn=_leave_interrupts_to_the_main_process,
+            pin_memory=torch.cuda.is_available(),
+        )
+        for views in loader:
+            for view in views:
+                if isinstance(view, UserError):
+                    raise view
+            self.state += 1
+            yield [v[0] for v in views], [v[1] for v in views], [v[1].image_id for v in views]
+
+
+@dataclass(frozen=True, slots=True)
+class _Views(Dataset):
+    """The view of an image at a place of the order; a user's mistake is returned, not raised, because
+    DataLoader would hand on an exception as the text of a traceback."""
+
+    data: ImageSource
+    augment: AugmentConfig
+    seed: int
+
+    def __getitem__(self, place_and_image: tuple[int, int]) -> tuple[Tensor, GroundTruth] | UserError:
+        place, i = place_and_image
+        path = self.data.image_path(i)
+        try:
+            image = read_image(path)
+        except UserError as e:
+            return e
+        height, width = np.asarray(self.data.sizes[i]).tolist()
+        if image.shape[:2] != (height, width):
+            return UserError(
+                f"{path}: expected {width} x {height} pixels as annotated, got {image.shape[1]} x "
+                f"{image.shape[0]}. Correct the annotations or the file."
+            )
+        truth = self.data.ground_truth(i)
+        truth.seed = view_seed(self.seed, place)
+        return augment(torch.from_numpy(image).permute(2, 0, 1), truth, self.augment, truth.seed)
+
+
+def _as_is(views: list[Any]) -> list[Any]:
+    return views
+
+
+def _leave_interrupts_to_the_main_process(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
