@@ -1,0 +1,397 @@
+"""Weighted sums of rows of a feature map: the one operation under RoIAlign and the deformable operators.
+
+A bilinear sample of a channels-last map is a weighted sum of four of its rows (a row: the channels of
+one place), and pooling or attention over samples only adds rows. `gather_sum` is that sum with both
+gradients; an operator is a short function that computes places and weights.
+
+On the CPU the sum is `embedding_bag`, which reads rows at the speed of memory and needs no compiler. Its
+gradient for the map is the same sum transposed: the pairs (place, output) are sorted by place, and each
+place of the map gathers rows of the output's gradient. No two threads write one place, so results do
+not depend on the number of threads or on timing.
+
+RoIAlign (He et al. 2017, Mask R-CNN; meaning and rounding as in `torchvision.ops.roi_align`) averages a
+grid of samples in each bin. The grid is a product of rows and columns, so the samples of one bin are
+first merged per axis: a bin then reads (taps of y) x (taps of x) rows, few even for adaptive sampling.
+On CUDA devices RoIAlign is the Triton kernel pair of `sampling_triton`.
+
+Shape letters: B images, C channels, H x W the map; R RoIs of P x Q bins; T taps of one bin along an axis;
+N rows of a table, M outputs of K weighted rows each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskrcnn.errors import UserError
+
+# Index arithmetic is done in blocks of this many (place, weight) pairs, so that they stay in the cache.
+PAIRS_PER_BLOCK = 1 << 17
+BYTES_PER_BLOCK = 1 << 21
+
+
+# ---------------------------------------------------------------------------------------------------
+# The primitive
+
+
+def gather_sum(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sums of table rows: `out[m] = sum_k weight[m, k] * table[index[m, k]]`.
+
+    table (N, C) floating; index (M, K) int32 or int64 in [0, N); weight (M, K) of the table's dtype.
+    Returns (M, C) of the table's dtype. Differentiable in table and weight. A place outside the map is
+    any valid index with weight zero. Callers with large M work in blocks of outputs.
+    """
+    return _gather_sum(table, index, weight)
+
+
+@torch.library.custom_op("maskrcnn::gather_sum", mutates_args=())
+def _gather_sum(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    return _bag_sum(table, index, weight)
+
+
+@_gather_sum.register_fake
+def _(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    return table.new_empty(index.shape[0], table.shape[1])
+
+
+@torch.library.custom_op("maskrcnn::gather_sum_table_grad", mutates_args=())
+def _table_grad(grad: Tensor, index: Tensor, weight: Tensor, num_rows: int) -> Tensor:
+    place, order = index.reshape(-1).sort(stable=True)
+    output = order.div(max(1, index.shape[1]), rounding_mode="floor")
+    return _bag_sum(grad, output, weight.reshape(-1)[order], _offsets(place, num_rows))
+
+
+@_table_grad.register_fake
+def _(grad: Tensor, index: Tensor, weight: Tensor, num_rows: int) -> Tensor:
+    return grad.new_empty(num_rows, grad.shape[1])
+
+
+@torch.library.custom_op("maskrcnn::gather_sum_weight_grad", mutates_args=())
+def _weight_grad(grad: Tensor, table: Tensor, index: Tensor) -> Tensor:
+    M, K = index.shape
+    out = grad.new_empty(M, K)
+    step = max(1, BYTES_PER_BLOCK // max(1, K * table.shape[1] * table.element_size()))
+    for i in range(0, M, step):
+        rows = table[index[i : i + step].long()]
+        out[i : i + step] = torch.bmm(rows, grad[i : i + step, :, None])[..., 0]
+    return out
+
+
+@_weight_grad.register_fake
+def _(grad: Tensor, table: Tensor, index: Tensor) -> Tensor:
+    return grad.new_empty(index.shape)
+
+
+def _gather_sum_setup(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _gather_sum_backward(ctx, grad):
+    table, index, weight = ctx.saved_tensors
+    for_table = _table_grad(grad, index, weight, table.shape[0]) if ctx.needs_input_grad[0] else None
+    for_weight = _weight_grad(grad, table, index) if ctx.needs_input_grad[2] else None
+    return for_table, None, for_weight
+
+
+_gather_sum.register_autograd(_gather_sum_backward, setup_context=_gather_sum_setup)
+
+
+def _bag_sum(table: Tensor, index: Tensor, weight: Tensor, offsets: Tensor | None = None) -> Tensor:
+    """Sums of weighted rows: bags are the rows of `index`, or its pieces between `offsets` (bags + 1)."""
+    return F.embedding_bag(
+        index,
+        table.detach().contiguous(),
+        offsets,
+        mode="sum",
+        per_sample_weights=weight.detach(),
+        include_last_offset=offsets is not None,
+    )
+
+
+def _offsets(sorted_place: Tensor, num_rows: int) -> Tensor:
+    """Where each of `num_rows` places begins in a sorted list of places, and its end: (num_rows + 1,)."""
+    counts = torch.bincount(sorted_place, minlength=num_rows)
+    return F.pad(counts.cumsum(0), (1, 0))
+
+
+# ---------------------------------------------------------------------------------------------------
+# RoIAlign
+
+
+def roi_align(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = -1,
+    aligned: bool = False,
+) -> Tensor:
+    """RoIAlign with the signature and the meaning of `torchvision.ops.roi_align`.
+
+    input: (B, C, H, W) of any memory format; channels-last is read without a copy.
+    boxes: (R, 5) of image index, x0, y0, x1, y1, or a list of B tensors (N, 4).
+    spatial_scale: cells of the map for one unit of the boxes. sampling_ratio: samples a bin along each axis;
+    0 or less: one for each cell that a bin spans, rounded up. aligned: shift by half a cell, so that a
+    pixel's value sits at its centre.
+
+    Returns (R, C, P, Q) in the input's dtype, laid out channels-last. Differentiable in `input` (twice).
+    Box arithmetic is done in float32 (float64 for float64 input), also for half-precision input.
+    """
+    if isinstance(output_size, int):
+        output_size = (output_size, output_size)
+    P, Q = output_size
+    if not isinstance(boxes, Tensor):
+        if len(boxes) != len(input):
+            raise UserError(
+                f"roi_align: expected one tensor of boxes for each of {len(input)} images, got {len(boxes)}. "
+                "Pass an empty (0, 4) tensor for an image without boxes."
+            )
+        boxes = _with_image_index(boxes, input)
+    if boxes.dim() != 2 or boxes.shape[1] != 5:
+        raise UserError(
+            f"roi_align: expected boxes of shape (R, 5), got {tuple(boxes.shape)}. "
+            "Put the image index before x0, y0, x1, y1, or pass a list of (N, 4) tensors."
+        )
+    boxes = boxes.detach().to(torch.float64 if input.dtype == torch.float64 else torch.float32)
+    return _roi_align(input, boxes, P, Q, float(spatial_scale), sampling_ratio, aligned)
+
+
+def _with_image_index(boxes: Sequence[Tensor], input: Tensor) -> Tensor:
+    """A list of (N, 4) boxes, one tensor for each image, as one (R, 5) tensor with the image index first."""
+    rows = [F.pad(b.reshape(-1, 4), (1, 0), value=float(i)) for i, b in enumerate(boxes)]
+    return torch.cat(rows) if rows else input.new_zeros(0, 5)
+
+
+@torch.library.custom_op("maskrcnn::roi_align", mutates_args=())
+def _roi_align(
+    input: Tensor, boxes: Tensor, P: int, Q: int, spatial_scale: float, sampling_ratio: int, aligned: bool
+) -> Tensor:
+    B, C, H, W = input.shape
+    rows = input.detach().permute(0, 2, 3, 1).contiguous()  # (B, H, W, C)
+    if _use_triton(input):
+        from maskrcnn.ops import sampling_triton
+
+        out = sampling_triton.roi_align_rows(rows, boxes, (P, Q), spatial_scale, sampling_ratio, aligned)
+    else:
+        taps = RoITaps.of(boxes, (P, Q), (H, W), spatial_scale, sampling_ratio, aligned)
+        out = taps.gather(rows.view(B * H * W, C))
+    return out.view(len(boxes), P, Q, C).permute(0, 3, 1, 2)
+
+
+@_roi_align.register_fake
+def _(input, boxes, P, Q, spatial_scale, sampling_ratio, aligned):
+    return input.new_empty(boxes.shape[0], P, Q, input.shape[1]).permute(0, 3, 1, 2)
+
+
+@torch.library.custom_op("maskrcnn::roi_align_backward", mutates_args=())
+def _roi_align_backward(
+    grad: Tensor,
+    boxes: Tensor,
+    B: int,
+    H: int,
+    W: int,
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    R, C, P, Q = grad.shape
+    rows = grad.detach().permute(0, 2, 3, 1).contiguous()  # (R, P, Q, C)
+    if _use_triton(grad):
+        from maskrcnn.ops import sampling_triton
+
+        out = sampling_triton.roi_align_rows_backward(
+            rows, boxes, (B, H, W), spatial_scale, sampling_ratio, aligned
+        )
+    else:
+        taps = RoITaps.of(boxes, (P, Q), (H, W), spatial_scale, sampling_ratio, aligned)
+        out = taps.scatter(rows.view(R * P * Q, C), B)
+    return out.view(B, H, W, C).permute(0, 3, 1, 2)
+
+
+@_roi_align_backward.register_fake
+def _(grad, boxes, B, H, W, spatial_scale, sampling_ratio, aligned):
+    return grad.new_empty(B, H, W, grad.shape[1]).permute(0, 3, 1, 2)
+
+
+def _roi_align_setup(ctx, inputs, output) -> None:
+    input, boxes, _, _, *ctx.how = inputs
+    ctx.save_for_backward(boxes)
+    ctx.map_size = (input.shape[0], *input.shape[2:])
+
+
+def _roi_align_grad(ctx, grad):
+    return _roi_align_backward(grad, *ctx.saved_tensors, *ctx.map_size, *ctx.how), *[None] * 6
+
+
+def _roi_align_backward_setup(ctx, inputs, output) -> None:
+    grad, boxes, _, _, _, *ctx.how = inputs
+    ctx.save_for_backward(boxes)
+    ctx.output_size = grad.shape[2:]
+
+
+def _roi_align_backward_grad(ctx, grad):
+    # RoIAlign is linear in its input, so the transpose of its transpose is itself.
+    return _roi_align(grad, *ctx.saved_tensors, *ctx.output_size, *ctx.how), *[None] * 7
+
+
+_roi_align.register_autograd(_roi_align_grad, setup_context=_roi_align_setup)
+_roi_align_backward.register_autograd(_roi_align_backward_grad, setup_context=_roi_align_backward_setup)
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
+
+
+def _use_triton(x: Tensor) -> bool:
+    """On CUDA, unless a deterministic answer is asked for: the kernel's backward adds in any order."""
+    return x.is_cuda and _has_triton() and not torch.are_deterministic_algorithms_enabled()
+
+
+@dataclass(slots=True)
+class RoITaps:
+    """Which cells of the map each bin of each RoI reads, with what weight: per axis, their product is 2-D.
+
+    y, x: (R, P, T) and (R, Q, T) cells; wy, wx: their weights, zero where a bin has fewer taps;
+    image: (R,); size: (H, W).
+    """
+
+    y: Tensor
+    wy: Tensor
+    x: Tensor
+    wx: Tensor
+    image: Tensor
+    size: tuple[int, int]
+
+    @classmethod
+    def of(
+        cls,
+        boxes: Tensor,
+        output_size: tuple[int, int],
+        size: tuple[int, int],
+        spatial_scale: float,
+        sampling_ratio: int,
+        aligned: bool,
+    ) -> RoITaps:
+        start = boxes[:, 1:3] * spatial_scale - (0.5 if aligned else 0.0)
+        end = boxes[:, 3:5] * spatial_scale - (0.5 if aligned else 0.0)
+        length = end - start
+        if not aligned:
+            length = length.clamp(min=1)
+        y, wy = _axis_taps(start[:, 1], length[:, 1], output_size[0], size[0], sampling_ratio)
+        x, wx = _axis_taps(start[:, 0], length[:, 0], output_size[1], size[1], sampling_ratio)
+        return cls(y, wy, x, wx, boxes[:, 0].to(torch.int32), size)
+
+    def gather(self, table: Tensor) -> Tensor:
+        """The pooled bins (R * P * Q, C) of a map's rows (B * H * W, C)."""
+        (R, P, _), Q, C = self.y.shape, self.x.shape[1], table.shape[1]
+        out = table.new_empty(R, P * Q, C)
+        if out.numel() == 0:
+            return out.view(-1, C)
+        H, W = self.size
+        row = (self.image[:, None, None] * H + self.y) * W
+        wy, wx = self.wy.to(table.dtype), self.wx.to(table.dtype)
+        # RoIs with alike numbers of taps go together, so that padding to the block's largest costs little.
+        ny, nx = _num_taps(self.wy), _num_taps(self.wx)
+        order = (ny * (self.x.shape[2] + 1) + nx).argsort(stable=True)
+        step = max(1, BYTES_PER_BLOCK // (P * Q * C * table.element_size()))
+        for r in order.split(step):
+            ty, tx = int(ny[r].max()), int(nx[r].max())
+            index = row[r, :, None, :ty, None] + self.x[r, None, :, None, :tx]
+            weight = wy[r, :, None, :ty, None] * wx[r, None, :, None, :tx]
+            bins = _bag_sum(table, index.view(-1, ty * tx), weight.view(-1, ty * tx))
+            out[r] = bins.view(len(r), P * Q, C)
+        return out.view(-1, C)
+
+    def scatter(self, grad: Tensor, num_images: int) -> Tensor:
+        """The transpose of `gather`: what the bins' gradients (R * P * Q, C) add to a map (B * H * W, C).
+
+        The map is filled a few lines at a time, each place gathering the bins that read it.
+        """
+        (_, P, _), Q, C = self.y.shape, self.x.shape[1], grad.shape[1]
+        H, W = self.size
+        out = grad.new_zeros(num_images * H * W, C)
+        r, p, t = self.wy.nonzero(as_tuple=True)
+        line, by_line = (self.image[r] * H + self.y[r, p, t]).sort(stable=True)
+        r, p, wy = r[by_line], p[by_line], self.wy[r, p, t][by_line]
+        xr, q, t = self.wx.nonzero(as_tuple=True)  # in order of RoIs
+        x, wx = self.x[xr, q, t], self.wx[xr, q, t]
+        nx = torch.bincount(xr, minlength=len(self.x))
+        first_x = nx.cumsum(0) - nx
+
+        # A y tap meets every x tap of its RoI: nx[r] pairs of a place and a bin.
+        pairs_of_line = torch.bincount(line, weights=nx[r].double(), minlength=num_images * H).long()
+        for begin, end in _blocks(pairs_of_line.tolist(), PAIRS_PER_BLOCK):
+            a, b = torch.searchsorted(line, line.new_tensor([begin, end])).tolist()
+            n = nx[r[a:b]]
+            i = torch.repeat_interleave(n) + a
+            j = torch.arange(len(i), device=i.device) - (n.cumsum(0) - n - first_x[r[a:b]])[i - a]
+            place, order = ((line[i] - begin) * W + x[j]).sort(stable=True)
+            i, j = i[order], j[order]
+            bins = (r[i] * P + p[i]) * Q + q[j]
+            offsets = _offsets(place, (end - begin) * W)
+            weight = (wy[i] * wx[j]).to(grad.dtype)
+            out[begin * W : end * W] = _bag_sum(grad, bins, weight, offsets)
+        return out
+
+
+def _axis_taps(start: Tensor, length: Tensor, bins: int, size: int, ratio: int) -> tuple[Tensor, Tensor]:
+    """Along one axis, the cells that each bin of each RoI reads and their weights, each (R, bins, T).
+
+    start, length: (R,) in cells of a map with `size` cells. The samples of a bin are merged: a cell that
+    several of them read appears once, with the sum of their weights.
+    """
+    bin_size = length / bins
+    wanted = torch.full_like(length, ratio) if ratio > 0 else bin_size.ceil().clamp(min=0)
+    n = wanted.clamp(min=1)
+    S = int(n.max()) if len(n) else 1
+    s = torch.arange(S, device=start.device, dtype=start.dtype).expand(len(n), S)
+    used = (s < wanted[:, None])[:, None]  # (R, 1, S)
+    s = torch.minimum(s, n[:, None] - 1)
+    s = torch.where(bin_size[:, None] < 0, n[:, None] - 1 - s, s)  # ascending also when x1 < x0
+    p = torch.arange(bins, device=start.device, dtype=start.dtype)
+    bin_start = start[:, None] + p * bin_size[:, None]
+    at = bin_start[..., None] + ((s + 0.5) * bin_size[:, None] / n[:, None])[:, None]  # (R, bins, S)
+    at = at.nan_to_num(nan=-2.0)  # outside
+
+    inside = (at >= -1) & (at <= size) & used
+    at = at.clamp(0, size - 1)
+    low = at.floor()
+    share = inside / n[:, None, None]
+    high_share = (at - low) * share
+    # Cells ascend with the samples: a step of 0 or 1 shares taps with the sample before, a longer one none.
+    slot = F.pad(low.diff(dim=2).clamp(max=2), (1, 0)).cumsum(2).long()
+    T = int(slot.max()) + 2 if slot.numel() else 1
+    low = low.to(torch.int32)
+    cell = low[..., :1].repeat(1, 1, T)
+    cell.scatter_(2, slot + 1, (low + 1).clamp(max=size - 1)).scatter_(2, slot, low)
+    weight = at.new_zeros(cell.shape)
+    weight.scatter_add_(2, slot, share - high_share).scatter_add_(2, slot + 1, high_share)
+    return cell, weight
+
+
+def _num_taps(weight: Tensor) -> Tensor:
+    """The largest number of taps of any bin of each RoI, at least 1: (R, P, T) -> (R,)."""
+    position = torch.arange(1, weight.shape[2] + 1, device=weight.device)
+    return ((weight != 0) * position).amax((1, 2)).clamp(min=1)
+
+
+def _blocks(counts: list[int], limit: int) -> list[tuple[int, int]]:
+    """Cuts a list of counts into runs [begin, end) of about `limit` in all, leaving out runs of zeros."""
+    blocks, begin, total = [], 0, 0
+    for i, count in enumerate(counts):
+        if total and (total + count > limit or count == 0):
+            blocks.append((begin, i))
+            total = 0
+        if total == 0:
+            begin = i
+        total += count
+    if total:
+        blocks.append((begin, len(counts)))
+    return blocks
