@@ -43,15 +43,18 @@ def read_pickle(path: str | Path) -> Any:
         raise UserError(f"{path}: expected a whole pickle file, got a damaged one ({_reason(e)}).") from None
 
 
-class _Reader(pickle.Unpickler):
+# The reader in Python, not the one in C: in a damaged file a stray index makes that one reserve gigabytes.
+class _Reader(pickle._Unpickler):
     def __init__(self, file: BinaryIO, path: str | Path) -> None:
         super().__init__(file, encoding="latin1")
-        self.path = path
+        self.file, self.path = file, path
         self.names = _names()
 
     def find_class(self, module: str, name: str) -> Any:
         # One look-up of the whole name: no import, and no attribute of anything is ever followed.
         if (module, name) not in self.names:
+            if self.proto < 4 and not self.file.read(1):  # these protocols end a name by the line
+                raise EOFError("cut off")
             raise UserError(
                 f"{self.path}: expected arrays only, got a file that asks for {module}.{name}. "
                 "It may be made to do harm: it was not read."

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -196,7 +197,9 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
         if isinstance(value, np.ndarray):
             value = torch.from_numpy(value)
         if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise UserError(f"{path}: expected weights by name, got {name!r}: {type(value).__name__}.")
+            raise UserError(
+                f"{path}: expected weights by name, got {reprlib.repr(name)}: {type(value).__name__}."
+            )
         state[name] = value
     return state
 
