@@ -186,7 +186,7 @@ def _in_threads(
             pending.append(
                 result if isinstance(result, UserError) else pool.submit(finish, Path(path), result)
             )
-            if len(pending) > 2 * num_threads:
+            if len(pending) >= 2 * num_threads:
                 yield oldest()
         while pending:
             yield oldest()

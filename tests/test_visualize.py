@@ -1,0 +1,215 @@
+"""Pictures show what was found: masks in colour, the rest untouched, labels inside and apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from maskrcnn import visualize
+from maskrcnn.errors import UserError
+from maskrcnn.ops.masks import InstanceMasks, PredictedMasks
+from maskrcnn.structures import GroundTruth, Instances
+from maskrcnn.visualize import draw_ground_truth, draw_instances, save_picture, side_by_side
+
+
+def found(boxes, scores, size=(480, 640), labels=None, image="grey", names=("cat", "dog")) -> Instances:
+    """Detections whose masks fill their boxes."""
+    boxes = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
+    return Instances(
+        size,
+        boxes,
+        torch.tensor(scores, dtype=torch.float32),
+        torch.tensor(labels or [0] * len(boxes), dtype=torch.int64),
+        PredictedMasks(torch.ones(len(boxes), 28, 28), boxes, size),
+        class_names=names,
+        image=np.full((*size, 3), 100, np.uint8) if isinstance(image, str) else image,
+    )
+
+
+def changed(picture, grey=100):
+    return (picture != grey).any(2)
+
+
+def test_only_the_object_and_its_label_are_painted():
+    picture = draw_instances(found([[200, 200, 400, 400]], [0.9]))
+    assert picture.shape == (480, 640, 3)
+    assert picture.dtype == np.uint8
+    assert changed(picture)[200:400, 200:400].all()
+    outside = changed(picture)
+    outside[200:400, 200:400] = False
+    rows, columns = np.nonzero(outside)
+    assert rows.min() >= 170  # the label: right above the box
+    assert rows.max() < 200
+    assert columns.min() >= 200
+    assert columns.max() < 400
+
+
+def test_the_picture_given_is_left_alone():
+    instances = found([[200, 200, 400, 400]], [0.9])
+    draw_instances(instances)
+    assert isinstance(instances.image, np.ndarray)
+    assert (instances.image == 100).all()
+
+
+def test_detections_under_the_threshold_are_left_out():
+    instances = found([[20, 100, 120, 200], [400, 100, 500, 200]], [0.9, 0.4])
+    strict, lax = draw_instances(instances), draw_instances(instances, score_threshold=0.4)
+    assert not changed(strict)[:, 350:].any()
+    assert changed(lax)[150, 450]
+    assert (draw_instances(instances, score_threshold=0.95) == 100).all()
+
+
+def test_a_small_object_stays_visible_on_a_large_one_whatever_their_order():
+    boxes = [[300, 200, 340, 240], [100, 100, 600, 400]]
+    for order in ([0, 1], [1, 0]):
+        picture = draw_instances(found([boxes[i] for i in order], [0.9, 0.8], labels=order))
+        assert (picture[220, 320] != picture[350, 150]).any()
+
+
+def test_small_pictures_are_enlarged_and_large_ones_kept():
+    assert draw_instances(found([[10, 10, 50, 50]], [0.9], size=(100, 200))).shape == (300, 600, 3)
+    assert draw_instances(found([[10, 10, 50, 50]], [0.9], size=(256, 256))).shape == (768, 768, 3)
+    assert draw_instances(found([[1, 1, 5, 5]], [0.9], size=(8, 8))).shape == (32, 32, 3)
+    assert draw_instances(found([[10, 10, 50, 50]], [0.9], size=(400, 30))).shape == (400, 30, 3)
+
+
+@pytest.mark.parametrize("size", [(480, 640), (1, 1), (3, 700)])
+def test_odd_detections_draw_without_harm(size):
+    boxes = [[0, 0, size[1], size[0]], [-50, -50, -10, -10], [0, 0, 0, 0], [size[1] - 1, 0, size[1], 1]]
+    picture = draw_instances(found(boxes, [0.9, 0.8, 0.7, 0.6], size=size))
+    assert picture.shape[2] == 3
+    assert draw_instances(found([], [], size=size)).shape == picture.shape
+
+
+def test_without_masks_boxes_are_drawn():
+    instances = found([[200, 200, 400, 400]], [0.9])
+    instances.masks = None
+    picture = changed(draw_instances(instances))
+    assert picture[300, 200]
+    assert picture[399, 300]
+    assert not picture[300, 300]
+
+
+def test_contours_are_stronger_than_the_inside():
+    picture = draw_instances(found([[200, 200, 400, 400]], [0.9])).astype(int)
+    edge, inside = picture[300, 201], picture[300, 300]
+    assert np.abs(edge - 100).sum() > np.abs(inside - 100).sum() > 0
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 6])
+def test_erosion_is_the_minimum_over_a_square(width):
+    mask = np.random.default_rng(width).random((40, 50)) < 0.97
+    framed = np.pad(mask, width)
+    expected = np.ones_like(mask)
+    for dy in range(2 * width + 1):
+        for dx in range(2 * width + 1):
+            expected &= framed[dy : dy + 40, dx : dx + 50]
+    assert (visualize._eroded(mask, width) == expected).all()
+
+
+def test_labels_stay_inside_and_hardly_cover_each_other(monkeypatch):
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(-20, 600, (25, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(40, 200, (25, 2))], 1)
+    chips = record_chips(monkeypatch, found(boxes.tolist(), [0.9] * 25))
+    assert len(chips) >= 5
+    assert (chips[:, :2] >= 0).all()
+    assert (chips[:, 2] <= 640).all()
+    assert (chips[:, 3] <= 480).all()
+    shared = visualize._overlap(chips, chips)
+    np.fill_diagonal(shared, 0)
+    assert shared.sum(1).max() <= 0.5 * (chips[0, 2:] - chips[0, :2]).prod()
+
+
+def test_a_crowd_of_small_objects_gets_no_labels_but_its_large_ones_do(monkeypatch):
+    grid = [[x, y, x + 9, y + 9] for x in range(0, 400, 20) for y in range(0, 300, 20)]
+    assert len(record_chips(monkeypatch, found(grid, [0.9] * len(grid)))) == 0
+    assert len(record_chips(monkeypatch, found([*grid, [420, 100, 630, 300]], [0.9] * (len(grid) + 1)))) == 1
+
+
+def record_chips(monkeypatch, instances) -> np.ndarray:
+    """The boxes of the labels drawn: filled rectangles."""
+    from PIL import ImageDraw
+
+    chips, rectangle = [], ImageDraw.ImageDraw.rectangle
+
+    def spy(self, xy, fill=None, **options):
+        if fill is not None:
+            chips.append([xy[0], xy[1], xy[2] + 1, xy[3] + 1])
+        rectangle(self, xy, fill=fill, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "rectangle", spy)
+    draw_instances(instances)
+    return np.array(chips, dtype=float).reshape(-1, 4)
+
+
+def test_classes_get_hues_that_do_not_depend_on_their_order_and_instances_shades():
+    first, second = visualize._colours([0, 1, 0]), visualize._colours([1, 0, 0])
+    assert (first[0] == second[1]).all()
+    assert (first[1] == second[0]).all()
+    assert (first[0] != first[2]).any()
+    assert len(np.unique(visualize._colours([0, 7, 14]), axis=0)) == 3  # would share a hue
+    assert len(np.unique(visualize._colours([3] * 42), axis=0)) == 42
+    assert visualize._colours([]).shape == (0, 3)
+
+
+def test_saved_by_suffix_and_read_again(tmp_path):
+    instances = found([[200, 200, 400, 400]], [0.9])
+    picture = instances.draw(tmp_path / "a.png")
+    assert (np.asarray(Image.open(tmp_path / "a.png")) == picture).all()
+    instances.draw(str(tmp_path / "a.JPG"))
+    assert np.abs(np.asarray(Image.open(tmp_path / "a.JPG")).astype(int) - picture).mean() < 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.JPG", "a.png"]
+
+
+def test_mistakes_are_named(tmp_path):
+    instances = found([[200, 200, 400, 400]], [0.9])
+    with pytest.raises(UserError, match=r"a\.tga: expected a picture ending in .*, got '\.tga'"):
+        instances.draw(tmp_path / "a.tga")
+    with pytest.raises(UserError, match=r"folder .*none does not exist"):
+        instances.draw(tmp_path / "none" / "a.png")
+    assert list(tmp_path.iterdir()) == []
+    instances.image = None
+    with pytest.raises(UserError, match="carry no picture"):
+        instances.draw()
+    instances.image = np.zeros((5, 5, 3), np.uint8)
+    with pytest.raises(UserError, match=r"size \(480, 640\), got \(5, 5\)"):
+        instances.draw()
+
+
+def test_the_picture_is_read_from_its_file(tmp_path):
+    Image.new("L", (640, 480), 100).save(tmp_path / "grey.png")
+    picture = draw_instances(found([[200, 200, 400, 400]], [0.9], image=tmp_path / "grey.png"))
+    assert (picture == draw_instances(found([[200, 200, 400, 400]], [0.9]))).all()
+
+
+def test_ground_truth_is_drawn_from_polygons_and_bitmaps():
+    image = np.full((480, 640, 3), 100, np.uint8)
+    square = [[200.0, 200.0, 400.0, 200.0, 400.0, 400.0, 200.0, 400.0]]
+    truth = GroundTruth(
+        torch.tensor([[200.0, 200, 400, 400]]),
+        torch.tensor([1]),
+        InstanceMasks.from_coco([square], (480, 640)),
+    )
+    picture = draw_ground_truth(image, truth, ("cat", "dog"))
+    assert changed(picture)[210:390, 210:390].all()
+    assert not changed(picture)[420:].any()
+    empty = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    assert (draw_ground_truth(image, empty) == image).all()
+
+
+def test_side_by_side_keeps_every_pixel():
+    left, right = np.full((100, 50, 3), 10, np.uint8), np.full((80, 70, 3), 20, np.uint8)
+    sheet = side_by_side([left, right], ["truth", "found"])
+    assert (sheet == 10).all(2).sum() == 100 * 50
+    assert (sheet == 20).all(2).sum() == 80 * 70
+    assert sheet.shape[0] > 100
+    assert side_by_side([left, right]).shape[0] == 100
+
+
+def test_save_picture_takes_any_picture(tmp_path):
+    save_picture(np.zeros((3, 4, 3), np.uint8), tmp_path / "x.jpeg")
+    with Image.open(tmp_path / "x.jpeg") as picture:
+        assert picture.size == (4, 3)
