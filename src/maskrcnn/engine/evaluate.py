@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn.engine.results import FIELDS, KINDS, Truth, check_results, load_truth, read_json
+from maskrcnn.engine.results import check_results
+from maskrcnn.engine.truth import FIELDS, KINDS, Truth, load_truth, read_json
 from maskrcnn.errors import UserError
 from maskrcnn.ops.coco_api import precision_recall
 
@@ -210,7 +211,7 @@ def _crowded(truth: Truth, max_detections: int) -> tuple[str, ...]:
         return ()
     image, most = max(crowded.items(), key=lambda item: item[1])
     return (
-        f"{len(crowded)} of {len(truth.images)} images have more than {max_detections} objects (image {image}: "
+        f"{len(crowded)} of {len(truth.sizes)} images have more than {max_detections} objects (image {image}: "
         f"{most}), but only {max_detections} detections of a class count in an image. "
         f"Raise --max-detections to {most} or more.",
     )

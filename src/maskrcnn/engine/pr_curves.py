@@ -21,7 +21,7 @@ def pr_curves_svg(result: EvaluationResult) -> str:
     panels = []
     for kind, scores in result.kinds.items():
         panels.append(_panel(f"{TITLES[kind]}, mean of classes", _by_threshold(scores)))
-        if 1 < len(scores.per_class):
+        if len(scores.per_class) > 1:
             panels.append(_panel(f"{TITLES[kind]}, IoU 0.5, by class", _by_class(scores)))
     step, height = PANEL + LEFT + 24, TOP + PANEL + BELOW + LEGEND * MAX_CLASSES
     placed = "".join(

@@ -1,0 +1,166 @@
+"""COCO's numbers of a model on a data set, or of results made elsewhere.
+
+  maskrcnn evaluate --data JSON --images DIR --model NAME --weights FILE --json OUT
+  maskrcnn evaluate --data JSON --results RESULTS.json --json OUT
+
+AP is the mean over IoU .50 to .95; s, m, l are objects below 32^2, below 96^2 and of more pixels; ARn counts
+the best n detections of a class in an image. -1 stands where the data has nothing to find. Results may name
+images by id or by the stem of their file name. They are scored by the kinds that they hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from maskrcnn.errors import UserError
+
+if TYPE_CHECKING:
+    from maskrcnn.engine.evaluate import EvaluationResult
+
+_MODEL_ONLY = ("images", "weights", "save_results", "device", "min_size", "max_size", "num_threads")
+_TITLES = {"bbox": "boxes", "segm": "masks", "keypoints": "key points"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--data", required=True, type=Path, metavar="JSON", help="the COCO data set to score against")
+    add("--results", type=Path, metavar="FILE", help="COCO results to score, instead of a model's")
+    add(
+        "--model", metavar="NAME", help="a name that `maskrcnn list` shows, a run folder or a checkpoint file"
+    )
+    add("--weights", metavar="FILE", help="weights for a model given by name")
+    add(
+        "--images",
+        type=Path,
+        metavar="DIR",
+        help="folder of the images (by default looked for near the JSON)",
+    )
+    add("--json", type=Path, metavar="OUT", help="write the numbers to this file")
+    add("--per-class-json", type=Path, metavar="OUT", help="write AP, AP50, AP75 and objects of each class")
+    add("--curves", type=Path, metavar="OUT", help="write precision over recall as a picture (.svg)")
+    add("--save-results", type=Path, metavar="OUT", help="write the model's detections as COCO results")
+    add("--kinds", nargs="+", metavar="KIND", help="bbox, segm, keypoints (default: what the results hold)")
+    add(
+        "--max-detections",
+        type=_positive,
+        default=100,
+        metavar="N",
+        help="detections that count in an image; raise it where images have more objects (100)",
+    )
+    add("--min-size", type=_positive, metavar="PIXELS", help="shortest side that the network sees")
+    add("--max-size", type=_positive, metavar="PIXELS", help="longest side that the network sees")
+    add("--device", choices=("cpu", "cuda"), help="where to run (cuda if there is one)")
+    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
+    add("--num-threads", type=_positive, metavar="N", help="CPU threads (all cores)")
+    add("--batch-size", type=_positive, default=1, metavar="N", help="images at a time (1)")
+
+
+def main(args: argparse.Namespace) -> int:
+    from maskrcnn.files import check_writable, write_atomic
+
+    _check_form(args)
+    for path in (args.json, args.per_class_json, args.curves, args.save_results):
+        if path:
+            check_writable(path)
+
+    from maskrcnn.engine.evaluate import evaluate_results
+
+    results = args.results if args.results else _run_model(args)
+    if args.save_results:
+        write_atomic(args.save_results, json.dumps(results) + "\n")
+    scores = evaluate_results(args.data, results, args.kinds, args.max_detections)
+    for warning in scores.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
+    _print_tables(scores)
+    if args.json:
+        write_atomic(args.json, json.dumps(scores.numbers, indent=2) + "\n")
+    if args.per_class_json:
+        write_atomic(args.per_class_json, json.dumps(scores.per_class, indent=2, ensure_ascii=False) + "\n")
+    if args.curves:
+        from maskrcnn.engine.pr_curves import pr_curves_svg
+
+        write_atomic(args.curves, pr_curves_svg(scores))
+    return 0
+
+
+def _check_form(args: argparse.Namespace) -> None:
+    if (args.results is None) == (args.model is None):
+        got = "none" if args.model is None else "both"
+        raise UserError(f"evaluate: expected either --results or --model, got {got}.")
+    for name in _MODEL_ONLY:
+        if args.results and getattr(args, name) is not None:
+            raise UserError(f"evaluate: --{name.replace('_', '-')} goes with --model, not with --results.")
+
+
+def _run_model(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """The detections of the model on the data set, with progress on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from maskrcnn.data.coco import read_coco
+    from maskrcnn.data.find import find_images
+    from maskrcnn.engine.inference import run_inference
+
+    data = read_coco(*find_images(args.data, args.images or ""))
+    model = _load_model(args)
+    threads = min(4, args.num_threads or 2)
+    console = Console(stderr=True)
+    columns = (TextColumn("evaluate"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("evaluate", total=data.num_images)
+        return run_inference(
+            model,
+            data,
+            batch_size=args.batch_size,
+            num_threads=threads,
+            progress=lambda done: progress.update(task, completed=done),
+        )
+
+
+def _load_model(args: argparse.Namespace) -> Any:
+    import torch
+
+    from maskrcnn.zoo import load
+
+    if args.num_threads:
+        torch.set_num_threads(args.num_threads)
+    model = load(args.model, weights=args.weights, device=args.device, precision=args.precision)
+    model.config.box_head.detections_per_image = args.max_detections
+    if args.min_size:
+        model.config.input.min_size = args.min_size
+    if args.max_size:
+        model.config.input.max_size = args.max_size
+    return model
+
+
+def _print_tables(scores: EvaluationResult) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for kind, result in scores.kinds.items():
+        table = Table(title=_TITLES[kind], title_justify="left")
+        for name in result.numbers:
+            table.add_column(name, justify="right")
+        table.add_row(*(f"{v:.3f}" for v in result.numbers.values()))
+        console.print(table)
+    for kind, result in scores.kinds.items():
+        table = Table(title=f"{_TITLES[kind]} by class", title_justify="left")
+        table.add_column("class", overflow="fold")
+        for name in ("AP", "AP50", "AP75", "objects"):
+            table.add_column(name, justify="right")
+        for name, values in result.per_class.items():
+            if values["objects"]:
+                ap, ap50, ap75 = (f"{values[k]:.3f}" for k in ("AP", "AP50", "AP75"))
+                table.add_row(name, ap, ap50, ap75, str(values["objects"]))
+        console.print(table)
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
+    return int(text)
