@@ -49,6 +49,7 @@ class _Reader(pickle._Unpickler):
         super().__init__(file, encoding="latin1")
         self.file, self.path = file, path
         self.names = _names()
+        self.proto = 0  # set by the file's first byte
 
     def find_class(self, module: str, name: str) -> Any:
         # One look-up of the whole name: no import, and no attribute of anything is ever followed.

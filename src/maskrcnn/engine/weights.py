@@ -223,7 +223,7 @@ def _named(path: Path, state: dict[str, Tensor]) -> WeightFile:
 def _misshapen(
     state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], beginnings: tuple[str, ...] = ("",)
 ) -> list[str]:
-    common = [k for k in state if k in wanted and k.startswith(beginnings)]
+    common = [k for k in wanted if k in state and k.startswith(beginnings)]
     return [k for k in common if state[k].shape != wanted[k].shape]
 
 

@@ -1,0 +1,53 @@
+"""What `import maskrcnn` needs, and what it offers."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import maskrcnn
+
+# Stands in for an environment with PyTorch alone: every other distribution of ours fails to import.
+BLOCK = """
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+"""
+NOT_NEEDED = {
+    "PIL", "hotcoco", "hypothesis", "matplotlib", "psutil", "pycocotools", "pydantic", "rich", "safetensors",
+    "scipy", "tensorboard", "torchcodec", "tyro",
+}  # fmt: skip
+
+
+def run(code: str) -> None:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_model_needs_torch_torchvision_and_numpy_only() -> None:
+    run(
+        BLOCK.format(blocked=NOT_NEEDED)
+        + "import maskrcnn, numpy as np, maskrcnn.structures, maskrcnn.ops\n"
+        + "model = maskrcnn.build('mask_rcnn_R_50_FPN_3x', 3, tiny=True)\n"
+        + "import torch\n"
+        + "batch = model.eval().preprocess([torch.zeros(3, 64, 80, dtype=torch.uint8)])\n"
+        + "assert model.detect(batch)[0].image_size == (64, 80)\n"
+    )
+
+
+def test_import_waits_for_torch_until_it_is_used() -> None:
+    run("import sys, maskrcnn; maskrcnn.__version__; assert 'torch' not in sys.modules")
+
+
+def test_all_names_what_there_is() -> None:
+    assert maskrcnn.__all__ == sorted(maskrcnn.__all__)
+    assert dir(maskrcnn) == maskrcnn.__all__
+    for name in maskrcnn.__all__:
+        assert getattr(maskrcnn, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    assert not hasattr(maskrcnn, "laod")
