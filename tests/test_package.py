@@ -7,7 +7,8 @@ import sys
 
 import maskrcnn
 
-# Stands in for an environment with PyTorch alone: every other distribution of ours fails to import.
+# Stands in for an environment with PyTorch alone: every other distribution of ours fails to import. (torchvision
+# itself imports PIL.)
 BLOCK = """
 import sys
 class Missing:
@@ -17,7 +18,7 @@ class Missing:
 sys.meta_path.insert(0, Missing())
 """
 NOT_NEEDED = {
-    "PIL", "hotcoco", "hypothesis", "matplotlib", "psutil", "pycocotools", "pydantic", "rich", "safetensors",
+    "hotcoco", "hypothesis", "matplotlib", "psutil", "pycocotools", "pydantic", "rich", "safetensors",
     "scipy", "tensorboard", "torchcodec", "tyro",
 }  # fmt: skip
 
