@@ -67,12 +67,18 @@ def main(args: argparse.Namespace) -> int:
         if path:
             check_writable(path)
 
-    from maskrcnn.engine.evaluate import evaluate_results
+    from maskrcnn.engine.evaluate import check_limits, evaluate_results
+    from maskrcnn.engine.truth import load_truth
 
+    check_limits(args.kinds, args.max_detections)
+    truth = load_truth(args.data)
+    if args.model:
+        for kind in args.kinds or ("bbox", "segm"):
+            truth.for_scoring(kind)  # what is wrong in the data is said before the model runs
     results = args.results if args.results else _run_model(args)
     if args.save_results:
         write_atomic(args.save_results, json.dumps(results) + "\n")
-    scores = evaluate_results(args.data, results, args.kinds, args.max_detections)
+    scores = evaluate_results(truth, results, args.kinds, args.max_detections)
     for warning in scores.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     _print_tables(scores)
@@ -129,7 +135,8 @@ def _load_model(args: argparse.Namespace) -> Any:
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     model = load(args.model, weights=args.weights, device=args.device, precision=args.precision)
-    model.config.box_head.detections_per_image = args.max_detections
+    head = model.config.box_head
+    head.detections_per_image = max(head.detections_per_image, args.max_detections)
     if args.min_size:
         model.config.input.min_size = args.min_size
     if args.max_size:
@@ -141,13 +148,12 @@ def _print_tables(scores: EvaluationResult) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
-    for kind, result in scores.kinds.items():
-        table = Table(title=_TITLES[kind], title_justify="left")
-        for name in result.numbers:
-            table.add_column(name, justify="right")
-        table.add_row(*(f"{v:.3f}" for v in result.numbers.values()))
-        console.print(table)
+    console = Console(markup=False, highlight=False)
+    numbers = Table("", *(_TITLES[kind] for kind in scores.kinds))
+    for name in dict.fromkeys(name for values in scores.numbers.values() for name in values):
+        found = (values.get(name) for values in scores.numbers.values())
+        numbers.add_row(name, *("" if v is None else f"{v:.3f}" for v in found))
+    console.print(numbers)
     for kind, result in scores.kinds.items():
         table = Table(title=f"{_TITLES[kind]} by class", title_justify="left")
         table.add_column("class", overflow="fold")

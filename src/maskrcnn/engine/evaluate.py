@@ -69,7 +69,7 @@ class EvaluationResult:
 
 
 def evaluate_results(
-    data: str | Path | Mapping[str, Any],
+    data: str | Path | Mapping[str, Any] | Truth,
     results: str | Path | Sequence[Mapping[str, Any]],
     kinds: Sequence[str] | None = None,
     max_detections: int = 100,
@@ -87,9 +87,8 @@ def evaluate_results(
     Raises:
         UserError: a file that is not what it should be, naming the entry.
     """
-    if max_detections <= 10:
-        raise UserError(f"max_detections: expected more than 10, got {max_detections}.")
-    truth = load_truth(data)
+    check_limits(kinds, max_detections)
+    truth = data if isinstance(data, Truth) else load_truth(data)
     name = "results" if not isinstance(results, (str, Path)) else str(results)
     entries = read_json(results, "COCO results") if isinstance(results, (str, Path)) else results
     if not isinstance(entries, Sequence) or isinstance(entries, (str, bytes)):
@@ -102,11 +101,21 @@ def evaluate_results(
     return EvaluationResult(scored, _crowded(truth, max_detections) if set(chosen) & {"bbox", "segm"} else ())
 
 
+def check_limits(kinds: Sequence[str] | None, max_detections: int) -> None:
+    """What can be wrong before any file is read.
+
+    Raises:
+        UserError: an unknown kind, or a limit that leaves COCO's AR10 without meaning.
+    """
+    for kind in kinds or ():
+        if kind not in KINDS:
+            raise UserError(f"kinds: expected some of {', '.join(KINDS)}, got {kind!r}.")
+    if max_detections <= 10:
+        raise UserError(f"max_detections: expected more than 10, got {max_detections}.")
+
+
 def _choose_kinds(kinds: Sequence[str] | None, truth: Truth, entries: Sequence[Any], name: str) -> list[str]:
-    if kinds is not None:
-        for kind in kinds:
-            if kind not in KINDS:
-                raise UserError(f"kinds: expected some of {', '.join(KINDS)}, got {kind!r}.")
+    if kinds:
         return [k for k in KINDS if k in kinds]
     if not entries:
         return [k for k in KINDS if k == "bbox" or truth.holds(k)]
