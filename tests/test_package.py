@@ -9,14 +9,7 @@ import maskrcnn
 
 # Stands in for an environment with PyTorch alone: every other distribution of ours fails to import. (torchvision
 # itself imports PIL.)
-BLOCK = """
-import sys
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {blocked}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-sys.meta_path.insert(0, Missing())
-"""
+BLOCK = "import sys; sys.modules.update(dict.fromkeys({blocked}))\n"
 NOT_NEEDED = {
     "hotcoco", "hypothesis", "matplotlib", "psutil", "pycocotools", "pydantic", "rich", "safetensors",
     "scipy", "tensorboard", "torchcodec", "tyro",
