@@ -70,7 +70,7 @@ class Truth:
             entry |= {"id": number, "image_id": self.image_number[a["image_id"]]}
             entry["category_id"] = self.category_number[a["category_id"]]
             entry["iscrowd"] = int(entry.get("iscrowd") or 0)
-            entry["area"] = a["area"] if is_number(a.get("area")) else self._area(a)
+            entry["area"] = a["area"] if is_number(a.get("area")) else self._area(number - 1)
             objects.append(entry)
         if kind == "segm":
             for entry, mask in zip(objects, self._masks(), strict=True):
@@ -82,18 +82,33 @@ class Truth:
         categories = [{"id": n, "name": c} for n, c in enumerate(self.class_names, start=1)]
         return {"info": {}, "images": images, "annotations": objects, "categories": categories}
 
-    def _area(self, annotation: Mapping[str, Any]) -> float:
-        size = self.sizes[self.image_number[annotation["image_id"]] - 1]
-        if annotation.get("segmentation") and size:
-            return float(InstanceMasks.from_coco([annotation["segmentation"]], size).areas()[0])
-        return annotation["bbox"][2] * annotation["bbox"][3]
+    def drawn(self, i: int) -> InstanceMasks | None:
+        """The mask of annotation i, if it has one."""
+        mask, size = self._mask_and_size(i)
+        if not mask or size is None:
+            return None
+        if isinstance(mask, Mapping):
+            check_rle(mask, size, self.where(i))
+            mask = compressed({i: mask}, self.where)[i]
+        else:
+            mask = _rings(mask)
+        return InstanceMasks.from_coco([mask], size)
+
+    def _mask_and_size(self, i: int) -> tuple[Any, tuple[int, int] | None]:
+        a = self.annotations[i]
+        return a.get("segmentation"), self.sizes[self.image_number[a["image_id"]] - 1]
+
+    def _area(self, i: int) -> float:
+        """Of the mask, or of the box: COCO's `area` is not everywhere."""
+        mask, box = self.drawn(i), self.annotations[i]["bbox"]
+        return box[2] * box[3] if mask is None else float(mask.areas()[0])
 
     def _masks(self) -> list[Any]:
         """Each object's polygons, or RLE that has been looked through."""
         masks: list[Any] = []
         rles: dict[int, Mapping[str, Any]] = {}
-        for i, a in enumerate(self.annotations):
-            mask, size = a.get("segmentation"), self.sizes[self.image_number[a["image_id"]] - 1]
+        for i in range(len(self.annotations)):
+            mask, size = self._mask_and_size(i)
             if not mask:
                 raise UserError(
                     f"{self.where(i)}: expected a mask, got none. Score boxes alone: --kinds bbox."
@@ -104,7 +119,7 @@ class Truth:
                 check_rle(mask, size, self.where(i))
                 rles[i] = mask
             else:
-                mask = [p for p in mask if isinstance(p, list) and len(p) >= 6 and all(map(is_number, p))]
+                mask = _rings(mask)
                 if not mask:
                     raise UserError(f"{self.where(i)}: expected polygons of 3 points or more, got none.")
             masks.append(mask)
@@ -236,12 +251,20 @@ def _with_box(annotation: dict[str, Any], truth: Truth, i: int) -> dict[str, Any
     """The annotation, with its mask's box if it has none."""
     if is_box(annotation.get("bbox")):
         return annotation
-    size = truth.sizes[truth.image_number[annotation["image_id"]] - 1]
-    if annotation.get("bbox") is None and annotation.get("segmentation") and size:
-        x0, y0, x1, y1 = InstanceMasks.from_coco([annotation["segmentation"]], size).tight_boxes()[0].tolist()
-        return {**annotation, "bbox": [x0, y0, x1 - x0, y1 - y0]}
-    got = short(annotation.get("bbox"))
-    raise UserError(f"{truth.where(i)}: expected bbox as x, y, width, height, got {got}.")
+    mask = truth.drawn(i) if annotation.get("bbox") is None else None
+    if mask is None:
+        got = short(annotation.get("bbox"))
+        raise UserError(f"{truth.where(i)}: expected bbox as x, y, width, height, got {got}.")
+    x0, y0, x1, y1 = mask.tight_boxes()[0].tolist()
+    return {**annotation, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+
+
+def _rings(mask: Any) -> list[list[float]]:
+    """The polygons that are some: at least three points, an even number of numbers."""
+    if not isinstance(mask, list):
+        return []
+    lists = [p for p in mask if isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0]
+    return [p for p in lists if all(map(is_number, p))]
 
 
 def _numbered(ids: Mapping[Any, Any]) -> dict[Any, int]:
