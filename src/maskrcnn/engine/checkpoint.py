@@ -1,0 +1,166 @@
+"""What a run keeps on disk, written so that no moment of interruption leaves half a file behind.
+
+    RUN/config.json                       the resolved config
+    RUN/log.jsonl                         see `engine.runlog`
+    RUN/checkpoints/iteration_000500/     model.safetensors, ema.safetensors (with ema_decay), state.pt
+    RUN/last                              text: the newest checkpoint's folder, relative to RUN
+    RUN/best.safetensors                  the weights with the best validation mask AP
+    RUN/model.safetensors                 the weights at the end
+
+Weight files are safetensors whose metadata holds the `ModelConfig` as JSON under "config". `state.pt` holds
+plain tensors, numbers and dicts, so that `torch.load(weights_only=True)` reads it. A file or checkpoint folder
+is written under a hidden name beside its place, flushed to the disk, and renamed: what has its name is whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from maskrcnn.config import ModelConfig, to_json
+from maskrcnn.errors import UserError
+from maskrcnn.files import atomic_path, check_writable_folder, write_atomic
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """One point of a run from which training goes on exactly as if it had not stopped.
+
+    model: all parameters and buffers; average: the averaged weights, if any;
+    state: iteration, seconds, optimizer, scaler, rng: whatever else the loop needs.
+    """
+
+    model: dict[str, Tensor]
+    average: dict[str, Tensor] | None
+    state: dict[str, Any]
+
+
+# --- whole or not at all
+
+
+def write_weights(path: Path, state: dict[str, Tensor], config: ModelConfig, **metadata: Any) -> None:
+    """A safetensors file that carries the model's config, so that `maskrcnn.load` can rebuild it."""
+    plain = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items()}
+    text = {"format": "pt", "config": to_json(config), **{k: json.dumps(v) for k, v in metadata.items()}}
+    with atomic_path(path) as temporary, _as_os_error():
+        save_file(plain, temporary, metadata=text)
+
+
+def save_checkpoint(run: Path, checkpoint: Checkpoint, config: ModelConfig) -> Path:
+    """Write a checkpoint folder whole or not at all, point `RUN/last` at it, and return it.
+
+    Raises:
+        UserError: it cannot be written, the disk being full, say; what was there before is still there.
+    """
+    folder = run / "checkpoints" / f"iteration_{checkpoint.state['iteration']:06d}"
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        write_weights(temporary / "model.safetensors", checkpoint.model, config)
+        if checkpoint.average is not None:
+            write_weights(temporary / "ema.safetensors", checkpoint.average, config)
+        with atomic_path(temporary / "state.pt") as path, _as_os_error():
+            torch.save(checkpoint.state, path)
+        os.replace(temporary, folder)
+        _sync(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    write_atomic(run / "last", f"{folder.relative_to(run)}\n")
+    return folder
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """safetensors and torch.save hide the OSError of a full disk in errors of their own."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError) as e:
+        raise OSError(None, f"{e}".splitlines()[0]) from e
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- reading back
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoint folders of a run, oldest first."""
+    return sorted((run / "checkpoints").glob("iteration_*"), key=iteration_of)
+
+
+def iteration_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("iteration_"))
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
+    path = folder / "model.safetensors"
+    try:
+        model = load_file(path)
+        path = folder / "ema.safetensors"
+        average = load_file(path) if path.exists() else None
+        path = folder / "state.pt"
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # safetensors, pickle and zip each have their own errors
+        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise UserError(
+            f"{path}: damaged checkpoint file ({reason}). Delete {folder} to go on from the one before."
+        ) from None
+    return Checkpoint(model, average, state)
+
+
+def remove_old(run: Path, keep: int) -> None:
+    """Leave the newest `keep` checkpoints."""
+    for folder in checkpoints(run)[: -max(keep, 1)]:
+        doomed = folder.with_name(f".{folder.name}.tmp")  # so that half a removal is no checkpoint
+        os.replace(folder, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+
+# --- before the work
+
+
+def claim(run: Path, *, resume: bool) -> Path | None:
+    """Make sure that the run's folder can be written; the checkpoint to go on from, if there is one.
+
+    Raises:
+        UserError: the folder holds something and `resume` is False, or is no run; it cannot be written.
+    """
+    check_writable_folder(run)
+    content = [p.name for p in run.iterdir() if not p.name.startswith(".")]
+    if content and not resume:
+        raise UserError(f"--out {run}: the folder is not empty. Choose another, or go on with --resume.")
+    if content and not (run / "config.json").exists():
+        raise UserError(f"--out {run}: the folder holds no run to resume (no config.json). Choose another.")
+    for path in [*run.glob(".*.tmp*"), *(run / "checkpoints").glob(".*.tmp")]:  # left by a kill
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return (checkpoints(run) or [None])[-1]
+
+
+def bytes_to_keep(model: nn.Module, moments: int, average: bool, checkpoints_kept: int) -> int:
+    """Disk space a run takes at most: checkpoints (one more while it is written), best and final weights."""
+    weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    one = weights * (1 + average) + trained * moments
+    return one * (checkpoints_kept + 1) + 2 * weights

@@ -1,0 +1,116 @@
+"""Several processes as `torchrun` starts them: who am I, and the few exchanges that training needs.
+
+With one process every function here is the identity, so that callers need no second path.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from maskrcnn.errors import UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Process:
+    """This process among `world_size`; rank 0 speaks and writes."""
+
+    device: torch.device
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def choose_device(name: str | None, local_rank: int = 0) -> torch.device:
+    """`cpu`, `cuda`, `cuda:N`, or for None the first that is there.
+
+    Raises:
+        UserError: not a device, or CUDA is asked for and absent.
+    """
+    has_cuda = torch.cuda.is_available()
+    if name is None:
+        name = "cuda" if has_cuda else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device: expected cpu or cuda, got {name!r}.") from None
+    if device.type == "cuda":
+        if not has_cuda:
+            raise UserError(f"--device {name}: no CUDA device is visible to PyTorch here. Use --device cpu.")
+        index = local_rank if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise UserError(
+                f"--device {name}: no CUDA device {index}; there are {torch.cuda.device_count()}."
+            )
+        device = torch.device("cuda", index)
+    return device
+
+
+def join(device: str | None = None) -> Process:
+    """Join the processes that `torchrun` started (gloo on the CPU, NCCL on CUDA), or be the only one."""
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    chosen = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world_size == 1:
+        return Process(chosen)
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return Process(chosen, dist.get_rank(), dist.get_world_size())
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
+    """The mean over processes, in place. A NaN or infinity of one process reaches all."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+        tensor /= dist.get_world_size()
+    return tensor
+
+
+def from_main(value: T) -> T:
+    """Rank 0's value of anything that pickles, on every process."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def on_main(work: Callable[[], T]) -> T:
+    """Do `work` on rank 0 only; every process gets its result, or its `UserError`."""
+    if not dist.is_initialized():
+        return work()
+    result: Any = None
+    if dist.get_rank() == 0:
+        try:
+            result = work()
+        except UserError as e:
+            result = e
+    result = from_main(result)
+    if isinstance(result, UserError):
+        raise result
+    return result
+
+
+def gather(value: T) -> list[T]:
+    """Every process's value, in the order of ranks, on every process."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -1,0 +1,203 @@
+"""What a run says: to the record (`RUN/log.jsonl`) and to the person in front of it.
+
+The record is one JSON object a line. Every line has `kind` and `iteration`; and by kind:
+
+    config  config: the resolved config; parameters, trained_parameters: counts; device, processes
+    train   losses: {term: mean since the last line}, their sum under `loss`; lr; images_per_second; seconds
+    eval    bbox: {name: value}, segm: {name: value} (COCO's numbers); validation_losses: {term: mean},
+            their sum under `validation_loss`; seconds; best: whether this is the best so far; took: its own seconds
+    event   message
+
+`iteration` counts optimiser steps done; `seconds` is training time without evaluations, summed over resumes.
+A number that is not finite is null. On resume the record is cut back to the checkpoint's iteration, so that no
+iteration is told twice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from maskrcnn.errors import UserError
+from maskrcnn.files import write_atomic
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a record; a last line that was cut off by a kill is left out."""
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            break
+    return entries
+
+
+class RunLog:
+    """Appends to the record; with `active` False (ranks other than 0) does nothing.
+
+    resume_at: keep the lines up to this iteration; None starts anew.
+    """
+
+    def __init__(self, run: Path, *, resume_at: int | None, active: bool = True, tensorboard: bool = False):
+        path = run / "log.jsonl"
+        kept = [] if resume_at is None else [e for e in read_log(path) if e["iteration"] <= resume_at]
+        self.evaluations = [e for e in kept if e["kind"] == "eval"]
+        self._file: TextIO | None = None
+        self._board = _tensorboard(run, resume_at) if active and tensorboard else None
+        if active:
+            write_atomic(path, "".join(json.dumps(e) + "\n" for e in kept))
+            self._file = path.open("a", encoding="utf-8")
+
+    def write(self, kind: str, iteration: int, **fields: Any) -> None:
+        entry = _finite({"kind": kind, "iteration": iteration, **fields})
+        if kind == "eval":
+            self.evaluations.append(entry)
+        if self._file:
+            self._file.write(json.dumps(entry) + "\n")
+            self._file.flush()
+        if self._board and kind in ("train", "eval"):
+            for name, value in _numbers(fields):
+                self._board.add_scalar(f"{kind}/{name}", value, iteration)
+
+    def sync(self) -> None:
+        """Put what was written on the disk: before a checkpoint that relies on it."""
+        if self._file:
+            os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        if self._file:
+            self.sync()
+            self._file.close()
+        if self._board:
+            self._board.close()
+
+
+class Display:
+    """A progress bar with losses, rate, images per second and time left on a terminal; lines elsewhere."""
+
+    def __init__(self, *, active: bool = True, stream: TextIO | None = None):
+        from rich.console import Console
+
+        self.active = active
+        self._console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+        self._bar = None
+        self._total = 0
+
+    def say(self, text: str) -> None:
+        if self.active:
+            self._console.print(text, markup=False)
+
+    def start(self, iteration: int, total: int) -> None:
+        self._total = total
+        if not (self.active and self._console.is_terminal):
+            return
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+        columns = (
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.description}", markup=False),
+        )
+        self._bar = Progress(*columns, console=self._console)
+        self._task = self._bar.add_task("", total=total, completed=iteration)
+        self._bar.start()
+
+    def step(self, iteration: int) -> None:
+        if self._bar:
+            self._bar.update(self._task, completed=iteration)
+
+    def train_line(self, iteration: int, entry: dict[str, Any], seconds_left: float) -> None:
+        terms = "  ".join(f"{k.removeprefix('loss_')} {v:.3f}" for k, v in entry["losses"].items())
+        text = (
+            f"loss {entry['loss']:.3f}  {terms}  lr {entry['lr']:.2g}  "
+            f"{entry['images_per_second']:.1f} images/s  {_clock(seconds_left)} left"
+        )
+        if self._bar:
+            self._bar.update(self._task, completed=iteration, description=text)
+        else:
+            self.say(f"{iteration}/{self._total}  {text}")
+
+    def stop(self) -> None:
+        if self._bar:
+            self._bar.stop()
+            self._bar = None
+
+
+class Stopwatch:
+    """Seconds while it runs."""
+
+    def __init__(self, seconds: float = 0.0):
+        self._before = seconds
+        self._since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self._before + (0.0 if self._since is None else time.monotonic() - self._since)
+
+    def start(self) -> None:
+        self._since = time.monotonic()
+
+    def pause(self) -> None:
+        self._before, self._since = self.seconds, None
+
+
+class Window:
+    """Means since the last line of the log."""
+
+    def __init__(self, start: float):
+        self._start, self._count = start, 0
+        self._sums: dict[str, float] = {}
+
+    def add(self, losses: dict[str, float]) -> None:
+        self._count += 1
+        for name, value in losses.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+
+    def close(self, seconds: float) -> tuple[dict[str, float], float]:
+        """The mean losses and the mean seconds an iteration, and start anew."""
+        means = {name: total / self._count for name, total in self._sums.items()}
+        took = max(seconds - self._start, 1e-9) / self._count
+        self._start, self._count, self._sums = seconds, 0, {}
+        return means, took
+
+
+def _clock(seconds: float) -> str:
+    minutes, s = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"
+
+
+def _finite(value: Any) -> Any:
+    """The same with NaN and infinities as None: JSON has no words for them."""
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
+    numbers: list[tuple[str, float]] = []
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            numbers += _numbers(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            numbers.append((prefix + name, value))
+    return numbers
+
+
+def _tensorboard(run: Path, resume_at: int | None) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError(
+            "--train.tensorboard: tensorboard is not installed. Run `pip install 'maskrcnn[tensorboard]'`."
+        ) from None
+    # purge_step hides what an interrupted run wrote after the checkpoint
+    return SummaryWriter(str(run / "tensorboard"), purge_step=None if resume_at is None else resume_at + 1)

@@ -1,0 +1,77 @@
+"""What a run's settings must satisfy, alone and against those that it was started with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from maskrcnn.config import Config, from_file, to_dict
+from maskrcnn.engine.distributed import Process
+from maskrcnn.errors import UserError
+
+# What may differ from the saved config on resume: nothing that changes a step already made, and how long to go on.
+# (With a cosine or a time budget, another length moves the rate of the steps to come: it was asked for.)
+FREE_ON_RESUME = {
+    "data.num_workers",
+    *(
+        f"train.{name}"
+        for name in ("iterations", "max_minutes", "early_stopping", "tensorboard", "log_every")
+    ),
+    *(f"train.{name}" for name in ("checkpoint_every", "keep_checkpoints", "evaluate_every")),
+}
+
+
+def check_settings(config: Config, process: Process) -> None:
+    """Refuse what cannot work together, before any work.
+
+    Raises:
+        UserError: one line that names the setting.
+    """
+    t, o, batch = config.train, config.optim, config.data.batch_size
+    for name, value in (
+        ("train.iterations", t.iterations),
+        ("train.log_every", t.log_every),
+        ("train.checkpoint_every", t.checkpoint_every),
+        ("train.keep_checkpoints", t.keep_checkpoints),
+        ("optim.accumulation_steps", o.accumulation_steps),
+        ("data.batch_size", batch),
+    ):
+        if value < 1:
+            raise UserError(f"--{name}: expected at least 1, got {value}.")
+    if t.max_minutes is not None and t.max_minutes <= 0:
+        raise UserError(f"--train.max_minutes: expected more than 0, got {t.max_minutes:g}.")
+    if t.ema_decay is not None and not 0 < t.ema_decay < 1:
+        raise UserError(f"--train.ema_decay: expected a number between 0 and 1, got {t.ema_decay:g}.")
+    shares = process.world_size * o.accumulation_steps
+    if batch % shares:
+        raise UserError(
+            f"--data.batch_size: expected a multiple of {shares} ({process.world_size} processes x "
+            f"{o.accumulation_steps} accumulation steps), got {batch}."
+        )
+    if t.precision == "fp16" and process.device.type != "cuda":
+        raise UserError("--train.precision fp16: needs CUDA for its loss scaling. On the CPU use bf16.")
+
+
+def compare_configs(path: Path, config: Config) -> list[str]:
+    """Sentences on the settings that have changed since `path` was written.
+
+    Raises:
+        UserError: one of them would change a step that was already made.
+    """
+    saved = _flat(to_dict(from_file(path)))
+    now = _flat(to_dict(config))
+    changed = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
+    for name in changed:
+        if name not in FREE_ON_RESUME:
+            raise UserError(
+                f"--{name}: the run in {path.parent} has {saved.get(name)!r}, got {now.get(name)!r}. Resume with the "
+                "run's own setting, or start another run."
+            )
+    return [f"{name}: {saved[name]} before, now {now[name]}" for name in changed]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return flat

@@ -1,0 +1,171 @@
+"""From a config to a run folder: data, model, validation, and the loop over them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from maskrcnn.config import AugmentConfig, Config, DataConfig
+from maskrcnn.data.check import checked
+from maskrcnn.data.coco import CocoData, read_coco
+from maskrcnn.data.find import CocoSource, find_coco
+from maskrcnn.data.loader import TrainLoader
+from maskrcnn.engine import checkpoint as disk
+from maskrcnn.engine import distributed
+from maskrcnn.engine.distributed import Process
+from maskrcnn.engine.evaluate import evaluate_results
+from maskrcnn.engine.inference import autocast, run_inference
+from maskrcnn.engine.runlog import Display
+from maskrcnn.engine.settings import check_settings
+from maskrcnn.engine.trainer import Batch, Trainer, TrainResult
+from maskrcnn.engine.weights import load_weights
+from maskrcnn.errors import UserError
+from maskrcnn.models.build import build_model
+from maskrcnn.models.mask_rcnn import MaskRCNN
+
+VALIDATION_LOSS_IMAGES = 500  # at most, in the order of a fixed seed: the curve needs no more
+
+
+def train(config: Config, out: str | Path, *, resume: bool = False, device: str | None = None) -> TrainResult:
+    """Train by `config` into the folder `out`; under `torchrun`, on all its processes.
+
+    The classes are taken from the data set into `config.model`. With `resume` an interrupted run goes on from
+    its last complete checkpoint, or starts if it has none. Files: see `engine.checkpoint`; log: `engine.runlog`.
+
+    Raises:
+        UserError: anything wrong with settings, data, weights or the output folder, before training;
+            a loss that is not finite, or a full disk, during it.
+    """
+    out = Path(out)
+    process = distributed.join(device)
+    try:
+        display = Display(active=process.is_main)
+        check_settings(config, process)
+        start = distributed.on_main(lambda: disk.claim(out, resume=resume))
+        train_data, val_data = open_data(config.data, display.say)
+        adopt_classes(config, train_data, display.say)
+        model = initial_model(config, display.say if start is None else None)
+        trainer = Trainer(
+            model,
+            config,
+            out,
+            batches=batches_of(config, train_data, process),
+            validate=None if val_data is None else validation(config, val_data, process, display.say),
+            process=process,
+            resume_from=start,
+            display=display,
+        )
+        return trainer.run()
+    finally:
+        distributed.leave()
+
+
+def open_data(config: DataConfig, say: Callable[[str], object]) -> tuple[CocoData, CocoData | None]:
+    """The training and the validation set, checked; defects are repaired and told, or refused.
+
+    A folder given as `train` may hold the validation set too; `val` overrides it.
+    """
+    if not config.train:
+        raise UserError("--data: expected a COCO JSON or a folder that holds one. Give its path.")
+    sources = find_coco(config.train, config.train_images)
+    val = sources.val
+    if config.val:
+        found = find_coco(config.val, config.val_images)
+        val = found.val or found.train
+    return _open(sources.train, config, "training", say), val and _open(val, config, "validation", say)
+
+
+def _open(source: CocoSource, config: DataConfig, role: str, say: Callable[[str], object]) -> CocoData:
+    data, report = checked(read_coco(source.json, source.images), config.on_error)
+    say(f"{role}: {data.num_images} images, {int(data.num_objects.sum())} objects from {source.json}")
+    for line in report.lines(limit=3):
+        say(f"  {line}")
+    return data
+
+
+def adopt_classes(config: Config, data: CocoData, say: Callable[[str], object]) -> None:
+    """Put the data set's classes into the model's config."""
+    names = data.class_names
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    say(f"{len(names)} class{'es' * (len(names) > 1)} from the data set: {shown}")
+    config.model.num_classes = len(names)
+    config.model.class_names, config.model.category_ids = names, data.category_ids
+
+
+def initial_model(config: Config, say: Callable[[str], object] | None) -> MaskRCNN:
+    """The model with its initial weights; without `say`, random ones, which a checkpoint will replace."""
+    torch.manual_seed(config.train.seed)  # alike on every process
+    model = build_model(config.model)
+    if say is None:
+        return model
+    if not config.train.weights:
+        say("initial weights: random")
+        return model
+    notes = load_weights(model, config.train.weights, new_head=True)
+    for line in notes or [f"initial weights: {config.train.weights}"]:
+        say(line)
+    return model
+
+
+def batches_of(config: Config, data: CocoData, process: Process) -> Callable[[int], Iterator[Batch]]:
+    """This process's batches from an iteration on; one batch is one optimiser step, accumulation included."""
+    share = config.data.batch_size // process.world_size
+
+    def batches(iteration: int) -> Iterator[Batch]:
+        seed, rank, world = config.train.seed, process.rank, process.world_size
+        return iter(TrainLoader(data, config.data, seed, share, rank, world, start_batch=iteration))
+
+    return batches
+
+
+def validation(
+    config: Config, data: CocoData, process: Process, say: Callable[[str], object]
+) -> Callable[[MaskRCNN], dict[str, Any]]:
+    """What an evaluation during training measures: losses at the test-time size, and COCO's numbers.
+
+    Each process takes a share of the images; rank 0 scores the results of all.
+    """
+    if data.category_ids != config.model.category_ids:
+        raise UserError(
+            f"--val {data.json_path}: expected the training set's categories {list(config.model.category_ids)[:8]}, "
+            f"got {list(data.category_ids)[:8]}. Give both sets the same category ids."
+        )
+    share = range(process.rank, data.num_images, process.world_size)
+    told: set[str] = set()
+
+    def validate(model: MaskRCNN) -> dict[str, Any]:
+        losses = validation_losses(model, config, data, process)
+        mine = run_inference(model.prepare(config.train.precision), data, indices=share)
+        results = [entry for some in distributed.gather(mine) for entry in some]
+        limit = config.train.evaluate_max_detections
+        result = distributed.on_main(
+            lambda: evaluate_results(data.json_path, results, ("bbox", "segm"), max_detections=limit)
+        )
+        for warning in set(result.warnings) - told:
+            say(warning)
+        told.update(result.warnings)
+        return {**result.numbers, "validation_losses": losses, "validation_loss": sum(losses.values())}
+
+    return validate
+
+
+@torch.no_grad()
+def validation_losses(model: MaskRCNN, config: Config, data: CocoData, process: Process) -> dict[str, float]:
+    """The mean losses over the validation set, without augmentation, on the same images every time."""
+    size = config.model.input
+    plain = AugmentConfig(min_sizes=(size.min_size,), max_size=size.max_size, horizontal_flip=0.0)
+    settings = dataclasses.replace(config.data, augment=plain, num_workers=0)
+    loader = TrainLoader(data, settings, config.train.seed, 1, process.rank, process.world_size)
+    count = max(1, min(loader.num_images, VALIDATION_LOSS_IMAGES) // process.world_size)
+    sums: dict[str, torch.Tensor] = {}
+    for images, targets, _ in islice(loader, count):
+        with autocast(process.device, config.train.precision):
+            losses = model(model.preprocess(images), [t.to(process.device) for t in targets])
+        sums = {name: sums.get(name, 0.0) + loss.float() for name, loss in losses.items()}
+    means = distributed.all_reduce_mean(torch.stack(list(sums.values())) / count)
+    return dict(zip(sums, means.tolist(), strict=True))

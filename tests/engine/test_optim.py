@@ -1,0 +1,104 @@
+"""Parameter groups and rates against the published recipe, and the schedules by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from maskrcnn import presets
+from maskrcnn.config import OptimConfig
+from maskrcnn.engine.optim import Schedule, WeightAverage, build_optimizer, parameter_groups, scaled_lr
+
+
+@pytest.fixture(scope="module")
+def published(shared):
+    return json.loads((shared / "reference" / "detectron2" / "solver.json").read_text())
+
+
+def schedule(config: OptimConfig, iterations: int, minutes: float | None = None) -> Schedule:
+    budget = None if minutes is None else minutes * 60
+    return Schedule(config=config, lr=config.lr, iterations=iterations, budget_seconds=budget)
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_R_50_FPN_1x", "mask_rcnn_R_50_FPN_3x"])
+def test_rates_are_the_published_ones(published, name):
+    config = presets.get(name)
+    rate = schedule(config.optim, config.train.iterations)
+    for iteration, lr in published[f"COCO-InstanceSegmentation/{name}"]["lr"].items():
+        assert rate(int(iteration)) == pytest.approx(lr, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_R_50_FPN_1x", "mask_rcnn_R_50_FPN_3x"])
+def test_groups_are_the_published_ones(published, name):
+    from maskrcnn.models.build import build_model
+
+    config = presets.get(name)
+    optimizer = build_optimizer(build_model(config.model), config.optim)
+    (expected,) = published[f"COCO-InstanceSegmentation/{name}"]["groups"]
+    (group,) = optimizer.param_groups
+    assert len(group["params"]) == expected["n_tensors"]
+    assert sum(p.numel() for p in group["params"]) == expected["n_elems"]
+    for ours, theirs in (("weight_decay",) * 2, ("momentum",) * 2, ("nesterov",) * 2, ("lr", "base_lr")):
+        assert group[ours] == expected[theirs]
+
+
+def test_norm_parameters_have_their_own_decay_and_frozen_ones_are_in_no_group():
+    shared_layer = nn.Linear(2, 2)
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.GroupNorm(2, 4), shared_layer, shared_layer
+    )
+    model[0].bias.requires_grad_(False)
+    plain, norm = parameter_groups(model, OptimConfig(weight_decay=0.1, weight_decay_norm=0.2))
+    assert [p.shape for p in plain["params"]] == [(4, 3, 1, 1), (2, 2), (2,)]
+    assert len(norm["params"]) == 4
+    assert (plain["weight_decay"], norm["weight_decay"]) == (0.1, 0.2)
+
+
+def test_the_rate_scales_with_the_batch_and_says_so():
+    assert scaled_lr(OptimConfig(lr=0.02), 2) == (0.0025, "learning rate 0.0025 = 0.02 x 2/16")
+    lr, note = scaled_lr(OptimConfig(lr=0.02, scale_lr=False), 2)
+    assert lr == 0.02
+    assert "not scaled" in note
+
+
+def test_cosine_goes_from_the_rate_to_its_final_fraction():
+    config = OptimConfig(lr=1.0, schedule="cosine", final_lr_fraction=0.1, warmup_iterations=0)
+    rate = schedule(config, 100)
+    assert [rate(0), rate(50), rate(100)] == pytest.approx([1.0, 0.55, 0.1])
+
+
+def test_with_a_time_budget_the_schedule_follows_the_clock():
+    config = OptimConfig(lr=1.0, milestones=(60, 80), warmup_iterations=10, warmup_factor=0.1)
+    rate = schedule(config, 100, minutes=1)
+    assert rate(0, 0) == pytest.approx(0.1)
+    assert rate(5, 3) == pytest.approx(0.55)  # warm-up counts iterations
+    assert rate(12, 35.9) == 1.0
+    assert rate(12, 36) == pytest.approx(0.1)  # 60 % of the time
+    assert rate(60, 1) == pytest.approx(0.1)  # or of the iterations
+    assert rate(12, 70) == pytest.approx(0.01)
+    cosine = schedule(OptimConfig(lr=1.0, schedule="cosine", warmup_iterations=0), 100, minutes=1)
+    assert cosine(7, 20) == pytest.approx(0.5 * (1 + math.cos(math.pi / 3)))
+    assert cosine(7, 90) == pytest.approx(0.0)
+
+
+def test_a_schedule_that_never_decays_is_remarked_on():
+    assert "--optim.milestones" in schedule(OptimConfig(milestones=(60_000,)), 2000).remark()
+    assert schedule(OptimConfig(milestones=(1500,)), 2000).remark() == ""
+
+
+def test_the_average_follows_the_weights_with_a_rising_decay():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 0.0)
+    average = WeightAverage(model, decay=0.5)
+    expected = 0.0
+    for step in range(1, 20):
+        with torch.no_grad():
+            model.weight.fill_(float(step))
+        average.update(step)
+        decay = min(0.5, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * step
+    assert average.state_dict()["weight"].item() == pytest.approx(expected)
