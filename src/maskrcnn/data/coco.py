@@ -117,7 +117,12 @@ class CocoData:
         return self._truth(i, self.annotations(i, crowd=True))
 
     def segmentations(self, index: np.ndarray) -> list[list[np.ndarray] | dict[str, Any]]:
-        """COCO's form of each annotation's mask: a list of rings (x, y, x, y, ... float32), or compressed RLE."""
+        """COCO's form of each annotation's mask: a list of rings (x, y, x, y, ... float64), or compressed RLE.
+
+        Points are kept as float32 and given as float64 rounded to a thousandth of a pixel, which is what the JSON
+        says where it says no more. So polygons fill the very pixels that the COCO API fills: its rounding is at
+        tenths of a pixel, where many of COCO's coordinates lie.
+        """
         return [self._segmentation(int(j)) for j in index]
 
     def keypoints(self, i: int) -> np.ndarray:
@@ -167,7 +172,7 @@ class CocoData:
             else:
                 polygons += segmentation
             counts.append(len(polygons))
-        points = np.concatenate(polygons) if polygons else np.zeros(0, np.float32)
+        points = np.concatenate(polygons) if polygons else np.zeros(0)
         starts = np.cumsum([0, *(len(p) // 2 for p in polygons)], dtype=np.int64)
         return InstanceMasks.from_arrays(
             (height, width), points.reshape(-1, 2), starts, np.array(counts, np.int64), rles
@@ -181,4 +186,4 @@ class CocoData:
         assert a["mask_kind"][j] == POLYGONS
         first, last = a["rings_of"][j : j + 2]
         ends, keep = a["ring_offsets"][first : last + 1], a["keep_rings"][first:last]
-        return [a["points"][ends[k] : ends[k + 1]] for k in np.flatnonzero(keep)]
+        return [a["points"][ends[k] : ends[k + 1]].astype(np.float64).round(3) for k in np.flatnonzero(keep)]

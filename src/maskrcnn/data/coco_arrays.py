@@ -125,7 +125,8 @@ class _Annotations:
         box, area = a.get("bbox"), a.get("area")
         if not (isinstance(box, list) and len(box) == 4 and _extend(self.boxes, box)):
             self.boxes.extend(_NAN4)
-        self.area.append(area if isinstance(area, int | float) else float("nan"))
+        if not _extend(self.area, [area]):
+            self.area.append(float("nan"))
         self.crowd.append(bool(a.get("iscrowd")))
         self.mask_kind.append(self._mask(a.get("segmentation")))
         self.rings_of.append(len(self.ring_offsets) - 1)
@@ -164,10 +165,12 @@ class _Annotations:
 
     def arrays(self, rows: dict[int | str, int], category_ids: list[int]) -> dict[str, np.ndarray]:
         label_of = {c: k for k, c in enumerate(category_ids)}
-        image = np.array([rows.get(i, -1) for i in self.images], np.int32)
-        labels = np.array([label_of.get(c, -1) for c in self.categories], np.int32)
         boxes = _numpy(self.boxes, np.float64).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
+        with np.errstate(over="ignore"):  # a number that float32 does not hold is infinite, which is a defect
+            boxes = boxes.astype(np.float32)
+        image = np.array([rows.get(i, -1) for i in self.images], np.int32)
+        labels = np.array([label_of.get(c, -1) for c in self.categories], np.int32)
         kind = _numpy(self.mask_kind, np.uint8)
         order = np.argsort(image, kind="stable").astype(np.int32)[np.count_nonzero(image < 0) :]
         counts = np.bincount(image[image >= 0], minlength=1 + max(rows.values(), default=-1))
@@ -175,7 +178,7 @@ class _Annotations:
             "ids": _numpy(self.ids, np.int64),
             "image": image,
             "labels": labels,
-            "boxes": boxes.astype(np.float32),
+            "boxes": boxes,
             "area": _numpy(self.area, np.float32),
             "crowd": _numpy(self.crowd, np.uint8).astype(bool),
             "mask_kind": kind,

@@ -104,8 +104,9 @@ class JsonStream:
                     self._at = e.pos
                     self._fail(e.msg)
             else:
-                # A number at the very end of the text may go on in the next part of the file.
-                if end < len(self._text) or not self._more(size):
+                # A number at the end of the text may go on in the next part of the file.
+                rest = self._text[end : end + 1]
+                if (rest and rest not in "0123456789.eE+-") or not self._more(size):
                     self._at = end
                     return value
             size *= 2
