@@ -6,29 +6,29 @@ BIN := .venv/bin
 READY := .venv/.ready
 OUT ?= runs/demo
 
-# Several test workers: more threads each would only fight.
-export OMP_NUM_THREADS ?= 1
-
 .PHONY: setup demo test lint clean
 
 setup: $(READY)
 
 $(READY): pyproject.toml
+	@echo "Setting up .venv: about a minute, most of it PyTorch's download."
 	@if command -v uv >/dev/null; then \
 		{ test -x $(BIN)/python || uv venv --quiet --python "$(PYTHON)" .venv; } && \
 		uv pip install --quiet --python $(BIN)/python --editable '.[decode]' --group dev; \
 	else \
-		{ test -x $(BIN)/pip || "$(PYTHON)" -m venv --clear .venv; } && \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade 'pip>=25.1' && \
-		$(BIN)/python -m pip install --quiet --editable '.[decode]' --group dev; \
+		{ test -x $(BIN)/python || "$(PYTHON)" -m venv .venv; } && \
+		{ $(BIN)/python -m pip --version >/dev/null 2>&1 || $(BIN)/python -m ensurepip >/dev/null; } && \
+		$(BIN)/python -m pip install -qq --disable-pip-version-check --upgrade 'pip>=25.1' && \
+		$(BIN)/python -m pip install -qq --editable '.[decode]' --group dev; \
 	fi
 	@touch $@
 
 demo: $(READY)
-	@env -u OMP_NUM_THREADS $(BIN)/maskrcnn demo --out $(OUT)
+	@$(BIN)/maskrcnn demo --out $(OUT)
 
+# Several test workers: more threads each would only fight.
 test: $(READY)
-	@$(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
 
 lint: $(READY)
 	@$(BIN)/ruff check .
