@@ -339,7 +339,7 @@ def random_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     if rng.random() < EMPTY_FRACTION:
         return scene
     names = list(CLASSES)
-    smallest, largest = max(11.0, 0.08 * min(h, w)), 0.6 * min(h, w)
+    smallest, largest = max(12.0, 0.11 * min(h, w)), 0.6 * min(h, w)
     for _ in range(int(rng.integers(1, 9))):
         name = names[int(rng.integers(len(names)))]
         texture = textured(*_color_pair(rng, middle, spread=rng.uniform(10, 90)))
@@ -348,7 +348,7 @@ def random_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
             if scene.add(make_shape(name, rng, _center(rng, scene, diameter), diameter), texture):
                 break
     if rng.random() < CROWD_FRACTION:
-        _add_crowd(scene, rng, names[int(rng.integers(len(names)))], smallest, middle)
+        _add_crowd(scene, rng, names[int(rng.integers(len(names)))], 0.7 * smallest, middle)
     return scene
 
 
@@ -382,7 +382,7 @@ def _add_crowd(
 
 
 def make_synthetic(
-    out_dir: str | Path, num_train: int, num_val: int, size: tuple[int, int] = (192, 256), seed: int = 0
+    out_dir: str | Path, num_train: int, num_val: int, size: tuple[int, int] = (160, 224), seed: int = 0
 ) -> Path:
     """Write a COCO data set: annotations/train.json, annotations/val.json, and the JPEGs in train/ and val/.
 
