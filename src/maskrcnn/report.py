@@ -403,7 +403,8 @@ tr>th:first-child{font-weight:600}
 .bar{display:inline-block;height:8px;border-radius:4px;background:var(--c0);margin-right:10px;vertical-align:middle;opacity:.75}
 figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:12px;padding:10px}
 figcaption{font-size:.88rem;color:var(--dim);padding:2px 4px 6px}
-.gallery{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr));gap:12px}
+.gallery{columns:2 420px;column-gap:12px}
+.gallery figure{break-inside:avoid;margin-bottom:12px}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:6px;align-items:start}
 .pair img{width:100%;height:auto;display:block;border-radius:6px}
 .gallery figcaption{padding:6px 4px 0}
