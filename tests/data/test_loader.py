@@ -123,6 +123,22 @@ def test_images_without_objects_are_left_out_on_request(data):
     assert seen == {100 + i for i in range(23)}
 
 
+def test_low_limit_of_open_files_does_not_stop_workers(data):
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    in_use = len(list(Path("/proc/self/fd").iterdir())) if Path("/proc/self/fd").is_dir() else 0
+    low = in_use + 40
+    if not in_use or hard < low + 500:
+        pytest.skip("cannot tell open files here, or may not open more")
+    config = DataConfig(num_workers=1, augment=AUGMENT)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (low, hard))
+        batches = take(TrainLoader(data, config, 3, 32), 3)  # held: 3 x 32 x 3 tensors
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert [len(images) for images, _, _ in batches] == [32, 32, 32]
+
+
 def test_every_view_has_its_own_seed(data):
     seeds = [t.seed for batch in take(TrainLoader(data, CONFIG, 3, 4), 20) for t in batch[1]]
     assert len(set(seeds)) == len(seeds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,6 +91,8 @@ class TrainLoader:
             worker_init_fn=_leave_interrupts_to_the_main_process,
             pin_memory=torch.cuda.is_available(),
         )
+        if self._num_workers:
+            _allow_open_files()
         for views in loader:
             for view in views:
                 if isinstance(view, UserError):
@@ -131,3 +134,16 @@ def _as_is(views: list[Any]) -> list[Any]:
 
 def _leave_interrupts_to_the_main_process(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _allow_open_files() -> None:
+    """Raise this process's limit of open files as far as it may go: each tensor that waits here from a
+    worker holds one, and large batches from many workers would exceed the usual 1024."""
+    try:
+        import resource
+    except ImportError:  # Windows has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS reports more than it grants
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -72,12 +72,13 @@ def crop(image: Tensor, truth: GroundTruth, corner: tuple[int, int], size: tuple
     boxes = torch.cat(
         [torch.maximum(truth.boxes[:, :2], window[:2]), torch.minimum(truth.boxes[:, 2:], window[2:])], dim=1
     )
-    cut = (boxes != truth.boxes).any(dim=1)
-    if truth.masks is not None and cut.any():
+    inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
+    if truth.masks is not None:
+        cut = inside & (boxes != truth.boxes).any(dim=1)
         bounds = (float(left), float(top), float(left + width), float(top + height))
         boxes[cut] = truth.masks.select(cut.numpy()).tight_boxes(bounds)
+        inside &= (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     masks = None if truth.masks is None else truth.masks.shifted(-left, -top)
-    inside = (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     truth = _changed(truth, boxes - torch.tensor([left, top, left, top], dtype=torch.float32), masks)
     return image[:, top : top + height, left : left + width], _select(truth, inside)
 
