@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from maskrcnn.data import Report, check, checked, find_coco, read_coco
-from maskrcnn.data.check import RULES
 from maskrcnn.data.coco import CocoData
+from maskrcnn.data.defects import RULES
 from maskrcnn.data.mask_extents import FLAT, NOT_FINITE, ODD, SHORT, SOUND, measure_rings
 from maskrcnn.errors import UserError
 from maskrcnn.ops.masks import rle_encode

@@ -318,6 +318,14 @@ def test_a_single_json_of_any_name_with_images_given(tmp_path: Path) -> None:
         assert found.val is None
 
 
+def test_images_are_found_though_the_first_ones_are_missing(tmp_path: Path) -> None:
+    content = small()
+    content["images"] = [{**content["images"][0], "id": k, "file_name": f"{k}.png"} for k in range(40)]
+    path = write(tmp_path / "annotations", content)
+    picture(tmp_path / "images" / "39.png")
+    assert find_coco(tmp_path).train == (path, tmp_path / "images")
+
+
 def test_what_cannot_be_found_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         find_coco(tmp_path / "nowhere")

@@ -1,49 +1,23 @@
-"""What is wrong with a data set, found before training; each kind of defect has a stated rule.
+"""Looks for what is wrong with a data set, before training; `defects` says what is done about each finding.
 
-`RULES` is the list of kinds: what is done about each, and which have no repair and stop the work. The checks are
-array arithmetic (seconds for a million objects); image files are opened as far as their headers, in threads.
+The checks are array arithmetic (seconds for a million objects); image files are opened as far as their headers,
+in threads.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.coco_arrays import NO_MASK, POLYGONS, RLE, UNREADABLE
+from maskrcnn.data.defects import Report
 from maskrcnn.data.mask_extents import SOUND, measure_rings, measure_rles, merge_rings
-from maskrcnn.data.shared_arrays import Patch
 from maskrcnn.errors import UserError
 
-REFUSED = "refused"
-RULES: dict[str, str] = {
-    "no_images": REFUSED,
-    "no_annotations": REFUSED,
-    "duplicate_image_id": REFUSED,  # two files under one id: whose the objects are cannot be known
-    "split_image": REFUSED,  # one file under two ids, each with objects: each lacks the other's
-    "duplicate_image": "the later entry is left out",
-    "image_missing": "the image is left out",
-    "image_unreadable": "the image is left out",
-    "size_absent": "the size is taken from the file",
-    "size_differs": "the image is left out",
-    "unknown_image": "the annotation is left out",
-    "unknown_category": "the annotation is left out",
-    "duplicate_annotation": "the later one is left out",
-    "duplicate_annotation_id": "the later one gets a new id",
-    "mask_absent": "the object is left out",
-    "mask_unreadable": "the object is left out",
-    "polygon_broken": "the polygon is left out, and the object with its last polygon",
-    "rle_broken": "the object is left out",
-    "box_absent": "the box is taken from the mask",
-    "box_differs": "the box is taken from the mask",
-    "box_outside": "the box is clipped to the image",
-    "zero_area": "the object is left out",
-}
 _ROUNDING = 1.0  # pixels that a box may reach outside the image, or differ from its mask, without a finding
 _RING_PROBLEM = (
     "",
@@ -52,118 +26,6 @@ _RING_PROBLEM = (
     "a number that is not finite",
     "no area",
 )
-
-
-class Finding(NamedTuple):
-    kind: str
-    image_id: int | str | None
-    annotation_id: int | None
-    message: str
-    rule: str
-
-
-@dataclass(slots=True)
-class Group:
-    """The findings of one kind, kept as arrays: a data set can have as many as it has objects.
-
-    images: (k,) positions in the arrays, -1 for none; annotations: likewise; values: of the message's fields.
-    """
-
-    kind: str
-    images: np.ndarray
-    annotations: np.ndarray
-    message: str
-    values: tuple[np.ndarray | list[str], ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-@dataclass(slots=True)
-class Report:
-    """All findings, and the repairs that their rules ask for."""
-
-    data: CocoData
-    groups: list[Group] = field(default_factory=list)
-    patches: list[Patch] = field(default_factory=list)
-    left_out: set[int] = field(default_factory=set)  # images, as positions in the arrays
-
-    def __len__(self) -> int:
-        return sum(len(g) for g in self.groups)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Findings of each kind that was found."""
-        counts: dict[str, int] = {}
-        for group in self.groups:
-            counts[group.kind] = counts.get(group.kind, 0) + len(group)
-        return counts
-
-    @property
-    def refused(self) -> bool:
-        """Whether something was found that has no repair."""
-        return any(RULES[g.kind] == REFUSED for g in self.groups)
-
-    def findings(self, *, only_refused: bool = False) -> Iterator[Finding]:
-        arrays = self.data.arrays
-        for g in self.groups:
-            if only_refused and RULES[g.kind] != REFUSED:
-                continue
-            for k in range(len(g)):
-                image, annotation = int(g.images[k]), int(g.annotations[k])
-                image_id = arrays["image_ids"][image].item() if image >= 0 else None
-                annotation_id = int(arrays["ids"][annotation]) if annotation >= 0 else None
-                message = g.message.format(*(v[k] for v in g.values))
-                if annotation_id == -1:
-                    annotation_id, message = None, f"annotations[{annotation}], without an id: {message}"
-                yield Finding(g.kind, image_id, annotation_id, message, RULES[g.kind])
-
-    def summary(self) -> str:
-        """One line: how many of each kind."""
-        return ", ".join(f"{n} {kind}" for kind, n in self.counts.items()) or "no defects"
-
-    def lines(self, limit: int | None = None) -> Iterator[str]:
-        """One line for each kind with its rule, each followed by at most `limit` findings."""
-        shown: dict[str, int] = {}
-        for f in self.findings():
-            shown[f.kind] = n = shown.get(f.kind, 0) + 1
-            if n == 1:
-                yield f"{f.kind}: {self.counts[f.kind]} ({f.rule})"
-            if limit is None or n <= limit:
-                yield f"  {_located(f)}"
-            elif n == limit + 1:
-                yield f"  ... and {self.counts[f.kind] - limit} more"
-
-    def repaired(self) -> CocoData:
-        """The data set after the repairs; the images that are left out are gone from it."""
-        data = self.data.patched(tuple(self.patches))
-        if not self.left_out:
-            return data
-        return data.subset(~np.isin(data.rows, list(self.left_out)))
-
-    def error(self, *, only_refused: bool) -> UserError:
-        """The findings as one line."""
-        found = sum(1 for _ in self.findings(only_refused=only_refused))
-        first = next(self.findings(only_refused=only_refused))
-        d = self.data
-        return UserError(
-            f"{d.json_path}: expected a sound data set, got {found} defect{'s' * (found > 1)}; the first is "
-            f"{first.kind}: {_located(first)}. List all with `maskrcnn doctor --data {d.json_path} "
-            f"--images {d.images_dir}`."
-        )
-
-    def _add(self, kind: str, images: object, annotations: object, message: str, *values: object) -> None:
-        image, annotation = np.atleast_1d(np.asarray(images)), np.atleast_1d(np.asarray(annotations))
-        if len(image) and len(annotation):
-            image, annotation = np.broadcast_arrays(image, annotation)
-            self.groups.append(Group(kind, image, annotation, message, values))  # pyright: ignore
-
-    def _add_objects(self, kind: str, index: np.ndarray, message: str, *values: object) -> None:
-        self._add(kind, self.data.arrays["image"][index], index, message, *values)
-
-    def _drop(self, index: np.ndarray) -> None:
-        if len(index):
-            self.patches.append(("keep", index, np.zeros(len(index), bool)))
 
 
 def checked(
@@ -175,26 +37,16 @@ def checked(
         UserError: a defect that has no repair; any defect, with on_error "refuse"; or nothing is left to learn from.
     """
     report = check(data, images=images)
-    if report.refused or (on_error == "refuse" and len(report)):
-        raise report.error(only_refused=on_error == "repair")
-    repaired = report.repaired()
-    if not repaired.num_objects.any():
-        raise UserError(
-            f"{data.json_path}: no object to learn from is left after the checks: {report.summary()}; the first is "
-            f"{_located(next(report.findings()))}."
-            if len(report)
-            else f"{data.json_path}: expected objects to learn from, got crowd regions only."
-        )
-    return repaired, report
+    return report.usable(on_error), report
 
 
 def check(data: CocoData, *, images: bool = True, num_threads: int = 8) -> Report:
     """All that is wrong with the data set: its whole JSON, and the files of its images unless `images` is False."""
     report = Report(data)
     if not len(data.arrays["image_ids"]):
-        report._add("no_images", -1, -1, "the JSON lists no images")
+        report.add("no_images", -1, -1, "the JSON lists no images")
     elif not len(data.arrays["ids"]):
-        report._add("no_annotations", -1, -1, "the JSON has no annotations")
+        report.add("no_annotations", -1, -1, "the JSON has no annotations")
     _check_entries(report)
     if images:
         _check_files(report, num_threads)
@@ -219,11 +71,11 @@ def _check_entries(report: Report) -> None:
             same = names[first] == name
             kind = "duplicate_image" if same else "duplicate_image_id"
             message = "listed twice" if same else "its id stands for {} and for {}"
-            report._add(kind, i, -1, message, [names[first].decode()], [name.decode()])
+            report.add(kind, i, -1, message, [names[first].decode()], [name.decode()])
             report.left_out.add(i)
         elif name and (first := by_name.setdefault(name, i)) != i:
             kind = "split_image" if has_objects[i] and has_objects[first] else "duplicate_image"
-            report._add(kind, i, -1, "{} is the file of image {} too", [name.decode()], [ids[first]])
+            report.add(kind, i, -1, "{} is the file of image {} too", [name.decode()], [ids[first]])
             later = first if has_objects[i] else i
             report.left_out.add(later)
             by_name[name] = first if later == i else i
@@ -239,7 +91,7 @@ def _check_files(report: Report, num_threads: int) -> None:
             if isinstance(size, tuple):
                 expected = tuple(sizes[row].tolist())
                 if 0 in expected:
-                    report._add(
+                    report.add(
                         "size_absent", row, -1, "the JSON has no height and width; the file has {}", [size]
                     )
                     filled.append((row, size))
@@ -248,10 +100,10 @@ def _check_files(report: Report, num_threads: int) -> None:
                     continue
                 turned = " (turned by its EXIF orientation?)" if size == expected[::-1] else ""
                 message = f"the JSON says (H, W) {expected}, the file has {size}{turned}"
-                report._add("size_differs", row, -1, "{}", [message])
+                report.add("size_differs", row, -1, "{}", [message])
             else:
                 kind = "image_missing" if size.startswith("no file") else "image_unreadable"
-                report._add(kind, row, -1, "{}", [size])
+                report.add(kind, row, -1, "{}", [size])
             report.left_out.add(row)
     if filled:
         index, values = zip(*filled)
@@ -277,9 +129,9 @@ def _check_references(report: Report) -> None:
     """Annotations of images and categories that do not exist, and ids that are used twice."""
     a = report.data.arrays
     lost = np.flatnonzero(a["image"] < 0)
-    report._add_objects("unknown_image", lost, "its image_id {} is not among the images", a["lost_images"])
+    report.add_objects("unknown_image", lost, "its image_id {} is not among the images", a["lost_images"])
     lost = np.flatnonzero(a["labels"] < 0)
-    report._add_objects(
+    report.add_objects(
         "unknown_category", lost, "its category_id {} is not among the categories", a["lost_categories"]
     )
     given = np.flatnonzero(a["ids"] >= 0)
@@ -290,10 +142,10 @@ def _check_references(report: Report) -> None:
     again, first_of = given[given != first_of], first_of[given != first_of]
     same = (a["image"][again] == a["image"][first_of]) & (a["labels"][again] == a["labels"][first_of])
     same &= (a["boxes"][again] == a["boxes"][first_of]).all(1)
-    report._add_objects("duplicate_annotation", again[same], "listed twice")
-    report._drop(again[same])
+    report.add_objects("duplicate_annotation", again[same], "listed twice")
+    report.drop(again[same])
     other = again[~same]
-    report._add_objects("duplicate_annotation_id", other, "another annotation has this id")
+    report.add_objects("duplicate_annotation_id", other, "another annotation has this id")
     if len(other):
         fresh = a["ids"].max() + 1 + np.arange(len(other))
         report.patches.append(("ids", other, fresh))
@@ -312,7 +164,7 @@ def _check_masks(report: Report) -> np.ndarray:
         ),
     ):
         index = np.flatnonzero(known & (a["mask_kind"] == code))
-        report._add_objects(kind, index, message)
+        report.add_objects(kind, index, message)
     problem, ring_extents = measure_rings(a["points"], a["ring_offsets"])
     extents = merge_rings(ring_extents, a["rings_of"])
     broken = np.flatnonzero(problem != SOUND)
@@ -320,9 +172,9 @@ def _check_masks(report: Report) -> np.ndarray:
         owner = np.searchsorted(a["rings_of"], broken, side="right") - 1
         number = broken - a["rings_of"][owner]
         why = [_RING_PROBLEM[p] for p in problem[broken]]
-        report._add_objects("polygon_broken", owner, "its polygon {} has {}", number, why)
+        report.add_objects("polygon_broken", owner, "its polygon {} has {}", number, why)
         report.patches.append(("keep_rings", broken, np.zeros(len(broken), bool)))
-        report._drop(np.unique(owner[extents[owner, 0] == np.inf]))
+        report.drop(np.unique(owner[extents[owner, 0] == np.inf]))
     _check_rles(report, extents)
     return extents
 
@@ -338,8 +190,8 @@ def _check_rles(report: Report, extents: np.ndarray) -> None:
             problems[j] = f"its RLE is for a picture of {a['rle_sizes'][j].tolist()}, the image is {size}"
     if problems:
         index = np.array(sorted(problems))
-        report._add_objects("rle_broken", index, "{}", [problems[j] for j in index.tolist()])
-        report._drop(index)
+        report.add_objects("rle_broken", index, "{}", [problems[j] for j in index.tolist()])
+        report.drop(index)
         extents[index] = (np.inf, np.inf, -np.inf, -np.inf)
 
 
@@ -364,20 +216,20 @@ def _check_boxes(report: Report, extents: np.ndarray) -> None:
     differs = ~absent & ~gone & (np.abs(boxes - mask) > 2 * _ROUNDING).any(1) & (_iou(boxes, mask) < 0.5)
 
     at, where = alive[absent & ~gone], "its bbox is missing, or not four finite numbers"
-    report._add_objects("box_absent", at, where)
+    report.add_objects("box_absent", at, where)
     shape = [_xywh(b) for b in given[outside]]
     pixels = [f"{w:.0f} x {h:.0f}" for h, w in sizes[outside]]
-    report._add_objects(
+    report.add_objects(
         "box_outside", alive[outside], "its bbox {} reaches outside the image of {}", shape, pixels
     )
     shape, around = [_xywh(b) for b in given[differs]], [_xywh(b) for b in mask[differs]]
-    report._add_objects(
+    report.add_objects(
         "box_differs", alive[differs], "its bbox {} is not around its mask, which has {}", shape, around
     )
     text = [f"its bbox {_xywh(b)} has no area in the image" for b in given[empty]]
-    report._add_objects("zero_area", alive[empty], "{}", text)
-    report._add_objects("zero_area", alive[hollow & ~empty], "its mask has no area in the image")
-    report._drop(alive[gone])
+    report.add_objects("zero_area", alive[empty], "{}", text)
+    report.add_objects("zero_area", alive[hollow & ~empty], "its mask has no area in the image")
+    report.drop(alive[gone])
 
     boxes[absent | differs] = mask[absent | differs]
     changed = ~gone & (boxes != given).any(1)
@@ -405,10 +257,3 @@ def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _xywh(box: np.ndarray) -> str:
     x0, y0, x1, y1 = box.tolist()
     return f"[{x0:g}, {y0:g}, {x1 - x0:g}, {y1 - y0:g}]"
-
-
-def _located(f: Finding) -> str:
-    image = "" if f.image_id is None else f"image {f.image_id}"
-    annotation = "" if f.annotation_id is None else f"annotation {f.annotation_id}"
-    place = ", ".join(p for p in (image, annotation) if p)
-    return f"{place}: {f.message}" if place else f.message

@@ -13,7 +13,7 @@ from maskrcnn.errors import UserError
 
 # COCO's companions of instances_*.json, with other tasks' annotations
 _OTHER_TASKS = ("person_keypoints", "captions", "stuff", "panoptic", "image_info")
-_PEEK = 20  # file names that are looked for
+_PEEK = 20  # file names that are looked for first
 
 
 class CocoSource(NamedTuple):
@@ -76,14 +76,16 @@ def find_images(json: Path, images: str | Path = "", root: Path | None = None) -
     """
     if images and not Path(images).is_dir():
         raise UserError(f"{images}: expected the folder of the images of {json}, but it is not a folder.")
-    names = _first_names(json)
     candidates = [Path(images)] if images else list(_image_folders(json, root or _root(json)))
-    if not names:
-        return CocoSource(json, candidates[0])
-    hits = [sum((folder / name).is_file() for name in names) for folder in candidates]
-    best = max(range(len(candidates)), key=lambda k: hits[k])
-    if hits[best]:
-        return CocoSource(json, candidates[best])
+    names: list[str] = []
+    for limit in (_PEEK, None):  # all of them where not one of the first is found: many may be missing
+        names = _file_names(json, limit)
+        if not names:
+            return CocoSource(json, candidates[0])
+        hits = [sum((folder / name).is_file() for name in names) for folder in candidates]
+        best = max(range(len(candidates)), key=lambda k: hits[k])
+        if hits[best]:
+            return CocoSource(json, candidates[best])
     looked = ", ".join(str(c) for c in candidates[:6]) + (" and others" if len(candidates) > 6 else "")
     raise UserError(f"{json}: its images (the first is {names[0]!r}) are not in {looked}. Give their folder.")
 
@@ -119,9 +121,9 @@ def _split(json: Path, root: Path) -> str:
     return ""
 
 
-def _first_names(json: Path) -> list[str]:
-    images = (e for member, e in JsonStream(json, ("images",)) if isinstance(e, dict))
-    return [str(e.get("file_name")) for e in islice(images, _PEEK)]
+def _file_names(json: Path, limit: int | None) -> list[str]:
+    images = (e for _, e in JsonStream(json, ("images",)) if isinstance(e, dict))
+    return [str(e["file_name"]) for e in islice(images, limit) if e.get("file_name")]
 
 
 def _root(json: Path) -> Path:

@@ -1,0 +1,76 @@
+"""`maskrcnn doctor`: what is in a data set, what is wrong with it, and whether training would take it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from maskrcnn.cli.main import main
+
+SQUARE = [[2.0, 2.0, 8.0, 2.0, 8.0, 8.0, 2.0, 8.0]]
+
+
+@pytest.fixture
+def content(tmp_path: Path) -> dict[str, Any]:
+    Image.new("RGB", (30, 20)).save(tmp_path / "1.png")
+    box = {"image_id": 1, "category_id": 4, "bbox": [2, 2, 6, 6], "segmentation": SQUARE}
+    return {
+        "images": [{"id": 1, "file_name": "1.png", "height": 20, "width": 30}],
+        "annotations": [{"id": 10 + k, **box} for k in range(15)],
+        "categories": [{"id": 4, "name": "cell"}],
+    }
+
+
+def doctor(folder: Path, content: dict[str, Any], *options: str) -> int:
+    (folder / "train.json").write_text(json.dumps(content))
+    return main(["doctor", "--data", str(folder), *options])
+
+
+def test_a_sound_set(tmp_path: Path, content: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor(tmp_path, content) == 0
+    out = capsys.readouterr().out
+    assert "1 images (0 without objects), 15 annotations (0 crowd regions), 1 class\n" in out
+    assert "classes: cell 15\n" in out
+    assert "usable: as it is" in out
+
+
+def test_repairable_defects_are_listed_and_do_not_fail(
+    tmp_path: Path, content: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for a in content["annotations"][:12]:
+        a["bbox"] = [2, 2, 0, 0]
+    assert doctor(tmp_path, content) == 0
+    out = capsys.readouterr().out
+    assert "zero_area: 12 (the object is left out)" in out
+    assert "image 1, annotation 19: its bbox [2, 2, 0, 0] has no area in the image" in out
+    assert "annotation 20" not in out
+    assert "... and 2 more" in out
+    assert "usable: 1 images and 3 objects" in out
+    assert doctor(tmp_path, content, "--limit", "0") == 0
+    assert "annotation 21" in capsys.readouterr().out
+
+
+def test_a_set_that_training_would_refuse_fails(
+    tmp_path: Path, content: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "1.png").write_text("no picture")
+    assert doctor(tmp_path, content) == 1
+    assert "image_unreadable: 1 (the image is left out)" in capsys.readouterr().out
+    assert doctor(tmp_path, content, "--no-files") == 0
+    content["annotations"] = []
+    assert doctor(tmp_path, content, "--no-files") == 1
+    assert "refused" in capsys.readouterr().out
+
+
+def test_a_folder_without_data_is_a_mistake_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["doctor", "--data", str(tmp_path)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no COCO JSON in it" in captured.err
+    assert captured.err.count("\n") == 1
