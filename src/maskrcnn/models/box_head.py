@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maskrcnn.backbones.layers import Conv
 from maskrcnn.config import BoxHeadConfig
-from maskrcnn.models.linear import Linear, linear_rows
+from maskrcnn.models.linear import Linear
 from maskrcnn.models.pooling import pool_rois
 from maskrcnn.models.rpn import Proposals
 from maskrcnn.ops.boxes import batched_nms, clip_boxes, decode_boxes, encode_boxes
@@ -161,13 +161,11 @@ class BoxHead(nn.Module):
 def flatten_rois(x: Tensor, fc: nn.Module) -> Tensor:
     """The first fully connected layer and its ReLU: (R, C, P, P) -> (R, D), features in the order C, P, P.
 
-    Rows are taken in the order P, P, C that the pooled RoIs lie in, and the weight is turned to match: it is
-    much smaller than they are.
+    A convolution of the RoIs' own size: it reads them as they lie, channels last, and on a CPU it takes the fast
+    road (see `models.linear`).
     """
     assert isinstance(fc, Linear)
-    rows = x.permute(0, 2, 3, 1).flatten(1)  # (R, P * P * C)
-    weight = fc.weight.unflatten(1, x.shape[1:]).permute(0, 2, 3, 1).flatten(1)
-    if x.device.type != "cpu" or len(x) == 0:
-        return F.relu_(F.linear(rows, weight, fc.bias))
-
-    return F.relu_(linear_rows(rows, weight, fc.bias))
+    if len(x) == 0:
+        return F.relu(fc(x.flatten(1)))
+    weight = fc.weight.unflatten(1, x.shape[1:]).to(memory_format=torch.channels_last)
+    return F.relu_(F.conv2d(x, weight, fc.bias)).flatten(1)

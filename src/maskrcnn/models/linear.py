@@ -1,5 +1,5 @@
-"""Fully connected layers as the convolutions that they are: faster on a CPU, where float32 matrix products
-take a slower road than convolutions (`docs/log.md`). Parameters are those of `nn.Linear`."""
+"""Fully connected layers as the convolutions that they are: faster on CPUs where float32 matrix products take a
+slower road than convolutions (`docs/log.md`). Parameters are those of `nn.Linear`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,5 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         if input.device.type != "cpu" or len(input) == 0:
             return super().forward(input)
-        return linear_rows(input, self.weight, self.bias)
-
-
-def linear_rows(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(R, C) rows times (D, C) weight -> (R, D)."""
-    x = rows.t()[None, :, :, None]  # (1, C, R, 1), channels-last without a copy
-    y = F.conv2d(x, weight[:, :, None, None], bias)
-    return y[0, :, :, 0].t()
+        x = input.t()[None, :, :, None]  # (1, C, R, 1), channels-last without a copy
+        return F.conv2d(x, self.weight[:, :, None, None], self.bias)[0, :, :, 0].t()
