@@ -298,6 +298,18 @@ class TestPaste:
         for mask, rle in zip(masks.numpy(), masks.to_rle(), strict=True):
             np.testing.assert_array_equal(rle_decode(rle), mask)
 
+    def test_large_crops_are_sampled_where_it_matters(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The same pixels as when every one is sampled, also with probabilities at the threshold."""
+        rng = np.random.default_rng(0)
+        probs = torch.from_numpy(
+            np.stack([rng.random((28, 28)), rng.random((28, 28)).round(1), np.full((28, 28), 0.5)])
+        )
+        boxes = torch.tensor([[-40.3, 10.2, 500.9, 300.0], [3, 3, 290, 600], [20.5, 20.5, 400.25, 310.75]])
+        masks = PredictedMasks(probs.float(), boxes, (330, 450))
+        quick = np.asarray(masks)
+        monkeypatch.setattr("maskrcnn.ops.predicted_masks.SAMPLE_ALL_PIXELS", 1 << 40)
+        np.testing.assert_array_equal(quick, np.asarray(masks))
+
     def test_looks_like_an_array(self, pasted: PredictedMasks) -> None:
         whole = np.asarray(pasted)
         assert whole.dtype == bool

@@ -1,0 +1,184 @@
+"""`maskrcnn evaluate`: both forms, what they write, and that mistakes are told before the work."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskrcnn.cli.main import main
+from maskrcnn.ops.masks import rle_encode
+
+NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two pictures with an object in each, data.json and perfect results.json."""
+    rng = np.random.default_rng(0)
+    bitmap = np.zeros((48, 64), np.uint8)
+    bitmap[10:40, 20:50] = 1
+    box, rle = [20, 10, 30, 30], rle_encode(bitmap)
+    (tmp_path / "images").mkdir()
+    data: dict[str, Any] = {"images": [], "annotations": [], "categories": [{"id": 5, "name": "[bold]cat"}]}
+    results = []
+    for i, name in enumerate(("a", "b"), start=1):
+        Image.fromarray(rng.integers(0, 255, (48, 64, 3), np.uint8)).save(tmp_path / f"images/{name}.png")
+        data["images"].append({"id": i, "file_name": f"{name}.png", "height": 48, "width": 64})
+        entry = {"image_id": i, "category_id": 5, "bbox": box, "segmentation": rle}
+        data["annotations"].append({**entry, "id": i, "area": 900, "iscrowd": 0})
+        results.append({**entry, "image_id": name, "score": 0.9})
+    (tmp_path / "data.json").write_text(json.dumps(data))
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    return tmp_path
+
+
+def evaluate(folder: Path, *options: str | Path) -> int:
+    return main(["evaluate", "--data", str(folder / "data.json"), *map(str, options)])
+
+
+class TestResults:
+    def test_numbers_are_written_and_shown(self, folder: Path, capsys: Captured) -> None:
+        outputs = [folder / "out" / name for name in ("numbers.json", "classes.json", "curves.svg")]
+        options = ("--json", outputs[0], "--per-class-json", outputs[1], "--curves", outputs[2])
+        assert evaluate(folder, "--results", folder / "results.json", *options) == 0
+        numbers = json.loads(outputs[0].read_text())
+        assert list(numbers) == ["bbox", "segm"]
+        assert all(list(kind) == NAMES for kind in numbers.values())
+        assert numbers["segm"]["AP"] == pytest.approx(1.0)
+        assert numbers["segm"]["APl"] == -1
+        assert json.loads(outputs[1].read_text())["segm"]["[bold]cat"]["objects"] == 2
+        assert outputs[2].read_text().startswith("<svg")
+        shown = capsys.readouterr()
+        assert shown.err == ""
+        for word in ("boxes", "masks", "[bold]cat", "AP50", "1.000", "-1.000"):
+            assert word in shown.out
+
+    def test_segmentation_alone_is_segm(self, folder: Path) -> None:
+        results = json.loads((folder / "results.json").read_text())
+        (folder / "masks.json").write_text(
+            json.dumps([{**r, "bbox": None} for r in results]).replace('"bbox"', '"x"')
+        )
+        assert evaluate(folder, "--results", folder / "masks.json", "--json", folder / "out.json") == 0
+        assert list(json.loads((folder / "out.json").read_text())) == ["segm"]
+
+    def test_chosen_kinds(self, folder: Path) -> None:
+        options = ("--results", folder / "results.json", "--json", folder / "out.json", "--kinds", "bbox")
+        assert evaluate(folder, *options) == 0
+        assert list(json.loads((folder / "out.json").read_text())) == ["bbox"]
+
+    def test_the_limit_is_an_option_and_warned_of(self, folder: Path, capsys: Captured) -> None:
+        data = json.loads((folder / "data.json").read_text())
+        data["annotations"] = [{**data["annotations"][0], "id": i} for i in range(150)]
+        (folder / "data.json").write_text(json.dumps(data))
+        options = ("--results", folder / "results.json", "--json", folder / "out.json")
+        assert evaluate(folder, *options) == 0
+        assert capsys.readouterr().err.startswith(
+            "warning: 1 of 2 images have more than 100 objects (image 1: 150)"
+        )
+        assert evaluate(folder, *options, "--max-detections", "400") == 0
+        assert capsys.readouterr().err == ""
+        assert list(json.loads((folder / "out.json").read_text())["segm"])[8] == "AR400"
+
+    def test_published_results(self, shared: Path, tmp_path: Path) -> None:
+        d, out = shared / "data/coco_eval", tmp_path / "out.json"
+        options = ["--results", str(d / "instances_val2014_fakesegm100_results.json"), "--json", str(out)]
+        assert main(["evaluate", "--data", str(d / "instances_val2014_100.json"), *options]) == 0
+        assert json.loads(out.read_text())["segm"]["AP"] == pytest.approx(0.3195452758576433, abs=1e-10)
+
+
+class TestModel:
+    @pytest.fixture
+    def weights(self, tmp_path: Path) -> Path:
+        from maskrcnn import presets
+        from maskrcnn.engine.checkpoint import write_weights
+        from maskrcnn.models.build import build_model
+
+        config = presets.get("mask_rcnn_R_50_FPN_3x", tiny=True).model
+        config.num_classes, config.class_names, config.category_ids = 1, ("cat",), (5,)
+        config.input.min_size = config.input.max_size = 64
+        config.box_head.score_threshold = 0.0  # random weights find something
+        write_weights(tmp_path / "model.safetensors", build_model(config).state_dict(), config)
+        return tmp_path / "model.safetensors"
+
+    def test_is_run_over_the_data_set(self, folder: Path, weights: Path) -> None:
+        out, saved = folder / "out.json", folder / "found.json"
+        options = ("--images", folder / "images", "--model", weights, "--device", "cpu")
+        assert evaluate(folder, *options, "--json", out, "--save-results", saved) == 0
+        numbers = json.loads(out.read_text())
+        assert [list(kind) for kind in numbers.values()] == [NAMES, NAMES]
+        found = json.loads(saved.read_text())
+        assert {r["image_id"] for r in found} == {1, 2}
+        assert {r["category_id"] for r in found} == {5}
+        again = folder / "again.json"
+        assert evaluate(folder, "--results", saved, "--json", again) == 0
+        assert json.loads(again.read_text()) == numbers
+
+    def test_of_another_number_of_classes_is_refused(
+        self, folder: Path, weights: Path, capsys: Captured
+    ) -> None:
+        data = json.loads((folder / "data.json").read_text())
+        data["categories"].append({"id": 6, "name": "dog"})
+        (folder / "data.json").write_text(json.dumps(data))
+        assert evaluate(folder, "--images", folder / "images", "--model", weights, "--device", "cpu") == 2
+        assert one_line(capsys).count("classes") == 2
+
+
+def one_line(capsys: Captured) -> str:
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.count("\n") == 1
+    return shown.err
+
+
+class TestMistakes:
+    def test_neither_or_both(self, folder: Path, capsys: Captured) -> None:
+        assert evaluate(folder) == 2
+        assert "expected either --results or --model, got none" in one_line(capsys)
+        assert evaluate(folder, "--results", folder / "results.json", "--model", "x") == 2
+        assert "got both" in one_line(capsys)
+        assert evaluate(folder, "--results", folder / "results.json", "--images", folder) == 2
+        assert "--images goes with --model" in one_line(capsys)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--max-detections", "5"), "expected more than 10, got 5"),
+            (("--max-detections", "many"), "expected a whole number from 1, got 'many'"),
+            (("--kinds", "mask"), "expected some of bbox, segm, keypoints, got 'mask'"),
+        ],
+    )
+    def test_in_options(self, folder: Path, capsys: Captured, options: tuple[str, ...], message: str) -> None:
+        assert evaluate(folder, "--results", folder / "results.json", *options) == 2
+        assert message in one_line(capsys)
+
+    @pytest.mark.parametrize("option", ["--json", "--per-class-json", "--curves"])
+    def test_an_output_that_cannot_be_written_is_told_before_the_work(
+        self, folder: Path, capsys: Captured, option: str
+    ) -> None:
+        results = folder / "results.json"
+        results.write_text("broken")  # would be told if the work came first
+        assert evaluate(folder, "--results", results, option, results / "out") == 2
+        assert "cannot write" in one_line(capsys)
+        assert evaluate(folder, "--results", results, option, folder) == 2
+        assert "expected a file to write, got a folder" in one_line(capsys)
+
+    def test_nothing_is_written_after_a_mistake(self, folder: Path, capsys: Captured) -> None:
+        before = sorted(os.listdir(folder))
+        (folder / "results.json").write_text('[{"image_id": 1, "category_id": 5, "bbox": [1, 2, 3, 4]}]')
+        assert evaluate(folder, "--results", folder / "results.json", "--json", folder / "out.json") == 2
+        assert "results.json: entry 0: expected 'score', got none" in one_line(capsys)
+        assert sorted(os.listdir(folder)) == before
+
+    def test_in_the_data_is_told_before_the_model_is_loaded(self, folder: Path, capsys: Captured) -> None:
+        data = json.loads((folder / "data.json").read_text())
+        data["annotations"][1]["segmentation"] = {"size": [1, 1], "counts": "1"}
+        (folder / "data.json").write_text(json.dumps(data))
+        assert evaluate(folder, "--model", "none_such", "--images", folder / "images") == 2
+        assert "annotation 2: expected a mask of the image's size [48, 64]" in one_line(capsys)
