@@ -43,8 +43,10 @@ def test_a_failure_keeps_the_old_file_and_leaves_no_other(tmp_path: Path) -> Non
 
 def test_new_files_get_the_usual_permissions(tmp_path: Path) -> None:
     (tmp_path / "plain").write_text("")
-    write_atomic(tmp_path / "atomic", "")
-    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    usual = (tmp_path / "plain").stat().st_mode
+    with atomic_path(tmp_path / "atomic") as temporary:
+        temporary.touch(mode=0o600)  # as some libraries do
+    assert (tmp_path / "atomic").stat().st_mode == usual
 
 
 def test_the_temporary_file_keeps_the_suffix(tmp_path: Path) -> None:

@@ -79,7 +79,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         with _as_user_error(path):
             target.parent.mkdir(parents=True, exist_ok=True)
+            mode = _usual_mode(temporary)
             yield temporary
+            if temporary.stat().st_mode != mode:
+                temporary.chmod(
+                    mode
+                )  # some writers, as safetensors', make files that only the owner can read
             _sync(temporary)
             os.replace(temporary, target)
             _sync(target.parent)
@@ -123,6 +128,14 @@ def _is_special(path: Path) -> bool:
 def _real(path: Path) -> Path:
     """Where a symbolic link leads, so that the file is replaced and not the link."""
     return Path(os.path.realpath(path))
+
+
+def _usual_mode(path: Path) -> int:
+    """The permissions that a new file gets here; asking for the umask itself would change it for other threads."""
+    path.touch(exist_ok=False)
+    mode = path.stat().st_mode
+    path.unlink()
+    return mode
 
 
 def _sync(path: Path) -> None:
