@@ -51,7 +51,7 @@ class GroundTruth:
     boxes: Tensor
     labels: Tensor
     masks: InstanceMasks | None = None
-    image_id: int = 0
+    image_id: int | str = 0
     seed: int = 0
 
     def __len__(self) -> int:
