@@ -106,7 +106,11 @@ class TestRLE:
 class TestTargets:
     """`rasterize` against detectron2's, and its definition where there is no reference."""
 
-    def test_polygons_are_detectron2s(self, units: dict[str, np.ndarray]) -> None:
+    @pytest.mark.parametrize("library", ["hotcoco", "pycocotools"])
+    def test_polygons_are_detectron2s(
+        self, units: dict[str, np.ndarray], library: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MASKRCNN_COCO_BACKEND", library)
         masks = InstanceMasks.from_coco(json.loads(str(units["masktarget/polygons_json"])), (90, 120))
         found = masks.rasterize(torch.from_numpy(units["masktarget/rois"]), torch.arange(3), 28)
         np.testing.assert_array_equal(found, unpacked(units["masktarget/polygon28"], 3, 28, 28))

@@ -35,9 +35,14 @@ def backend() -> str:
     )
 
 
-def mask_api() -> Any:
-    """The module with `frPyObjects`, `decode`, `encode`, `merge`, `area`."""
-    return _module(backend(), "mask")
+def fill_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """P polygons (x, y, x, y, ..., three points or more) -> (P, H, W) uint8 of 0 and 1."""
+    api = _module(backend(), "mask")
+    assert api is not None  # backend() has found it
+    rings = (
+        polygons if backend() == "hotcoco" else [p.tolist() for p in polygons]
+    )  # the other takes lists only
+    return np.asarray(api.decode(api.frPyObjects(rings, *size))).transpose(2, 0, 1)
 
 
 def precision_recall(

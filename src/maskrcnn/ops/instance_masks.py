@@ -301,13 +301,11 @@ def _fill_polygons(
     points: np.ndarray, starts: np.ndarray, owner: np.ndarray, size: tuple[int, int], out: np.ndarray
 ) -> None:
     """Set out[owner[p]] (N, H, W) to 1 where polygon p is, as the COCO API fills it."""
-    api = coco_api.mask_api()
     flat = points.ravel()
     polygons = [flat[2 * a : 2 * b] for a, b in zip(starts[:-1].tolist(), starts[1:].tolist())]
     step = max(1, (1 << 24) // (size[0] * size[1]))  # decoded masks at a time
     for begin in range(0, len(polygons), step):
-        rles = api.frPyObjects(polygons[begin : begin + step], *size)
-        masks = np.asarray(api.decode(rles)).transpose(2, 0, 1)
+        masks = coco_api.fill_polygons(polygons[begin : begin + step], size)
         mine = owner[begin : begin + step]
         firsts = np.flatnonzero(np.concatenate([[True], mine[1:] != mine[:-1]]))
         out[mine[firsts]] |= np.maximum.reduceat(masks, firsts) if len(firsts) < len(mine) else masks
