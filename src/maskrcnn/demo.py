@@ -40,7 +40,7 @@ from maskrcnn.files import check_writable_folder, write_atomic
 
 NAME = "demo"
 SIZE = (160, 224)
-NUM_TRAIN, NUM_VAL = 800, 80
+NUM_TRAIN, NUM_VAL = 1000, 60
 NUM_PANELS = 12
 VAL_FRACTION = 0.2  # of a data set that comes without a validation part
 MAX_VAL = 100  # images that are evaluated, so that a large data set of one's own does not take the time
@@ -120,8 +120,8 @@ def recipe(*, minutes: float, seed: int, min_size: int = SIZE[0]) -> Config:
     """
     scale = min_size / SIZE[0]
     sides = [round(side * scale) for side in (18, 32, 56, 88, 128)]
-    max_size = round(min_size * SIZE[1] / SIZE[0])
-    iterations = 800
+    max_size = round(min_size * 1.6)
+    iterations = 1400
     return Config(
         model=ModelConfig(
             name=NAME,
@@ -133,7 +133,7 @@ def recipe(*, minutes: float, seed: int, min_size: int = SIZE[0]) -> Config:
                 max_size=max_size,
             ),
             backbone=ResNetConfig(depth=18, width=0.5, norm="bn", frozen_stages=0, stride_in_1x1=False),
-            fpn=FPNConfig(out_channels=64),
+            fpn=FPNConfig(out_channels=64, norm="bn"),
             rpn=RPNConfig(
                 anchor_sizes=tuple((float(side),) for side in sides),
                 num_samples=128,
@@ -152,7 +152,7 @@ def recipe(*, minutes: float, seed: int, min_size: int = SIZE[0]) -> Config:
         ),
         optim=OptimConfig(
             optimizer="adamw",
-            lr=1.2e-3,
+            lr=7e-4,
             reference_batch_size=4,
             weight_decay=0.02,
             schedule="cosine",
@@ -209,14 +209,17 @@ def _own(data: Path, folder: Path, config: Config) -> None:
     """Point the config at a data set of one's own; without a validation part, a fifth of it becomes one."""
     from maskrcnn.data.coco import read_coco
     from maskrcnn.data.find import find_coco
+    from maskrcnn.engine.truth import read_json
 
     sources = find_coco(data)
     train, val = sources.train, sources.val
-    content = json.loads(train.json.read_text())
+    sizes = read_coco(train.json, train.images).sizes  # and makes sure that the JSON has COCO's layout
+    content = read_json(train.json, "COCO annotations")
     if val is None:
         parts = split(content, VAL_FRACTION, config.train.seed)
     else:
-        parts = content, json.loads(val.json.read_text())
+        read_coco(val.json, val.images)
+        parts = content, read_json(val.json, "COCO annotations")
     parts = parts[0], _first_images(parts[1], MAX_VAL)
     for name, part in zip(("train", "val"), parts, strict=True):
         write_atomic(folder / f"{name}.json", json.dumps(part))
@@ -224,12 +227,8 @@ def _own(data: Path, folder: Path, config: Config) -> None:
     d.train, d.train_images = str(folder / "train.json"), str(train.images)
     d.val, d.val_images = str(folder / "val.json"), str((val or train).images)
 
-    shortest = float(np.median(read_coco(train.json, train.images).sizes.min(1)))
-    sized = recipe(
-        minutes=config.train.max_minutes or 1.0,
-        seed=config.train.seed,
-        min_size=32 * round(min(max(shortest, 160), 320) / 32),
-    )
+    shortest = min(max(float(np.median(sizes.min(1))), 160), 320)
+    sized = recipe(minutes=1.0, seed=0, min_size=32 * round(shortest / 32))
     config.model, d.augment = sized.model, sized.data.augment
     d.num_workers = 2  # photographs take longer to decode than small pictures
 
@@ -255,7 +254,7 @@ def _first_images(content: dict[str, Any], count: int) -> dict[str, Any]:
 
 def _only(content: dict[str, Any], images: list[dict[str, Any]]) -> dict[str, Any]:
     ids = {image["id"] for image in images}
-    annotations = [a for a in content["annotations"] if a["image_id"] in ids]
+    annotations = [a for a in content.get("annotations", ()) if a.get("image_id") in ids]
     return content | {"images": images, "annotations": annotations}
 
 
