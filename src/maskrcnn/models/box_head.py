@@ -125,8 +125,8 @@ class BoxHead(nn.Module):
             index = torch.cat([foreground, background])
             labels = torch.full_like(index, self.num_classes)
             if len(foreground):
-                labels[: len(foreground)] = target.labels[matches.index[foreground]]
-            sampled.append(SampledRoIs(boxes[index], labels, matches.index[index]))
+                labels[: len(foreground)] = target.labels[matches.gt_index[foreground]]
+            sampled.append(SampledRoIs(boxes[index], labels, matches.gt_index[index]))
         return sampled
 
     def loss(

@@ -120,9 +120,23 @@ class MaskRCNN(nn.Module):
         return ImageBatch(pixels.to(self.dtype), sizes, list(original_sizes or sizes))
 
     @overload
-    def predict(self, images: Picture, **settings: float | None) -> Instances: ...
+    def predict(
+        self,
+        images: Picture,
+        *,
+        min_size: int | None = ...,
+        max_size: int | None = ...,
+        score_threshold: float | None = ...,
+    ) -> Instances: ...
     @overload
-    def predict(self, images: Sequence[Picture], **settings: float | None) -> list[Instances]: ...
+    def predict(
+        self,
+        images: Sequence[Picture],
+        *,
+        min_size: int | None = ...,
+        max_size: int | None = ...,
+        score_threshold: float | None = ...,
+    ) -> list[Instances]: ...
     def predict(
         self,
         images: Picture | Sequence[Picture],
@@ -172,4 +186,5 @@ class MaskRCNN(nn.Module):
         self.eval().requires_grad_(False)
         fold_frozen_norms(self)
         dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-        return self.to(dtype=dtypes[precision], memory_format=torch.channels_last)
+        self.to(dtype=dtypes[precision])
+        return self.to(memory_format=torch.channels_last)

@@ -144,7 +144,9 @@ class RPN(nn.Module):
                 logits[image, sampled], labels, reduction="sum"
             )
             if len(positive):
-                wanted = encode_boxes(anchors[positive], target.boxes[matches.index[positive]], BOX_WEIGHTS)
+                wanted = encode_boxes(
+                    anchors[positive], target.boxes[matches.gt_index[positive]], BOX_WEIGHTS
+                )
                 loss_loc = loss_loc + F.smooth_l1_loss(
                     deltas[image, positive], wanted, reduction="sum", beta=c.smooth_l1_beta
                 )

@@ -13,14 +13,15 @@ from torch import Tensor
 
 from maskrcnn.ops.boxes import box_iou
 
-# Overlaps are computed for this many pairs at a time: 500 objects against 270,000 anchors would need 0.5 GB.
+# Overlaps are computed for this many pairs at a time: 500 objects against 270,000 anchors would need 0.5 GB at once.
 MAX_PAIRS = 1 << 22
 
 
 class Matches(NamedTuple):
-    """For each of P boxes: index (P,) of the object it overlaps most, labels (P,) 1 object, 0 background, -1 ignored."""
+    """For each of P boxes: gt_index (P,), the object that it overlaps most; labels (P,): 1 object, 0 background,
+    -1 ignored."""
 
-    index: Tensor
+    gt_index: Tensor
     labels: Tensor
 
 
@@ -37,24 +38,25 @@ def match_boxes(
         zeros = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
         return Matches(zeros, zeros.clone())
     chunks = boxes.split(max(1, MAX_PAIRS // len(gt_boxes)))
-    overlaps = [box_iou(gt_boxes, chunk) for chunk in chunks[:1]]
+    first = box_iou(gt_boxes, chunks[0])  # mostly the only one: not computed again below
+
+    def overlaps(i: int) -> Tensor:
+        return first if i == 0 else box_iou(gt_boxes, chunks[i])
+
     best, index, best_of_gt = [], [], torch.zeros_like(gt_boxes[:, 0])
-    for i, chunk in enumerate(chunks):
-        iou = overlaps[0] if i == 0 else box_iou(gt_boxes, chunk)
-        value, which = iou.max(dim=0)
+    for i in range(len(chunks)):
+        pairs = overlaps(i)
+        value, which = pairs.max(dim=0)
         best.append(value)
         index.append(which)
         if keep_best:
-            best_of_gt = torch.maximum(best_of_gt, iou.amax(dim=1))
+            best_of_gt = torch.maximum(best_of_gt, pairs.amax(dim=1))
     iou = torch.cat(best)
     labels = torch.where(iou >= positive, 1, torch.where(iou < negative, 0, -1))
     if keep_best:
         # An object outside every box has no best one; without this, all boxes would tie at 0.
         best_of_gt = torch.where(best_of_gt > 0, best_of_gt, 2.0)[:, None]
-        is_best = [
-            ((overlaps[0] if i == 0 else box_iou(gt_boxes, chunk)) == best_of_gt).any(dim=0)
-            for i, chunk in enumerate(chunks)
-        ]
+        is_best = [(overlaps(i) == best_of_gt).any(dim=0) for i in range(len(chunks))]
         labels[torch.cat(is_best)] = 1
     return Matches(torch.cat(index), labels)
 
