@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from maskrcnn.errors import UserError
+from maskrcnn.ops.rle import rle_decode
 
 BACKENDS = ("hotcoco", "pycocotools")
 
@@ -39,10 +40,10 @@ def fill_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> np.n
     """P polygons (x, y, x, y, ..., three points or more) -> (P, H, W) uint8 of 0 and 1."""
     api = _module(backend(), "mask")
     assert api is not None  # backend() has found it
-    rings = (
-        polygons if backend() == "hotcoco" else [p.tolist() for p in polygons]
-    )  # the other takes lists only
-    return np.asarray(api.decode(api.frPyObjects(rings, *size))).transpose(2, 0, 1)
+    if backend() == "hotcoco":
+        return api.decode(api.frPyObjects(polygons, *size)).transpose(2, 0, 1)
+    # It takes lists only, and what it decodes to upsets numpy 2.
+    return np.stack([rle_decode(r) for r in api.frPyObjects([p.tolist() for p in polygons], *size)])
 
 
 def precision_recall(
