@@ -52,7 +52,7 @@ def gather_sum(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 
 @torch.library.custom_op("maskrcnn::gather_sum", mutates_args=())
 def _gather_sum(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    return _bag_sum(table, index, weight)
+    return _bag_sum(table.contiguous(), index, weight)
 
 
 @_gather_sum.register_fake
@@ -64,7 +64,9 @@ def _(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
 def _table_grad(grad: Tensor, index: Tensor, weight: Tensor, num_rows: int) -> Tensor:
     place, order = index.reshape(-1).sort(stable=True)
     output = order.div(max(1, index.shape[1]), rounding_mode="floor")
-    return _bag_sum(grad, output, weight.reshape(-1)[order], _offsets(place, num_rows))
+    return _bag_sum(
+        grad.contiguous(), output, weight.reshape(-1)[order], torch.bincount(place, minlength=num_rows)
+    )
 
 
 @_table_grad.register_fake
@@ -102,22 +104,20 @@ def _gather_sum_backward(ctx, grad):
 _gather_sum.register_autograd(_gather_sum_backward, setup_context=_gather_sum_setup)
 
 
-def _bag_sum(table: Tensor, index: Tensor, weight: Tensor, offsets: Tensor | None = None) -> Tensor:
-    """Sums of weighted rows: bags are the rows of `index`, or its pieces between `offsets` (bags + 1)."""
+def _bag_sum(table: Tensor, index: Tensor, weight: Tensor, sizes: Tensor | None = None) -> Tensor:
+    """Sums of weighted rows. A bag is a row of `index`, or with `sizes` the next sizes[m] of a flat `index`."""
+    num_bags = len(index) if sizes is None else len(sizes)
+    if num_bags == 0 or table.numel() == 0:
+        return table.new_zeros(num_bags, table.shape[1])
+    offsets = None if sizes is None else F.pad(sizes.cumsum(0), (1, 0)).to(index.dtype)
     return F.embedding_bag(
         index,
-        table.detach().contiguous(),
+        table.detach(),
         offsets,
         mode="sum",
         per_sample_weights=weight.detach(),
-        include_last_offset=offsets is not None,
+        include_last_offset=sizes is not None,
     )
-
-
-def _offsets(sorted_place: Tensor, num_rows: int) -> Tensor:
-    """Where each of `num_rows` places begins in a sorted list of places, and its end: (num_rows + 1,)."""
-    counts = torch.bincount(sorted_place, minlength=num_rows)
-    return F.pad(counts.cumsum(0), (1, 0))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -290,55 +290,81 @@ class RoITaps:
 
     def gather(self, table: Tensor) -> Tensor:
         """The pooled bins (R * P * Q, C) of a map's rows (B * H * W, C)."""
-        (R, P, _), Q, C = self.y.shape, self.x.shape[1], table.shape[1]
-        out = table.new_empty(R, P * Q, C)
-        if out.numel() == 0:
-            return out.view(-1, C)
-        H, W = self.size
-        row = (self.image[:, None, None] * H + self.y) * W
-        wy, wx = self.wy.to(table.dtype), self.wx.to(table.dtype)
-        # RoIs with alike numbers of taps go together, so that padding to the block's largest costs little.
-        ny, nx = _num_taps(self.wy), _num_taps(self.wx)
-        order = (ny * (self.x.shape[2] + 1) + nx).argsort(stable=True)
-        step = max(1, BYTES_PER_BLOCK // (P * Q * C * table.element_size()))
-        for r in order.split(step):
-            ty, tx = int(ny[r].max()), int(nx[r].max())
-            index = row[r, :, None, :ty, None] + self.x[r, None, :, None, :tx]
-            weight = wy[r, :, None, :ty, None] * wx[r, None, :, None, :tx]
-            bins = _bag_sum(table, index.view(-1, ty * tx), weight.view(-1, ty * tx))
-            out[r] = bins.view(len(r), P * Q, C)
-        return out.view(-1, C)
+        (R, P, _), Q, (H, W) = self.y.shape, self.x.shape[1], self.size
+        used_y, used_x = self.wy != 0, self.wx != 0
+        row = ((self.image[:, None, None] * H + self.y) * W)[used_y]
+        x, wy, wx = self.x[used_x], self.wy[used_y], self.wx[used_x]
+        ny, nx = used_y.sum(2), used_x.sum(2)  # taps of each line and each column of bins
+
+        def of_bins(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+            """(R, P) and (R, Q) spread over the bins (R, P, Q), flat."""
+            return y[:, :, None].expand(R, P, Q).reshape(-1), x[:, None, :].expand(R, P, Q).reshape(-1)
+
+        first_y, first_x = of_bins(_first(ny), _first(nx))
+        ny, nx = of_bins(ny, nx)
+        sizes = ny * nx
+        index, weight = _empty_pairs(sizes, table)
+        end = 0
+        for a, b in _blocks(sizes.view(R, P * Q).sum(1).tolist(), PAIRS_PER_BLOCK):
+            bins = slice(a * P * Q, b * P * Q)
+            bin, i = _ranges(first_y[bins], ny[bins])
+            tap, j = _ranges(first_x[bins].index_select(0, bin), nx[bins].index_select(0, bin))
+            i = i.index_select(0, tap)
+            begin, end = end, end + len(i)
+            torch.add(row.index_select(0, i), x.index_select(0, j), out=index[begin:end])
+            weight[begin:end] = wy.index_select(0, i).mul_(wx.index_select(0, j))
+        return _bag_sum(table, index, weight, sizes)
 
     def scatter(self, grad: Tensor, num_images: int) -> Tensor:
         """The transpose of `gather`: what the bins' gradients (R * P * Q, C) add to a map (B * H * W, C).
 
-        The map is filled a few lines at a time, each place gathering the bins that read it.
+        Each place gathers the bins that read it. A few lines of the map at a time: a y tap on a line meets
+        every x tap of its RoI, and these pairs of place and bin are sorted by place.
         """
-        (_, P, _), Q, C = self.y.shape, self.x.shape[1], grad.shape[1]
-        H, W = self.size
-        out = grad.new_zeros(num_images * H * W, C)
-        r, p, t = self.wy.nonzero(as_tuple=True)
-        line, by_line = (self.image[r] * H + self.y[r, p, t]).sort(stable=True)
-        r, p, wy = r[by_line], p[by_line], self.wy[r, p, t][by_line]
-        xr, q, t = self.wx.nonzero(as_tuple=True)  # in order of RoIs
-        x, wx = self.x[xr, q, t], self.wx[xr, q, t]
-        nx = torch.bincount(xr, minlength=len(self.x))
-        first_x = nx.cumsum(0) - nx
+        P, Q, (H, W) = self.y.shape[1], self.x.shape[1], self.size
+        used_y, used_x = self.wy != 0, self.wx != 0
+        r, p, _ = used_y.nonzero(as_tuple=True)
+        line, order = (self.image[:, None, None] * H + self.y)[used_y].sort(stable=True)
+        r, bin_row, wy = r[order], ((r * P + p) * Q)[order], self.wy[used_y][order]
+        x, q, wx = self.x[used_x], used_x.nonzero(as_tuple=True)[1], self.wx[used_x]
+        nx = used_x.sum((1, 2))
+        first_x, nx = _first(nx)[r], nx[r]  # of each y tap: the x taps that it meets
 
-        # A y tap meets every x tap of its RoI: nx[r] pairs of a place and a bin.
-        pairs_of_line = torch.bincount(line, weights=nx[r].double(), minlength=num_images * H).long()
-        for begin, end in _blocks(pairs_of_line.tolist(), PAIRS_PER_BLOCK):
-            a, b = torch.searchsorted(line, line.new_tensor([begin, end])).tolist()
-            n = nx[r[a:b]]
-            i = torch.repeat_interleave(n) + a
-            j = torch.arange(len(i), device=i.device) - (n.cumsum(0) - n - first_x[r[a:b]])[i - a]
-            place, order = ((line[i] - begin) * W + x[j]).sort(stable=True)
-            i, j = i[order], j[order]
-            bins = (r[i] * P + p[i]) * Q + q[j]
-            offsets = _offsets(place, (end - begin) * W)
-            weight = (wy[i] * wx[j]).to(grad.dtype)
-            out[begin * W : end * W] = _bag_sum(grad, bins, weight, offsets)
-        return out
+        sizes = torch.zeros(num_images * H * W, dtype=torch.int64, device=grad.device)
+        pairs_of_line = torch.bincount(line, weights=nx.double(), minlength=num_images * H).tolist()
+        index, weight = _empty_pairs(nx, grad)
+        end = 0
+        for a, b in _blocks(pairs_of_line, PAIRS_PER_BLOCK):
+            u, v = torch.searchsorted(line, line.new_tensor([a, b])).tolist()
+            i, j = _ranges(first_x[u:v], nx[u:v])
+            i += u
+            place = ((line - a) * W).index_select(0, i).add_(x.index_select(0, j))
+            sizes[a * W : b * W] = torch.bincount(place, minlength=(b - a) * W)
+            order = place.sort(stable=True)[1]
+            i, j = i.index_select(0, order), j.index_select(0, order)
+            begin, end = end, end + len(i)
+            torch.add(bin_row.index_select(0, i), q.index_select(0, j), out=index[begin:end])
+            weight[begin:end] = wy.index_select(0, i).mul_(wx.index_select(0, j))
+        return _bag_sum(grad, index, weight, sizes)
+
+
+def _empty_pairs(sizes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for as many indices and weights as `sizes` add up to. 32 bits are half the memory of 64."""
+    total = int(sizes.sum())
+    small = max(total, len(rows)) < 2**31
+    index = torch.empty(total, dtype=torch.int32 if small else torch.int64, device=rows.device)
+    return index, torch.empty(total, dtype=rows.dtype, device=rows.device)
+
+
+def _first(counts: Tensor) -> Tensor:
+    """Where each of consecutive groups of `counts` elements begins, in the shape of `counts`."""
+    return (counts.view(-1).cumsum(0) - counts.view(-1)).view_as(counts)
+
+
+def _ranges(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The ranges first[i], first[i] + 1, ... of counts[i] numbers, one after another: i and the numbers."""
+    i = torch.repeat_interleave(counts)
+    return i, (first - _first(counts)).index_select(0, i).add_(torch.arange(len(i), device=i.device))
 
 
 def _axis_taps(start: Tensor, length: Tensor, bins: int, size: int, ratio: int) -> tuple[Tensor, Tensor]:
@@ -348,7 +374,11 @@ def _axis_taps(start: Tensor, length: Tensor, bins: int, size: int, ratio: int) 
     several of them read appears once, with the sum of their weights.
     """
     bin_size = length / bins
-    wanted = torch.full_like(length, ratio) if ratio > 0 else bin_size.ceil().clamp(min=0)
+    wanted = (
+        torch.full_like(length, ratio)
+        if ratio > 0
+        else bin_size.ceil().nan_to_num(0.0, 0.0, 0.0).clamp(min=0)
+    )
     n = wanted.clamp(min=1)
     S = int(n.max()) if len(n) else 1
     s = torch.arange(S, device=start.device, dtype=start.dtype).expand(len(n), S)
@@ -374,12 +404,6 @@ def _axis_taps(start: Tensor, length: Tensor, bins: int, size: int, ratio: int) 
     weight = at.new_zeros(cell.shape)
     weight.scatter_add_(2, slot, share - high_share).scatter_add_(2, slot + 1, high_share)
     return cell, weight
-
-
-def _num_taps(weight: Tensor) -> Tensor:
-    """The largest number of taps of any bin of each RoI, at least 1: (R, P, T) -> (R,)."""
-    position = torch.arange(1, weight.shape[2] + 1, device=weight.device)
-    return ((weight != 0) * position).amax((1, 2)).clamp(min=1)
 
 
 def _blocks(counts: list[int], limit: int) -> list[tuple[int, int]]:
