@@ -1,0 +1,158 @@
+"""Two processes, as `torchrun` starts them, do what one process does with the same batch."""
+
+from __future__ import annotations
+
+import io
+import json
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from maskrcnn import presets
+from maskrcnn.config import Config
+from maskrcnn.data.synthetic import make_synthetic
+from maskrcnn.engine import checkpoint as disk
+from maskrcnn.engine import distributed
+from maskrcnn.engine.distributed import Process
+from maskrcnn.engine.runlog import Display, read_log
+from maskrcnn.engine.trainer import Trainer
+from maskrcnn.errors import UserError
+from tests.engine.small_run import SmallModel, batches, small_config, validate
+
+# Sums in another order: float32's rounding, through a few steps.
+TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
+
+
+def test_one_process_needs_no_group():
+    assert distributed.join("cpu") == Process(torch.device("cpu"))
+    assert distributed.gather(3) == [3]
+    assert distributed.on_main(lambda: 4) == 4
+
+
+def test_a_device_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="expected cpu or cuda"):
+        distributed.join("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="no CUDA device"):
+            distributed.join("cuda")
+
+
+@pytest.mark.slow
+def test_two_processes_make_the_losses_and_weights_of_one(tmp_path):
+    """With accumulation, averaged weights and clipping; evaluation agrees on every rank."""
+    config = parallel_config()
+    train_small(tmp_path / "one", config, distributed.join("cpu"))
+    run_two(small_rank, tmp_path / "two", config)
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_at_a_loss_that_is_not_finite(tmp_path):
+    run_two(small_rank, tmp_path, parallel_config(), bad=(5,), expected_exit=7)
+    details = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert details["image_ids"] == [505, 507]  # rank 1's micro-batch
+    assert disk.iteration_of(disk.checkpoints(tmp_path)[-1]) == 3
+
+
+@pytest.mark.slow
+def test_two_processes_train_mask_rcnn_like_one(tmp_path):
+    make_synthetic(tmp_path / "data", num_train=8, num_val=1, size=(64, 96), seed=1)
+    config = presets.get("mask_rcnn_R_50_FPN_1x", tiny=True)
+    config.data.train, config.data.batch_size, config.data.num_workers = str(tmp_path / "data"), 4, 0
+    config.data.val = ""
+    config.data.augment.min_sizes, config.data.augment.max_size = (64,), 96
+    config.optim.warmup_iterations = 2
+    config.train.iterations, config.train.log_every, config.train.evaluate_every = 3, 1, 0
+    run_two(mask_rcnn_rank, tmp_path / "two", config)
+    train_mask_rcnn(tmp_path / "one", config)
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def parallel_config() -> Config:
+    config = small_config(iterations=6, ema_decay=0.9, log_every=1)
+    config.data.batch_size = 8
+    config.optim.accumulation_steps, config.optim.clip_grad_norm = 2, 1.0
+    return config
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    left, right = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
+    for name in left:
+        torch.testing.assert_close(
+            left[name], right[name], **TOLERANCE, msg=lambda m, name=name: f"{name}: {m}"
+        )
+    left, right = (
+        [e for e in read_log(x / "log.jsonl") if e["kind"] in ("train", "eval")] for x in (one, two)
+    )
+    assert len(left) == len(right) > 0
+    for a, b in zip(left, right, strict=True):
+        assert (a["kind"], a["iteration"], a.get("lr")) == (b["kind"], b["iteration"], b.get("lr"))
+        assert a.get("losses", {}) == pytest.approx(b.get("losses", {}), rel=1e-4)
+
+
+def train_small(out: Path, config: Config, process: Process, bad: tuple[int, ...] = ()) -> None:
+    """Ranks take interleaved shares, so that the micro-batches of all ranks together are those of one process."""
+    start = distributed.on_main(lambda: disk.claim(out, resume=False))
+    torch.manual_seed(7)
+    whole = batches(8, bad=bad)
+
+    def share(iteration: int) -> Any:
+        for parts in whole(iteration):
+            # micro-batches of one process: 0-3 and 4-7; of rank r: r, r + 2 and r + 4, r + 6
+            yield tuple(part[process.rank :: process.world_size] for part in parts)
+
+    quiet = Display(active=process.is_main, stream=io.StringIO())
+    Trainer(
+        SmallModel(dropout=0.0), config, out, batches=share, validate=validate, process=process,
+        resume_from=start, display=quiet,
+    ).run()  # fmt: skip
+
+
+def train_mask_rcnn(out: Path, config: Config) -> None:
+    from maskrcnn.engine.train import train
+
+    train(config, out, device="cpu")
+
+
+def small_rank(out: Path, config: Config, bad: tuple[int, ...]) -> None:
+    try:
+        train_small(out, config, distributed.join("cpu"), bad)
+    finally:
+        distributed.leave()
+
+
+def mask_rcnn_rank(out: Path, config: Config, bad: tuple[int, ...]) -> None:
+    train_mask_rcnn(out, config)
+
+
+def _rank(work: Any, rank: int, port: int, out: Path, config: Config, bad: tuple[int, ...]) -> None:
+    os.environ.update(
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)
+    try:
+        work(out, config, bad)
+    except UserError:
+        raise SystemExit(7) from None
+
+
+def run_two(work: Any, out: Path, config: Config, bad: tuple[int, ...] = (), expected_exit: int = 0) -> None:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    ranks = [context.Process(target=_rank, args=(work, r, port, out, config, bad)) for r in range(2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(300)
+    codes = [rank.exitcode for rank in ranks]
+    for rank in ranks:
+        rank.kill()
+    assert codes == [expected_exit] * 2
