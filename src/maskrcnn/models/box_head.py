@@ -87,22 +87,29 @@ class BoxHead(nn.Module):
         return logits.to(dtype), deltas.to(dtype).unflatten(1, (-1, 4))
 
     def forward(
-        self, features: list[Tensor], proposals: list[Proposals], image_sizes: list[tuple[int, int]]
+        self,
+        features: list[Tensor],
+        proposals: list[Proposals],
+        image_sizes: list[tuple[int, int]],
+        score_threshold: float | None = None,
     ) -> list[Detections]:
-        """The detections of each image."""
+        """The detections of each image, of a score above the threshold: by default the config's."""
         boxes = [p.boxes for p in proposals]
         logits, deltas = self.predict_rois(features, boxes)
         counts = [len(b) for b in boxes]
         return [
-            self._detect(box, scores, delta, size)
+            self._detect(box, scores, delta, size, score_threshold)
             for box, scores, delta, size in zip(
                 boxes, logits.softmax(1).split(counts), deltas.split(counts), image_sizes, strict=True
             )
         ]
 
-    def _detect(self, boxes: Tensor, scores: Tensor, deltas: Tensor, size: tuple[int, int]) -> Detections:
+    def _detect(
+        self, boxes: Tensor, scores: Tensor, deltas: Tensor, size: tuple[int, int], threshold: float | None
+    ) -> Detections:
         c = self.config
-        proposal, label = (scores[:, :-1] > c.score_threshold).nonzero(as_tuple=True)
+        threshold = c.score_threshold if threshold is None else threshold
+        proposal, label = (scores[:, :-1] > threshold).nonzero(as_tuple=True)
         score = scores[proposal, label]
         delta = deltas[proposal, 0 if c.class_agnostic else label]
         box = clip_boxes(decode_boxes(delta, boxes[proposal], c.box_weights), size)

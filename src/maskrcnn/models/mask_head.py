@@ -16,6 +16,9 @@ from maskrcnn.models.pooling import pool_rois
 from maskrcnn.ops.processes import mean_over_processes
 from maskrcnn.structures import GroundTruth
 
+# RoIs whose upsampled features exist at a time: those of 300 would take 0.25 GB.
+CHUNK = 64
+
 
 class MaskHead(nn.Module):
     """RoIAlign, 3x3 convolutions, a 2x2 transposed convolution of stride 2, one mask a class."""
@@ -43,7 +46,10 @@ class MaskHead(nn.Module):
         x = pool_rois(features, self.strides, boxes, self.config.pool_size)
         for conv in self.convs:
             x = conv(x)
-        logits = self._predict(x, torch.zeros_like(labels) if self.config.class_agnostic else labels)
+        if self.config.class_agnostic:
+            labels = torch.zeros_like(labels)
+        chunks = zip(x.split(CHUNK), labels.split(CHUNK), strict=True)
+        logits = torch.cat([self._predict(*chunk) for chunk in chunks])
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _predict(self, x: Tensor, labels: Tensor) -> Tensor:

@@ -64,11 +64,12 @@ class MaskRCNN(nn.Module):
         return losses
 
     @torch.inference_mode()
-    def detect(self, batch: ImageBatch) -> list[Instances]:
-        """The detections of each image, in its original pixels."""
+    def detect(self, batch: ImageBatch, score_threshold: float | None = None) -> list[Instances]:
+        """The detections of each image, in its original pixels, of a score above the threshold: by default the
+        model's own."""
         features = self.backbone(batch.pixels)
         proposals = self.rpn(features, batch.image_sizes)
-        detections = self.box_head(features[:-1], proposals, batch.image_sizes)
+        detections = self.box_head(features[:-1], proposals, batch.image_sizes, score_threshold)
         mask_logits = self.mask_head(
             features[:-1], [d.boxes for d in detections], torch.cat([d.labels for d in detections])
         )
@@ -149,7 +150,7 @@ class MaskRCNN(nn.Module):
 
         images: a path or an (H, W, 3) uint8 RGB array; a list of these gives a list.
         min_size, max_size: shortest and longest side that the network sees, by default the model's own.
-        score_threshold: drop detections under it; by default the model's own threshold, 0.05.
+        score_threshold: only detections of a score above it; by default the model's own threshold, 0.05.
 
         Raises:
             UserError: a file that cannot be read, an array of another shape or type.
@@ -171,10 +172,8 @@ class MaskRCNN(nn.Module):
         size = resize_size(*original, min_size or c.min_size, max_size or c.max_size)
         resized = torch.from_numpy(np.ascontiguousarray(resize_image(image, size))).permute(2, 0, 1)
         was_training = self.training
-        instances = self.eval().detect(self.preprocess([resized], [original]))[0]
+        instances = self.eval().detect(self.preprocess([resized], [original]), score_threshold)[0]
         self.train(was_training)
-        if score_threshold is not None:
-            instances = instances[instances.scores >= score_threshold]
         instances.image = picture
         return instances
 

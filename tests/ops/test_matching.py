@@ -1,0 +1,75 @@
+"""Matching and sampling as claims."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from maskrcnn.ops import matching
+from maskrcnn.ops.matching import hashed_order, match_boxes, subsample
+
+GT = torch.tensor([[0.0, 0.0, 10.0, 10.0], [100.0, 100.0, 104.0, 104.0]])
+BOXES = torch.tensor(
+    [
+        [0.0, 0.0, 10.0, 10.0],  # IoU 1 with the first object
+        [0.0, 0.0, 10.0, 5.0],  # 0.5
+        [0.0, 0.0, 10.0, 2.0],  # 0.2
+        [100.0, 100.0, 110.0, 110.0],  # 0.16 with the second, but no box does better
+        [50.0, 50.0, 60.0, 60.0],  # none
+    ]
+)
+
+
+def test_labels_by_threshold() -> None:
+    matches = match_boxes(BOXES, GT, 0.3, 0.7)
+    assert matches.labels.tolist() == [1, -1, 0, 0, 0]
+    assert matches.gt_index[:4].tolist() == [0, 0, 0, 1]
+
+
+def test_no_object_is_left_without_a_box() -> None:
+    assert match_boxes(BOXES, GT, 0.3, 0.7, keep_best=True).labels.tolist() == [1, -1, 0, 1, 0]
+
+
+def test_an_object_outside_every_box_takes_none() -> None:
+    far = torch.tensor([[900.0, 900.0, 910.0, 910.0]])
+    assert match_boxes(BOXES, far, 0.3, 0.7, keep_best=True).labels.tolist() == [0] * 5
+
+
+def test_no_objects_make_everything_background() -> None:
+    assert match_boxes(BOXES, torch.zeros(0, 4), 0.3, 0.7, keep_best=True).labels.tolist() == [0] * 5
+
+
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    corner, size = torch.rand(500, 2, generator=generator) * 100, torch.rand(500, 2, generator=generator) * 40
+    boxes = torch.cat([corner, corner + size], dim=1)
+    whole = match_boxes(boxes, boxes[:30] + 1, 0.3, 0.7, keep_best=True)
+    monkeypatch.setattr(matching, "MAX_PAIRS", 100)
+    for a, b in zip(whole, match_boxes(boxes, boxes[:30] + 1, 0.3, 0.7, keep_best=True), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_samples_keep_the_fraction_and_fill_up_with_background() -> None:
+    labels = torch.tensor([1] * 50 + [0] * 1000 + [-1] * 10)
+    positive, negative = subsample(labels, 64, 0.25, seed=1)
+    assert (len(positive), len(negative)) == (16, 48)
+    assert (labels[positive] == 1).all()
+    assert (labels[negative] == 0).all()
+    assert len(torch.cat([positive, negative]).unique()) == 64
+    few = torch.tensor([1, 0, 0, 1, -1])
+    positive, negative = subsample(few, 64, 0.25, seed=1)
+    assert sorted(positive.tolist()) == [0, 3]
+    assert sorted(negative.tolist()) == [1, 2]
+
+
+def test_the_draw_is_the_seeds_alone_and_uniform() -> None:
+    index = torch.arange(1000)
+    assert torch.equal(hashed_order(index, 7), hashed_order(index, 7))
+    assert not torch.equal(hashed_order(index, 7), hashed_order(index, 8))
+    # Every index comes first about equally often: the mean rank of the first over many seeds is the middle.
+    ranks = torch.stack([hashed_order(index, seed).argsort() for seed in range(400)]).double()
+    assert (ranks.mean(0) - 499.5).abs().max() < 5 * 288.7 / 400**0.5  # five standard errors
+
+
+def test_large_seeds_are_taken() -> None:
+    assert sorted(hashed_order(torch.arange(10), (1 << 63) - 1).tolist()) == list(range(10))

@@ -1,0 +1,93 @@
+"""Overrides by dotted name, and configs through JSON and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from maskrcnn import presets
+from maskrcnn.config import Config, field_names, from_dict, from_file, override, to_dict, to_json
+from maskrcnn.errors import UserError
+
+
+def config() -> Config:
+    return presets.get("mask_rcnn_mobilenet_v2_FPN")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("optim.lr", "0.5", 0.5),
+        ("optim.lr", "1e-3", 1e-3),
+        ("train.compile", "true", True),
+        ("train.compile", "False", False),
+        ("data.augment.min_sizes", "640,800", (640, 800)),
+        ("data.augment.min_sizes", "640", (640,)),
+        ("data.augment.crop_size", "null", None),
+        ("data.augment.crop_size", "(320, 256)", (320, 256)),
+        ("model.rpn.anchor_sizes", "[[8],[16]]", ((8.0,), (16.0,))),
+        ("data.train", "a folder/x.json", "a folder/x.json"),
+    ],
+)
+def test_overrides_parse_as_the_fields_type(name: str, text: str, value: object) -> None:
+    c = config()
+    override(c, name, text)
+    for part in name.split("."):
+        c = getattr(c, part)
+    assert c == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("optim.learning_rate", "1", "no such setting"),
+        ("optim.lrr", "1", "Did you mean 'optim.lr'"),
+        ("optim", "1", "no such setting"),
+        ("optim.lr.x", "1", "no such setting"),
+        ("optim.lr", "fast", "--optim.lr 'fast'"),
+        ("optim.optimizer", "adam", "--optim.optimizer 'adam'"),
+        ("data.augment.crop_size", "1,2,3", "crop_size"),
+    ],
+)
+def test_wrong_overrides_are_one_line(name: str, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        override(config(), name, text)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", list(presets.PRESETS))
+def test_a_preset_survives_json(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(to_json(presets.get(name)))
+    assert from_file(path) == presets.get(name)
+
+
+def test_unknown_and_wrong_fields_of_a_file_name_their_place() -> None:
+    values = to_dict(config())
+    values["model"]["backbone"]["widht"] = 2
+    with pytest.raises(
+        UserError, match=r"run.json: model: backbone: no such setting 'widht'. Did you mean 'width'"
+    ):
+        from_dict(Config, values, "run.json")
+    values = to_dict(config())
+    values["optim"]["lr"] = "fast"
+    with pytest.raises(UserError, match=r"run.json: optim.lr"):
+        from_dict(Config, values, "run.json")
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[]", "expected an object")])
+def test_files_that_are_no_config(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        from_file(path)
+    with pytest.raises(UserError, match="cannot read"):
+        from_file(tmp_path / "absent.json")
+
+
+def test_every_knob_is_named_once() -> None:
+    names = field_names(config())
+    assert len(names) == len(set(names))
+    assert json.loads(to_json(config()))["optim"]["lr"] == 3e-4
