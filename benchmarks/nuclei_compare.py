@@ -199,7 +199,7 @@ same MobileNetV2 ImageNet weights and train on 2 threads; evaluations do not cou
 
 {table(runs)}
 
-The scores are those at the end of training.
+The scores are those of the last evaluation.
 
 ![Mask AP over minutes of training](nuclei.svg)
 
