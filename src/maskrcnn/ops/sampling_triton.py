@@ -106,7 +106,7 @@ def _launch(
     _roi_align_kernel[grid](
         rows, cells, bins, C, H, W, P, Q, ratio,
         ALIGNED=aligned, BACKWARD=backward, ACC=tl.float64 if rows.dtype == torch.float64 else tl.float32,
-        BLOCK=block, num_warps=max(1, min(4, block // 32)),
+        BLOCK=block,
     )  # fmt: skip
 
 

@@ -1,0 +1,188 @@
+"""RoIAlign on the CPU, paired with torchvision's operator: time, CPU time and peak memory.
+
+    python benchmarks/roi_align.py            # writes benchmarks/results/roi_align.json and .md
+    python benchmarks/roi_align.py --device cuda
+
+1,000 boxes with sides of 20 to 130 pixels, as FPN sends to P2, on a map of 256 channels and 200x272 cells at
+a quarter of the image's resolution. Each operator gets the layout that it is at home in: ours channels-last
+(as the models here run), torchvision's NCHW; the rows "same NCHW input" charge us for the change of layout.
+The two run by turns; a row gives the median of each and the ratio of the medians. Memory is the growth of the
+peak resident set of a fresh process over one call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torchvision
+from torch import Tensor
+
+from maskrcnn.ops import roi_align
+
+H, W, C, R = 200, 272, 256, 1000
+RESULTS = Path(__file__).parent / "results"
+OPERATORS = {"ours": roi_align, "torchvision": torchvision.ops.roi_align}
+
+
+def make_boxes(device: str) -> Tensor:
+    g = torch.Generator().manual_seed(0)
+    side = 20 * (130 / 20) ** torch.rand(R, generator=g)
+    stretch = torch.exp(0.6 * torch.rand(R, generator=g) - 0.3)
+    size = torch.stack([side * stretch, side / stretch], dim=1)
+    image = torch.tensor([W * 4.0, H * 4.0])
+    centre = torch.rand(R, 2, generator=g) * image
+    corners = torch.cat([(centre - size / 2).clamp(min=0), torch.minimum(centre + size / 2, image)], dim=1)
+    return torch.cat([torch.zeros(R, 1), corners], dim=1).to(device)
+
+
+def make_call(name: str, size: int, ratio: int, dtype: torch.dtype, backward: bool, nchw: bool, device: str):
+    """One call to be timed: forward, or forward and backward."""
+    channels_last = name == "ours" and not nchw
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(1, C, H, W, generator=g).to(device, dtype).contiguous(memory_format=layout)
+    boxes = make_boxes(device)
+    if name == "torchvision":
+        boxes = boxes.to(dtype)
+    grad = torch.ones(R, C, size, size, dtype=dtype, device=device).contiguous(memory_format=layout)
+    x.requires_grad_(backward)
+    operator = OPERATORS[name]
+
+    def call() -> None:
+        out = operator(x, boxes, size, 0.25, ratio, True)
+        if backward:
+            torch.autograd.grad(out, x, grad)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return call
+
+
+def measure(calls: dict[str, tuple], runs: int) -> dict[str, dict[str, float]]:
+    made = {name: make_call(*spec) for name, spec in calls.items()}
+    wall: dict[str, list[float]] = {name: [] for name in made}
+    cpu: dict[str, list[float]] = {name: [] for name in made}
+    for i in range(runs + 1):
+        for name, call in made.items():
+            w, c = time.perf_counter(), time.process_time()
+            call()
+            if i:  # the first is a warm-up
+                wall[name].append(time.perf_counter() - w)
+                cpu[name].append(time.process_time() - c)
+    return {
+        name: {"seconds": statistics.median(wall[name]), "best": min(wall[name]), "cpu": min(cpu[name])}
+        for name in made
+    }
+
+
+def _peak_growth(spec: tuple, threads: int, queue) -> None:
+    torch.set_num_threads(threads)
+    call = make_call(*spec)
+    warm = torch.zeros(1, 2, 8, 8).requires_grad_()
+    for operator in OPERATORS.values():
+        operator(warm, torch.tensor([[0, 0.0, 0.0, 4.0, 4.0]]), 2).sum().backward()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call()
+    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def peak_mib(spec: tuple, threads: int) -> float:
+    """How far one call raises the peak of a fresh process's resident memory, in MiB."""
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    process = context.Process(target=_peak_growth, args=(spec, threads, queue))
+    process.start()
+    result = queue.get()
+    process.join()
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    device = args.device
+
+    cases = [
+        (size, ratio, "fp32", backward, False)
+        for size in (7, 14)
+        for ratio in (2, 0)
+        for backward in (False, True)
+    ]
+    cases += [(7, 0, "fp32", backward, True) for backward in (False, True)]  # same NCHW input for both
+    cases += [(size, 0, "bf16", backward, False) for size in (7, 14) for backward in (False, True)]
+    rows = []
+    for size, ratio, precision, backward, nchw in cases:
+        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+        ours = ("ours", size, ratio, dtype, backward, nchw, device)
+        # torchvision's CPU operator has no bf16: its fp32 is the pair.
+        theirs = (
+            "torchvision",
+            size,
+            ratio,
+            torch.float32 if device == "cpu" else dtype,
+            backward,
+            True,
+            device,
+        )
+        result = measure({"ours": ours, "torchvision": theirs}, args.runs)
+        row = {
+            "output": size, "sampling_ratio": ratio, "precision": precision,
+            "pass": "forward + backward" if backward else "forward", "same_nchw_input": nchw, **result,
+            "ratio": result["torchvision"]["seconds"] / result["ours"]["seconds"],
+            "ratio_of_best": result["torchvision"]["best"] / result["ours"]["best"],
+            "ratio_of_cpu": result["torchvision"]["cpu"] / result["ours"]["cpu"],
+        }  # fmt: skip
+        if device == "cpu":
+            row["peak_mib"] = {
+                name: peak_mib(spec, args.threads) for name, spec in (("ours", ours), ("torchvision", theirs))
+            }
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    write(rows, args.threads, device)
+
+
+def write(rows: list[dict], threads: int, device: str) -> None:
+    name = (
+        torch.cuda.get_device_name() if device == "cuda" else f"CPU {platform.machine()}, {threads} threads"
+    )
+    stem = RESULTS / ("roi_align" if device == "cpu" else "roi_align_cuda")
+    about = {"device": name, "torch": torch.__version__, "torchvision": torchvision.__version__, "rows": rows}
+    stem.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+    lines = [
+        f"# RoIAlign against torchvision, {name}",
+        "",
+        f"{R} boxes, {C} channels, map {H}x{W}, torch {torch.__version__}, torchvision {torchvision.__version__}. "
+        "Times are medians of runs by turns; `best` is the ratio of the fastest runs, `CPU` the ratio of "
+        "processor time. Peak: growth of resident memory over one call, MiB.",
+        "",
+        "| output | samples | precision | pass | ours ms | torchvision ms | ratio | best | CPU | peak ours | peak tv |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        peak = r.get("peak_mib", {"ours": math.nan, "torchvision": math.nan})
+        lines.append(
+            f"| {r['output']}x{r['output']} | {r['sampling_ratio'] or 'adaptive'} | {r['precision']} "
+            f"| {r['pass']}{', same NCHW input' if r['same_nchw_input'] else ''} "
+            f"| {r['ours']['seconds'] * 1e3:.1f} | {r['torchvision']['seconds'] * 1e3:.1f} | {r['ratio']:.1f} "
+            f"| {r['ratio_of_best']:.1f} | {r['ratio_of_cpu']:.1f} | {peak['ours']:.0f} | {peak['torchvision']:.0f} |"
+        )
+    stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
