@@ -213,7 +213,7 @@ def table(results: list[dict[str, Any]], file_mb: float, num_images: int, num_wo
         f"The arrays are {ours['arrays_mb']:.0f} MB, in one file that all processes map: the first reading makes it, "
         f"later ones ({ours['load_again_s']:.3f} s) find it, the second row of CocoData among them. RSS counts the "
         f"pages of that file, which the system can drop; the PSS column counts them once. The data set sent to a "
-        f"spawned worker is {ours['pickle_bytes']} bytes. Checking all annotations takes {ours['check_s']:.1f} s of CPU "
+        f"spawned worker is {ours['pickle_bytes']} bytes. Checking all annotations takes {ours['check_s']:.1f} s of "
         f"CPU (image files apart), the ground truth of all images {ours['use_s']:.1f} s. Objects kept in workers that "
         f"are spawned, or in the processes of torchrun, would take their RSS once in each.",
         "",
