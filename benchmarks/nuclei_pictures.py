@@ -2,8 +2,8 @@
 
     python benchmarks/nuclei_pictures.py runs/nuclei --data nuclei --out docs/images/nuclei.jpg
 
-One JPEG below 200 KB with a row for each image of `val`. The usual ones are of all kinds in the set: stained
-tissue, fluorescence sparse and dense, bright field. They are chosen by their look, not by their scores.
+One JPEG below 200 KB with a row for each image of `val`. The usual ones are two of stained tissue and two of
+fluorescence. They are chosen by their look, not by their scores.
 """
 
 from __future__ import annotations
