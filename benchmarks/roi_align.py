@@ -84,7 +84,7 @@ def measure(calls: dict[str, tuple], runs: int) -> dict[str, dict[str, float]]:
     }
 
 
-def _peak_growth(spec: tuple, threads: int, queue) -> None:
+def _peak_growth(queue, spec: tuple, threads: int) -> None:
     torch.set_num_threads(threads)
     call = make_call(*spec)
     warm = torch.zeros(1, 2, 8, 8).requires_grad_()
@@ -97,9 +97,10 @@ def _peak_growth(spec: tuple, threads: int, queue) -> None:
 
 def peak_mib(spec: tuple, threads: int) -> float:
     """How far one call raises the peak of a fresh process's resident memory, in MiB."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # forks a process that has only imported
+    context.set_forkserver_preload(["torch", "torchvision", "maskrcnn.ops"])
     queue = context.Queue()
-    process = context.Process(target=_peak_growth, args=(spec, threads, queue))
+    process = context.Process(target=_peak_growth, args=(queue, spec, threads))
     process.start()
     result = queue.get()
     process.join()

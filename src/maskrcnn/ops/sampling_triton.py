@@ -11,6 +11,8 @@ With TRITON_INTERPRET=1 set before this module is imported the kernels run on th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -41,10 +43,9 @@ def _axis(start, end, bins, ratio, ALIGNED: tl.constexpr):
     if not ALIGNED:
         length = tl.maximum(length, 1.0)
     bin_size = length / bins
-    samples = tl.ceil(bin_size).to(tl.int32)
-    if ratio > 0:
-        samples = ratio
-    return bin_size, samples
+    # A box at infinity pools nothing instead of keeping the GPU busy for ever.
+    samples = tl.where(bin_size < 4096.0, tl.ceil(bin_size), 0.0).to(tl.int32)
+    return bin_size, tl.where(ratio > 0, ratio, samples)
 
 
 @triton.jit
@@ -103,7 +104,8 @@ def _launch(
     cells = torch.cat([boxes[:, :1], boxes[:, 1:] * scale - (0.5 if aligned else 0.0)], dim=1)
     block = min(triton.next_power_of_2(C), 256)
     grid = (R * P * Q, triton.cdiv(C, block))
-    _roi_align_kernel[grid](
+    kernel: Any = _roi_align_kernel[grid]  # Triton's own annotations reject plain constants
+    kernel(
         rows, cells, bins, C, H, W, P, Q, ratio,
         ALIGNED=aligned, BACKWARD=backward, ACC=tl.float64 if rows.dtype == torch.float64 else tl.float32,
         BLOCK=block,
