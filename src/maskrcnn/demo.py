@@ -152,11 +152,11 @@ def recipe(*, minutes: float, seed: int, min_size: int = SIZE[0]) -> Config:
         ),
         optim=OptimConfig(
             optimizer="adamw",
-            lr=7e-4,
+            lr=1.2e-3,
             reference_batch_size=4,
             weight_decay=0.02,
             schedule="cosine",
-            warmup_iterations=30,
+            warmup_iterations=50,
             clip_grad_norm=10.0,
         ),
         train=TrainConfig(

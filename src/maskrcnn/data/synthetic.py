@@ -11,6 +11,7 @@ where at least half of what it shows is the object.
 
 from __future__ import annotations
 
+import colorsys
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -221,6 +222,10 @@ def _color_pair(
     middle = rng.uniform(30, 225, 3)
     while away_from is not None and np.linalg.norm(middle - away_from) < 90:
         middle = rng.uniform(30, 225, 3)
+    return _around(rng, middle, spread)
+
+
+def _around(rng: np.random.Generator, middle: np.ndarray, spread: float) -> tuple[np.ndarray, np.ndarray]:
     step = rng.normal(0, 1, 3)
     step *= spread / 2 / np.linalg.norm(step)
     return (middle - step).astype(np.float32), (middle + step).astype(np.float32)
@@ -342,7 +347,7 @@ def random_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     smallest, largest = max(12.0, 0.11 * min(h, w)), 0.6 * min(h, w)
     for _ in range(int(rng.integers(1, 9))):
         name = names[int(rng.integers(len(names)))]
-        texture = textured(*_color_pair(rng, middle, spread=rng.uniform(10, 90)))
+        texture = _object_texture(rng, name, middle)
         for _ in range(5):
             diameter = math.exp(rng.uniform(math.log(smallest), math.log(largest)))
             if scene.add(make_shape(name, rng, _center(rng, scene, diameter), diameter), texture):
@@ -350,6 +355,19 @@ def random_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     if rng.random() < CROWD_FRACTION:
         _add_crowd(scene, rng, names[int(rng.integers(len(names)))], 0.7 * smallest, middle)
     return scene
+
+
+def _object_texture(rng: np.random.Generator, name: str, background: np.ndarray) -> Texture:
+    """Each class leans to a hue of its own, as things do; one object in seven has any colour, so that shape counts."""
+    spread = rng.uniform(10, 90)
+    if rng.random() < 1 / 7:
+        return textured(*_color_pair(rng, background, spread))
+    hue = list(CLASSES).index(name) / len(CLASSES) + rng.normal(0, 0.03)
+    middle = background
+    while np.linalg.norm(middle - background) < 60:
+        rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.4, 0.9), rng.uniform(0.35, 0.95))
+        middle = 255 * np.asarray(rgb)
+    return textured(*_around(rng, middle, spread))
 
 
 def _center(rng: np.random.Generator, scene: Scene, diameter: float) -> tuple[float, float]:
