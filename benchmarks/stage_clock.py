@@ -1,8 +1,8 @@
 """Where the time of a Mask R-CNN goes, ours or torchvision's, stage by stage.
 
 The stages' functions are wrapped for as long as the clock runs. A stage called by another is counted once, as
-itself; what belongs to no stage is "other". The backward pass is cut where the gradients of the maps between
-stages are complete: autograd runs it in the reverse order of the forward pass.
+itself; what belongs to no stage is "other". The backward pass is cut where it goes on from the outputs of one stage
+to its inside: autograd runs it in the reverse order of the forward pass.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class StageClock:
                     delattr(owner, name)
 
     def _timed(self, call: Callable[..., Any], stage: str) -> Callable[..., Any]:
-        # Gradients of a stage's output are complete when the backward pass of the stages after it is over.
+        # The backward pass of the stages after one is over when the gradients of its outputs are used.
         before = {"RPN head": "RoI heads", "FPN": "RPN", "ResNet": "FPN"}.get(stage)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
@@ -111,10 +111,9 @@ class StageClock:
         return timed
 
     def _end(self, name: str) -> None:
-        # RoI heads end with the first gradient of the RPN's outputs, the FPN with the first of the ResNet's (res5's:
-        # that of res3 waits for res4's backward pass). All gradients of the pyramid are needed before its own.
-        if name == "RPN" or name not in self._backward:
-            self._backward[name] = time.perf_counter()
+        # A hook runs when autograd goes on behind its tensor, which it does only after all that came later going
+        # forward: the first of a stage's outputs is the one.
+        self._backward.setdefault(name, time.perf_counter())
 
     def medians(self) -> dict[str, float]:
         """Stage -> median seconds over the runs, in the order of `STAGES`."""
