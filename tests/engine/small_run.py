@@ -19,6 +19,9 @@ from maskrcnn.engine.trainer import Trainer, TrainResult
 from maskrcnn.ops.processes import mean_over_processes
 from maskrcnn.structures import GroundTruth, ImageBatch
 
+# What a child process would take seconds to import. torch._dynamo: any optimiser imports it.
+PRELOAD = ["maskrcnn.engine.train", "torch._dynamo", "rich.progress", "safetensors.torch", "pydantic"]
+
 
 class SmallModel(nn.Module):
     """A convolution, a norm and a linear layer; one loss over images, one normalised by objects, and dropout."""

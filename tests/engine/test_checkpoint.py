@@ -18,7 +18,7 @@ from maskrcnn.config import ModelConfig
 from maskrcnn.engine import checkpoint as disk
 from maskrcnn.engine.runlog import RunLog, read_log
 from maskrcnn.errors import UserError
-from tests.engine.small_run import small_config, small_run
+from tests.engine.small_run import PRELOAD, small_config, small_run
 
 CONFIG = ModelConfig(name="small")
 
@@ -112,10 +112,6 @@ def child(out: Path, die_at_flush: int | None) -> None:
 
         os.fsync = flush_or_die
     small_run(out, small_config(ema_decay=0.9, iterations=12), resume=True)
-
-
-# What a child would take seconds to import. torch._dynamo: any optimiser imports it.
-PRELOAD = ["maskrcnn.engine.trainer", "torch._dynamo", "rich.progress", "safetensors.torch", "pydantic"]
 
 
 def run_child(out: Path, die_at_flush: int | None = None, kill_after: float = 120) -> int | None:

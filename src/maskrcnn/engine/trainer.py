@@ -12,6 +12,7 @@ import copy
 import json
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -365,10 +366,10 @@ class Trainer:
     # --- processes
 
     def _distributed(self) -> DistributedDataParallel:
+        # Of the weights of a 1x1 convolution, whose strides are ambiguous in channels-last.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         device_ids = [self.process.device] if self.process.device.type == "cuda" else None
-        return DistributedDataParallel(
-            self.model, device_ids=device_ids, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        return DistributedDataParallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True)
 
     def _exchange_gradients(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Processes exchange gradients once a step, with the last micro-batch."""
