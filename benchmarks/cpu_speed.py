@@ -9,7 +9,7 @@ both models find 100 objects.
 inference  picture in (uint8 array), full-size masks out. torchvision's as people use it: float32, NCHW.
 training   one step of batch 1: resize, forward, backward, SGD with momentum; 8 objects.
 stages     the same two, stage by stage (`stage_clock.py`).
-memory     peak resident memory of each in a process of its own, less what it had after its imports.
+memory     peak resident memory of each in a process of its own (Linux), less what it had after its imports.
 ceilings   what convolutions and matrix products reach on this machine, now.
 
 Parts not measured in this run keep what `DIR/cpu_speed.json` has of them.
@@ -19,10 +19,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import os
 import platform
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -241,7 +242,13 @@ def measure_memory(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most resident memory since `forget_peak` (Linux's VmHWM)."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024  # pyright: ignore
+
+
+def forget_peak() -> None:
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def child(kind: str, name: str) -> None:
@@ -263,6 +270,7 @@ def child(kind: str, name: str) -> None:
             image = photograph(*IMAGE)
             ours.prepare(precision)
             call = lambda: detect_ours(ours, image)  # noqa: E731
+    forget_peak()  # making twins holds both models
     built = peak_mib()
     for _ in range(2):
         call()
