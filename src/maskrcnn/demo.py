@@ -142,8 +142,10 @@ def recipe(*, minutes: float, seed: int, min_size: int = SIZE[0]) -> Config:
                 post_nms_topk_train=200,
                 post_nms_topk_test=100,
             ),
-            box_head=BoxHeadConfig(fc_channels=256, num_samples=96, class_agnostic=True),
-            mask_head=MaskHeadConfig(num_convs=2, conv_channels=48, class_agnostic=True),
+            box_head=BoxHeadConfig(
+                fc_channels=256, num_samples=96, positive_fraction=0.5, class_agnostic=True
+            ),
+            mask_head=MaskHeadConfig(num_convs=3, conv_channels=64, norm="gn", class_agnostic=True),
         ),
         data=DataConfig(
             batch_size=4,

@@ -31,7 +31,6 @@ CLASSES: dict[str, int] = {
     "triangle": 5,
     "star": 8,
     "ring": 13,
-    "crescent": 21,
 }  # name: id
 SUPERSAMPLE = 4
 MIN_VISIBLE_FRACTION = 0.4  # of a shape, or it would not be fair to ask for it
@@ -98,8 +97,6 @@ def make_shape(name: str, rng: np.random.Generator, center: tuple[float, float],
     elif name == "ring":
         outline = _arc(radius, 0, 2 * math.pi)
         holes = [_arc(radius * rng.uniform(0.45, 0.6), 0, 2 * math.pi)]
-    elif name == "crescent":
-        outline = _crescent(radius, rng.uniform(0.35, 0.5))
     else:
         raise UserError(f"shape: expected one of {', '.join(CLASSES)}, got {name!r}.")
     rotation = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
@@ -110,18 +107,6 @@ def _arc(radius: float, start: float, end: float) -> np.ndarray:
     steps = max(12, min(64, int(radius * abs(end - start) / 2)))
     turn = np.linspace(start, end, steps, endpoint=abs(end - start) < 2 * math.pi)
     return radius * np.stack([np.cos(turn), np.sin(turn)], 1)
-
-
-def _crescent(radius: float, shift: float) -> np.ndarray:
-    """A disk less a smaller disk that is moved by `shift` radii beyond where they would touch inside."""
-    inner = 0.85 * radius
-    offset = (0.15 + shift) * radius
-    x = (offset**2 + radius**2 - inner**2) / (2 * offset)  # where the two circles cross
-    y = math.sqrt(radius**2 - x**2)
-    outer_angle, inner_angle = math.atan2(y, x), math.atan2(y, x - offset)
-    outer = _arc(radius, outer_angle, 2 * math.pi - outer_angle)
-    inside = _arc(inner, 2 * math.pi - inner_angle, inner_angle) + np.array([offset, 0])
-    return np.concatenate([outer, inside[1:-1]])
 
 
 def polygon_area(points: np.ndarray) -> float:
@@ -215,17 +200,8 @@ _PATTERNS: tuple[Callable[[np.random.Generator, int, int], np.ndarray], ...] = (
 )
 
 
-def _color_pair(
-    rng: np.random.Generator, away_from: np.ndarray | None, spread: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Two colours, about `spread` apart, their middle well away from another colour."""
-    middle = rng.uniform(30, 225, 3)
-    while away_from is not None and np.linalg.norm(middle - away_from) < 90:
-        middle = rng.uniform(30, 225, 3)
-    return _around(rng, middle, spread)
-
-
 def _around(rng: np.random.Generator, middle: np.ndarray, spread: float) -> tuple[np.ndarray, np.ndarray]:
+    """Two colours, `spread` apart, with `middle` between them."""
     step = rng.normal(0, 1, 3)
     step *= spread / 2 / np.linalg.norm(step)
     return (middle - step).astype(np.float32), (middle + step).astype(np.float32)
@@ -338,36 +314,34 @@ def uncompressed_counts(mask: np.ndarray) -> list[int]:
 def random_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
     """A random picture of (H, W) pixels."""
     h, w = size
-    ground = _color_pair(rng, None, spread=rng.uniform(10, 70))
-    scene = Scene(size, textured(*ground), rng)
-    middle = (ground[0] + ground[1]) / 2
+    scene = Scene(size, _ground_texture(rng), rng)
     if rng.random() < EMPTY_FRACTION:
         return scene
     names = list(CLASSES)
-    smallest, largest = max(12.0, 0.11 * min(h, w)), 0.6 * min(h, w)
+    smallest, largest = max(12.0, 0.13 * min(h, w)), 0.6 * min(h, w)
     for _ in range(int(rng.integers(1, 9))):
         name = names[int(rng.integers(len(names)))]
-        texture = _object_texture(rng, name, middle)
+        texture = _object_texture(rng, name)
         for _ in range(5):
             diameter = math.exp(rng.uniform(math.log(smallest), math.log(largest)))
             if scene.add(make_shape(name, rng, _center(rng, scene, diameter), diameter), texture):
                 break
     if rng.random() < CROWD_FRACTION:
-        _add_crowd(scene, rng, names[int(rng.integers(len(names)))], 0.7 * smallest, middle)
+        _add_crowd(scene, rng, names[int(rng.integers(len(names)))], 0.7 * smallest)
     return scene
 
 
-def _object_texture(rng: np.random.Generator, name: str, background: np.ndarray) -> Texture:
-    """Each class leans to a hue of its own, as things do; one object in seven has any colour, so that shape counts."""
-    spread = rng.uniform(10, 90)
-    if rng.random() < 1 / 7:
-        return textured(*_color_pair(rng, background, spread))
+def _object_texture(rng: np.random.Generator, name: str) -> Texture:
+    """Each class leans to a hue of its own, as things do, in any shade and pattern."""
     hue = list(CLASSES).index(name) / len(CLASSES) + rng.normal(0, 0.03)
-    middle = background
-    while np.linalg.norm(middle - background) < 60:
-        rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.4, 0.9), rng.uniform(0.35, 0.95))
-        middle = 255 * np.asarray(rgb)
-    return textured(*_around(rng, middle, spread))
+    rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.55, 1.0), rng.uniform(0.4, 1.0))
+    return textured(*_around(rng, 255 * np.asarray(rgb), spread=rng.uniform(10, 90)))
+
+
+def _ground_texture(rng: np.random.Generator) -> Texture:
+    """Paler than the objects, in any hue, shade and pattern."""
+    rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.0, 0.3), rng.uniform(0.15, 0.95))
+    return textured(*_around(rng, 255 * np.asarray(rgb), spread=rng.uniform(10, 70)))
 
 
 def _center(rng: np.random.Generator, scene: Scene, diameter: float) -> tuple[float, float]:
@@ -382,11 +356,9 @@ def _center(rng: np.random.Generator, scene: Scene, diameter: float) -> tuple[fl
     return rng.uniform(0, w), rng.uniform(0, h)
 
 
-def _add_crowd(
-    scene: Scene, rng: np.random.Generator, name: str, diameter: float, background: np.ndarray
-) -> None:
+def _add_crowd(scene: Scene, rng: np.random.Generator, name: str, diameter: float) -> None:
     h, w = scene.size
-    texture = textured(*_color_pair(rng, background, spread=30))
+    texture = _object_texture(rng, name)
     reach = 3 * diameter
     x, y = rng.uniform(reach, max(w - reach, reach + 1)), rng.uniform(reach, max(h - reach, reach + 1))
     for _ in range(12):
