@@ -118,7 +118,8 @@ def batches_of(config: Config, data: CocoData, process: Process) -> Callable[[in
 
     def batches(iteration: int) -> Iterator[Batch]:
         seed, rank, world = config.train.seed, process.rank, process.world_size
-        return iter(TrainLoader(data, config.data, seed, share, rank, world, start_batch=iteration))
+        source: Any = data  # its cached properties are properties, whatever pyright says
+        return iter(TrainLoader(source, config.data, seed, share, rank, world, start_batch=iteration))
 
     return batches
 
@@ -160,7 +161,8 @@ def validation_losses(model: MaskRCNN, config: Config, data: CocoData, process: 
     size = config.model.input
     plain = AugmentConfig(min_sizes=(size.min_size,), max_size=size.max_size, horizontal_flip=0.0)
     settings = dataclasses.replace(config.data, augment=plain, num_workers=0)
-    loader = TrainLoader(data, settings, config.train.seed, 1, process.rank, process.world_size)
+    source: Any = data
+    loader = TrainLoader(source, settings, config.train.seed, 1, process.rank, process.world_size)
     count = max(1, min(loader.num_images, VALIDATION_LOSS_IMAGES) // process.world_size)
     sums: dict[str, torch.Tensor] = {}
     for images, targets, _ in islice(loader, count):
