@@ -29,7 +29,7 @@ class FPN(nn.Module):
         for feature, lateral, output in zip(
             features[-2::-1], self.lateral[-2::-1], self.output[-2::-1], strict=True
         ):
-            top = lateral(feature) + F.interpolate(top, scale_factor=2.0, mode="nearest")
+            top = F.interpolate(top, scale_factor=2.0, mode="nearest").add_(lateral(feature))
             levels.insert(0, output(top))
         return [*levels, F.max_pool2d(levels[-1], kernel_size=1, stride=2)]
 
