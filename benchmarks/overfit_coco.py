@@ -40,7 +40,9 @@ def subset(coco: Path, out: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--coco", type=Path, required=True)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -75,7 +77,8 @@ def main() -> None:
         "crowds": sum(a["iscrowd"] for a in objects),
         "classes_present": len({a["category_id"] for a in objects}),
         "goal_mask_ap": GOAL,
-        "passed_at": passed and {"iteration": passed["iteration"], "training_minutes": passed["seconds"] / 60},
+        "passed_at": passed
+        and {"iteration": passed["iteration"], "training_minutes": passed["seconds"] / 60},
         "curve": [
             {
                 "iteration": e["iteration"],

@@ -34,8 +34,8 @@ class ConvBlock(nn.Sequential):
             modules.append(module)
         super().__init__(*modules)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu6(_apply(x, self[0], self[1] if len(self) > 1 else None), inplace=True)
+    def forward(self, input: Tensor) -> Tensor:
+        return F.relu6(_apply(input, self[0], self[1] if len(self) > 1 else None), inplace=True)
 
 
 def _conv(
