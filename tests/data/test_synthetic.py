@@ -94,6 +94,11 @@ def test_the_set_has_all_kinds_of_annotations(folder: Path) -> None:
     assert len({a["id"] for a in annotations}) == len(annotations)
 
 
+def perimeter(polygons: list[list[float]]) -> float:
+    rings = [np.reshape(ring, (-1, 2)) for ring in polygons]
+    return float(sum(np.linalg.norm(ring - np.roll(ring, 1, axis=0), axis=1).sum() for ring in rings))
+
+
 def test_files_boxes_and_areas_agree_with_the_masks(folder: Path) -> None:
     for split in ("train", "val"):
         content = read(folder, split)
@@ -105,10 +110,14 @@ def test_files_boxes_and_areas_agree_with_the_masks(folder: Path) -> None:
             image = images[a["image_id"]]
             mask = decode(a["segmentation"], image["height"], image["width"])
             exact = isinstance(a["segmentation"], dict)
-            assert mask.sum() == (a["area"] if exact else pytest.approx(a["area"], rel=0.08, abs=10))
+            # Rasterising a polygon may move its outline by half a pixel.
+            slack = 0 if exact else 0.5 * perimeter(a["segmentation"])
+            assert abs(int(mask.sum()) - a["area"]) <= slack
             y, x = np.nonzero(mask)
-            box = [x.min(), y.min(), x.max() + 1 - x.min(), y.max() + 1 - y.min()]
-            np.testing.assert_allclose(box, a["bbox"], atol=0 if exact else 3)  # thin tips have no pixels
+            corners = [x.min(), y.min(), x.max() + 1, y.max() + 1]
+            x0, y0, width, height = a["bbox"]
+            # A sharp tip is thinner than a pixel for a while.
+            np.testing.assert_allclose(corners, [x0, y0, x0 + width, y0 + height], atol=0 if exact else 3)
 
 
 @pytest.mark.parametrize("seed", range(4))

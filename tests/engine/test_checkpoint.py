@@ -174,8 +174,11 @@ def test_killed_at_every_flush_and_resumed_the_run_ends_with_the_same_bits(tmp_p
 @pytest.mark.slow
 def test_killed_at_random_moments_and_resumed_the_run_ends_with_the_same_bits(tmp_path, whole):
     run, dice, killed = tmp_path / "run", random.Random(0), 0
+    started = time.monotonic()
+    assert run_child(tmp_path / "timed") == 0
+    duration = time.monotonic() - started  # so that kills fall into the run on machines of any speed
     for _ in range(40):
-        code = run_child(run, kill_after=dice.uniform(0.1, 1.5))
+        code = run_child(run, kill_after=dice.uniform(0.1, 0.8) * duration)
         killed += code == -signal.SIGKILL
         if code == 0:
             break
