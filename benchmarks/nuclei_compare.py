@@ -69,7 +69,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("ours", type=Path, help="our run's folder")
-    parser.add_argument("torchvision", type=Path, help="torchvision's run folder")
+    parser.add_argument(
+        "torchvision", type=Path, nargs="?", help="torchvision's run folder, once there is one"
+    )
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument(
         "--ours-command", help="to be told, if the run is not by benchmarks/nuclei.json alone"
@@ -77,19 +79,18 @@ def main() -> None:
     parser.add_argument("--torchvision-command", default=None, help="likewise; by default from the run's log")
     args = parser.parse_args()
     check_writable_folder(args.out)
-    logs = [read_log(folder / "log.jsonl") for folder in (args.ours, args.torchvision)]
-    for folder, log in zip((args.ours, args.torchvision), logs, strict=True):
+    folders = [folder for folder in (args.ours, args.torchvision) if folder is not None]
+    logs = [read_log(folder / "log.jsonl") for folder in folders]
+    for folder, log in zip(folders, logs, strict=True):
         if not any(e["kind"] == "config" for e in log) or not any(e["kind"] == "eval" for e in log):
             parser.error(f"{folder / 'log.jsonl'}: expected a run with an evaluation, got none.")
-    ours, theirs = (next(e["config"] for e in log if e["kind"] == "config") for log in logs)
-    if args.ours_command is None and not is_recipe(ours):
+    configs = [next(e["config"] for e in log if e["kind"] == "config") for log in logs]
+    if args.ours_command is None and not is_recipe(configs[0]):
         parser.error(f"{args.ours}: its settings are not those of {RECIPE.name}. Give --ours-command.")
-    runs = (
-        make_run("maskrcnn", args.ours_command or OURS, ours["data"]["batch_size"], logs[0]),
-        make_run(
-            "torchvision", args.torchvision_command or their_command(theirs), theirs["batch_size"], logs[1]
-        ),
-    )
+    runs = [make_run("maskrcnn", args.ours_command or OURS, configs[0]["data"]["batch_size"], logs[0])]
+    if args.torchvision is not None:
+        command = args.torchvision_command or their_command(configs[1])
+        runs.append(make_run("torchvision", command, configs[1]["batch_size"], logs[1]))
     write_atomic(args.out / "nuclei.json", json.dumps(as_json(runs), indent=1) + "\n")
     write_atomic(args.out / "nuclei.svg", picture(runs))
     write_atomic(args.out / "nuclei.md", page(runs))
@@ -185,17 +186,20 @@ def machine() -> str:
 
 
 def page(runs: Sequence[Run]) -> str:
-    ours, theirs = runs
-    aim = theirs.evaluations[-1]["segm"]["AP"]
-    sooner = next((e["seconds"] / 60 for e in ours.evaluations if e["segm"]["AP"] >= aim), None)
-    remark = (
-        "" if sooner is None else f" maskrcnn was past torchvision's last mask AP after {sooner:.1f} minutes."
-    )
+    remark = " torchvision's run beside it: not measured yet."
+    if len(runs) == 2:
+        aim = runs[1].evaluations[-1]["segm"]["AP"]
+        sooner = next((e["seconds"] / 60 for e in runs[0].evaluations if e["segm"]["AP"] >= aim), None)
+        remark = (
+            ""
+            if sooner is None
+            else f" maskrcnn was past torchvision's last mask AP after {sooner:.1f} minutes."
+        )
     commands = "\n".join(run.command for run in runs)
     return f"""# Nuclei: maskrcnn and torchvision by the clock
 
-Data Science Bowl 2018, `val`: 94 images, 4,481 nuclei, up to 400 detections an image counted. Both start from the
-same MobileNetV2 ImageNet weights and train on 2 threads; evaluations do not count as training time.{remark}
+Data Science Bowl 2018, `val`: 94 images, 4,481 nuclei, up to 400 detections an image counted. Training starts
+from MobileNetV2's ImageNet weights, on 2 threads; evaluations do not count as training time.{remark}
 
 {table(runs)}
 
@@ -213,7 +217,7 @@ The scores are those of the last evaluation.
 
 ```
 {commands}
-python benchmarks/nuclei_compare.py runs/nuclei runs/torchvision
+python benchmarks/nuclei_compare.py {" ".join(["runs/nuclei", "runs/torchvision"][: len(runs)])}
 ```
 
 {machine()}. All numbers, and the loss curves, are in [nuclei.json](nuclei.json).

@@ -6,18 +6,17 @@
 1,000 boxes with sides of 20 to 130 pixels, as FPN sends to P2, on a map of 256 channels and 200x272 cells at
 a quarter of the image's resolution. Each operator gets the layout that it is at home in, ours channels-last
 (as the models here run) and torchvision's NCHW; two pairs of rows give both the same, which costs one a copy.
-The two run by turns; a row gives the median of each and the ratio of the medians. Memory is the growth of the
-peak resident set of a fresh process over one call.
+The two run by turns; a row gives the median of each and the ratio of the medians. Memory is the most that one
+call holds at a time in tensors beyond its inputs, as the allocator reports it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
-import multiprocessing
 import platform
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -87,28 +86,17 @@ def measure(calls: dict[str, tuple], runs: int) -> dict[str, dict[str, float]]:
     return {name: {"seconds": statistics.median(s), "best": min(s)} for name, s in seconds.items()}
 
 
-def _peak_growth(queue, spec: tuple, threads: int) -> None:
-    torch.set_num_threads(threads)
+def peak_mib(spec: tuple) -> float:
+    """The most memory that one call holds at a time in tensors beyond its inputs, in MiB."""
     call = make_call(*spec)
-    warm = torch.zeros(1, 2, 8, 8).requires_grad_()
-    for operator in OPERATORS.values():
-        operator(warm, torch.tensor([[0, 0.0, 0.0, 4.0, 4.0]]), 2).sum().backward()
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    before = pages * resource.getpagesize() / 1024
     call()
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-
-
-def peak_mib(spec: tuple, threads: int) -> float:
-    """How far one call raises the peak of a fresh process's resident memory, in MiB."""
-    context = multiprocessing.get_context("forkserver")  # forks a process that has only imported
-    context.set_forkserver_preload(["torch", "torchvision", "maskrcnn.ops"])
-    queue = context.Queue()
-    process = context.Process(target=_peak_growth, args=(queue, spec, threads))
-    process.start()
-    result = queue.get()
-    process.join()
-    return result
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        call()
+    results = profile.profiler.kineto_results  # type: ignore[union-attr]
+    events = sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    return max(itertools.accumulate(e.nbytes() for e in events)) / 2**20
 
 
 def main() -> None:
@@ -155,7 +143,7 @@ def main() -> None:
         }  # fmt: skip
         if device == "cpu":
             row["peak_mib"] = {
-                name: peak_mib(spec, args.threads) for name, spec in (("ours", ours), ("torchvision", theirs))
+                name: peak_mib(spec) for name, spec in (("ours", ours), ("torchvision", theirs))
             }
         rows.append(row)
         print(json.dumps(row), flush=True)
@@ -174,7 +162,7 @@ def write(rows: list[dict], threads: int, device: str) -> None:
         "",
         f"{R} boxes, {C} channels, map {H}x{W}, torch {torch.__version__}, torchvision {torchvision.__version__}. "
         "Times are medians of runs by turns; `best` is the ratio of the fastest runs, which other work on the "
-        "machine disturbs least. Peak: growth of resident memory over one call, MiB.",
+        "machine disturbs least. Peak: the most that one call holds in tensors beyond its inputs, MiB.",
         "",
         "| output | samples | precision | pass | ours ms | torchvision ms | ratio | best | peak ours | peak tv |",
         "|---|---|---|---|---|---|---|---|---|---|",
