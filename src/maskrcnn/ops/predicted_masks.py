@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -45,10 +45,16 @@ class PredictedMasks:
         """(N, H, W), as of the array that these masks stand for."""
         return (len(self), *self.image_size)
 
-    def __getitem__(self, index: Any) -> PredictedMasks:
-        """The chosen masks; an int keeps the first dimension, so the result always has N, H, W."""
-        if isinstance(index, (int, np.integer)):
-            index = [int(index)]
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice | list[int] | Tensor | np.ndarray) -> PredictedMasks: ...
+    def __getitem__(self, index: Any) -> PredictedMasks | np.ndarray:
+        """As an array's: an int gives one mask as (H, W) bool, anything else the chosen ones, still small."""
+        if isinstance(index, int | np.integer):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"mask {index} of {len(self)}")
+            return self._full(int(index) % len(self))
         if not isinstance(index, slice):
             index = torch.as_tensor(index, device=self.probs.device)
             index = index.long() if index.numel() == 0 else index
