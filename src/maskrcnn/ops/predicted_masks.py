@@ -109,7 +109,7 @@ class PredictedMasks:
         return [{"size": [height, width], "counts": c} for c in write_counts(runs, height * width)]
 
     def _full(self, i: int) -> np.ndarray:
-        return np.asarray(self[i])[0]
+        return np.asarray(self[[i]])[0]
 
     def _window(self, i: int) -> tuple[int, int, int, int]:
         """The pixels x0, y0, x1, y1 (end excluded) that mask `i` can touch."""
