@@ -79,7 +79,7 @@ class BoxHead(nn.Module):
         x = pool_rois(features, self.strides, boxes, self.config.pool_size)
         for conv in self.convs:
             x = conv(x)
-        x = flatten_rois(x, self.fcs[0]) if len(self.fcs) else x.flatten(1)
+        x = first_fc(x, self.fcs[0]) if len(self.fcs) else x.flatten(1)
         for fc in self.fcs[1:]:
             x = F.relu_(fc(x))
         logits, deltas = self.class_predictor(x), self.box_predictor(x)
@@ -165,7 +165,7 @@ class BoxHead(nn.Module):
         }
 
 
-def flatten_rois(x: Tensor, fc: nn.Module) -> Tensor:
+def first_fc(x: Tensor, fc: nn.Module) -> Tensor:
     """The first fully connected layer and its ReLU: (R, C, P, P) -> (R, D), features in the order C, P, P.
 
     A convolution of the RoIs' own size: it reads them as they lie, channels last, and on a CPU it takes the fast
