@@ -131,7 +131,7 @@ def main() -> None:
             ratio,
             torch.float32 if device == "cpu" else dtype,
             backward,
-            True,
+            layout == "channels-last",
             device,
         )
         result = measure({"ours": ours, "torchvision": theirs}, args.runs)
