@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--coco", type=Path, required=True)
     parser.add_argument("--weights", required=True)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--iterations", type=int, default=1500)
+    parser.add_argument("--iterations", type=int, default=600)
     args = parser.parse_args()
     torch.set_num_threads(2)
 
@@ -55,11 +55,13 @@ def main() -> None:
     config.data.train = config.data.val = str(annotations)
     config.data.train_images = config.data.val_images = str(args.coco / "train2017")
     config.data.num_workers = 0
-    config.data.augment.min_sizes = (384, 416, 448)
+    # Learning by heart: no augmentation, the size of the evaluation.
+    config.data.augment.min_sizes, config.data.augment.horizontal_flip = (416,), 0.0
     config.data.augment.max_size = 640
     config.model.input.min_size, config.model.input.max_size = 416, 640
+    config.model.box_head.num_samples, config.model.box_head.positive_fraction = 128, 0.5
     config.model.rpn.pre_nms_topk_train, config.model.rpn.post_nms_topk_train = 500, 500
-    config.optim.lr = 6e-4
+    config.optim.lr = 8e-4
     config.optim.weight_decay = 0.0
     config.train.weights = args.weights
     config.train.iterations = args.iterations
