@@ -23,6 +23,7 @@ def decoder(request, monkeypatch) -> str:
     if request.param == "pillow":
         monkeypatch.setattr(image_io, "_torchcodec_decoder", lambda: None)
     elif image_io._torchcodec_decoder() is None:
+        # An optional extra, which `make test` installs: there both decoders are tested.
         pytest.skip("torchcodec is not installed")
     return request.param
 

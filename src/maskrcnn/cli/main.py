@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import errno
-import importlib.util
+import importlib
 import inspect
 import os
 import sys
@@ -73,11 +73,6 @@ def main(argv: Sequence[str]) -> int:
         return _refuse(f"{e.filename or 'output'}: {(e.strerror or str(e)).lower()}.")
 
 
-def verbs() -> dict[str, str]:
-    """The verbs of this installation with their summaries."""
-    return {v: text for v, text in VERBS.items() if importlib.util.find_spec(f"maskrcnn.cli.{v}")}
-
-
 def _dispatch(argv: list[str]) -> int:
     verb, rest = (argv[0], argv[1:]) if argv else ("", [])
     if verb in ("-h", "--help"):
@@ -86,9 +81,9 @@ def _dispatch(argv: list[str]) -> int:
     if verb == "--version":
         print(f"maskrcnn {__version__}")
         return 0
-    if verb not in verbs():
+    if verb not in VERBS:
         what = f"unknown command {verb!r}" if verb else "expected a command"
-        raise UserError(f"{what}. {did_you_mean(verb, verbs())} See `maskrcnn --help`.".replace("  ", " "))
+        raise UserError(f"{what}. {did_you_mean(verb, VERBS)} See `maskrcnn --help`.".replace("  ", " "))
     return _run_verb(verb, rest)
 
 
@@ -121,7 +116,7 @@ def _unknown(verb: str, word: str, parser: argparse.ArgumentParser) -> str:
 
 
 def _help() -> str:
-    lines = [f"  {verb:<10}{text}" for verb, text in verbs().items()]
+    lines = [f"  {verb:<10}{text}" for verb, text in VERBS.items()]
     return "\n".join(
         [
             "usage: maskrcnn COMMAND ... | --help | --version",
