@@ -33,6 +33,7 @@ class InputConfig:
     min_size: int = 800  # shortest side at test time
     max_size: int = 1333  # longest side at test time
     size_divisor: int = 32  # padded height and width are multiples of this
+    resize: Literal["pillow", "opencv"] = "pillow"  # whose bilinear resize, and whose rule for the size
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,6 +47,11 @@ class ResNetConfig:
     stride_in_1x1: bool = True  # MSRA's original; False is torchvision's "v1.5" and ResNeXt
     norm: Norm = "frozen_bn"
     frozen_stages: int = 2  # 0: none, 1: the stem, 2: the stem and res2, ... 5: all
+    last_stage: Literal["res4", "res5"] = "res5"  # res4: C4, whose res5 is the head of every RoI
+    res5_dilation: int = 1  # 2: DC5, whose res5 has stride 1 and dilated 3x3 convolutions
+    deformable_stages: tuple[
+        int, ...
+    ] = ()  # e.g. (3, 4, 5): deformable 3x3 convolutions there (Dai et al. 2017)
     width: float = 1.0  # scales every channel count; below 1 only for the tiny variants of tests
 
 
@@ -60,21 +66,74 @@ class MobileNetV2Config:
 
 
 @dataclass(kw_only=True, slots=True)
+class InternImageConfig:
+    """InternImage (Wang et al. 2022, arXiv 2211.05778), with the original's parameter names."""
+
+    kind: Literal["internimage"] = "internimage"
+    channels: int = 64
+    depths: tuple[int, int, int, int] = (4, 4, 18, 4)
+    groups: tuple[int, int, int, int] = (4, 8, 16, 32)
+    post_norm: bool = False
+    mlp_ratio: float = 4.0
+    offset_scale: float = 1.0
+    drop_path: float = 0.2  # the last block's rate; it rises linearly from 0
+    checkpointing: bool = False  # recompute each block in the backward pass: less memory, more time
+
+
+@dataclass(kw_only=True, slots=True)
+class AdapterConfig:
+    """ViT-Adapter around a plain ViT (Chen et al. 2022, arXiv 2205.08534)."""
+
+    conv_channels: int = 64  # of the spatial prior's stem
+    num_heads: int = 6  # of deformable attention
+    num_points: int = 4
+    deform_ratio: float = 1.0
+    ffn_ratio: float = 0.25
+    interactions: tuple[tuple[int, int], ...] = (
+        (0, 2),
+        (3, 5),
+        (6, 8),
+        (9, 11),
+    )  # first and last block of each
+
+
+@dataclass(kw_only=True, slots=True)
+class ViTConfig:
+    """Plain ViT with window and global attention, with the original's parameter names."""
+
+    kind: Literal["vit"] = "vit"
+    dim: int = 192
+    depth: int = 12
+    num_heads: int = 3
+    mlp_ratio: float = 4.0
+    patch_size: int = 16
+    window_size: int = 14
+    global_blocks: tuple[int, ...] = (2, 5, 8, 11)
+    pretrain_size: int = 224  # side of the images that the position embedding was made for
+    uni_perceiver: bool = False  # its names, embeddings and order of normalisation
+    drop_path: float = 0.1
+    adapter: AdapterConfig | None = None
+    checkpointing: bool = False
+
+
+@dataclass(kw_only=True, slots=True)
 class FPNConfig:
     """Feature pyramid P2..P5 and P6, a stride-2 subsample of P5 (Lin et al. 2016)."""
 
     out_channels: int = 256
     norm: Norm = "none"
+    top_down: bool = True  # False: one 1x1 convolution and ReLU a level; P6 is P5 max-pooled by 2
 
 
 @dataclass(kw_only=True, slots=True)
 class RPNConfig:
-    """Region proposal network (Ren et al. 2015), one anchor size a level."""
+    """Region proposal network (Ren et al. 2015)."""
 
     anchor_sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
     iou_negative: float = 0.3  # below: background
     iou_positive: float = 0.7  # from here: object; between the two: ignored
+    iou_best: float = 0.0  # an object whose best anchor overlaps less than this gets none
     num_samples: int = 256  # anchors per image in the loss
     positive_fraction: float = 0.5
     pre_nms_topk_train: int = 2000  # per level
@@ -83,7 +142,20 @@ class RPNConfig:
     post_nms_topk_test: int = 1000
     nms_threshold: float = 0.7
     smooth_l1_beta: float = 0.0  # 0: plain L1
+    normalize_by: Literal["num_samples", "sampled"] = "num_samples"  # sampled: those that there were
     loss_weight: float = 1.0
+
+
+@dataclass(kw_only=True, slots=True)
+class CascadeConfig:
+    """Cascade R-CNN (Cai and Vasconcelos 2017): one box head a stage, each on the boxes of the one before."""
+
+    iou_positive: tuple[float, ...] = (0.5, 0.6, 0.7)
+    box_weights: tuple[tuple[float, float, float, float], ...] = (
+        (10.0, 10.0, 5.0, 5.0),
+        (20.0, 20.0, 10.0, 10.0),
+        (30.0, 30.0, 15.0, 15.0),
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -104,7 +176,9 @@ class BoxHeadConfig:
     smooth_l1_beta: float = 0.0
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
+    class_agnostic_nms: bool = False  # boxes of different classes suppress each other too
     detections_per_image: int = 100
+    cascade: CascadeConfig | None = None
     loss_weight: float = 1.0
 
 
@@ -117,6 +191,21 @@ class MaskHeadConfig:
     conv_channels: int = 256
     norm: Norm = "none"
     class_agnostic: bool = False
+    threshold: float = 0.5  # probability from which a pixel belongs to the mask
+    loss_weight: float = 1.0
+
+
+@dataclass(kw_only=True, slots=True)
+class KeypointHeadConfig:
+    """Key-point branch (He et al. 2017, section 5): a heat map a point over each RoI."""
+
+    num_keypoints: int = 17
+    names: tuple[str, ...] = ()  # of the points
+    flip_pairs: tuple[tuple[int, int], ...] = ()  # points that change places in a mirrored image
+    skeleton: tuple[tuple[int, int], ...] = ()  # points to join in pictures
+    pool_size: int = 14  # the heat map has four times as many cells a side
+    num_convs: int = 8
+    conv_channels: int = 512
     loss_weight: float = 1.0
 
 
@@ -129,11 +218,14 @@ class ModelConfig:
     class_names: tuple[str, ...] = ()  # empty, or one a class
     category_ids: tuple[int, ...] = ()  # the data set's id of each class; empty: the class index
     input: InputConfig = field(default_factory=InputConfig)
-    backbone: ResNetConfig | MobileNetV2Config = field(default_factory=ResNetConfig)
-    fpn: FPNConfig = field(default_factory=FPNConfig)
+    backbone: ResNetConfig | MobileNetV2Config | InternImageConfig | ViTConfig = field(
+        default_factory=ResNetConfig
+    )
+    fpn: FPNConfig | None = field(default_factory=FPNConfig)  # None: the backbone's last map alone (C4, DC5)
     rpn: RPNConfig = field(default_factory=RPNConfig)
     box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)
-    mask_head: MaskHeadConfig = field(default_factory=MaskHeadConfig)
+    mask_head: MaskHeadConfig | None = field(default_factory=MaskHeadConfig)
+    keypoint_head: KeypointHeadConfig | None = None
 
 
 @dataclass(kw_only=True, slots=True)

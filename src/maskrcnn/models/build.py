@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from maskrcnn.backbones.fpn import FPNBackbone
-from maskrcnn.backbones.mobilenet import MobileNetV2
-from maskrcnn.backbones.resnet import ResNet
-from maskrcnn.config import ModelConfig, ResNetConfig
+from maskrcnn.config import InternImageConfig, MobileNetV2Config, ModelConfig, ResNetConfig, ViTConfig
 from maskrcnn.errors import UserError
 from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.mask_head import MaskHead
@@ -20,18 +20,36 @@ def build_model(config: ModelConfig) -> MaskRCNN:
         UserError: settings that contradict each other.
     """
     _check(config)
-    body = (
-        ResNet(config.backbone) if isinstance(config.backbone, ResNetConfig) else MobileNetV2(config.backbone)
-    )
-    backbone = FPNBackbone(body, body.out_channels, config.fpn)
+    body, out_channels = build_body(config)
+    assert config.fpn is not None
+    backbone = FPNBackbone(body, out_channels, config.fpn)
     channels, strides = backbone.out_channels, backbone.strides
+    roi = (channels, strides[:-1], config.num_classes)
+    mask_head = None if config.mask_head is None else MaskHead(*roi, config.mask_head)
     return MaskRCNN(
-        backbone,
-        RPN(channels, strides, config.rpn),
-        BoxHead(channels, strides[:-1], config.num_classes, config.box_head),
-        MaskHead(channels, strides[:-1], config.num_classes, config.mask_head),
-        config,
+        backbone, RPN(channels, strides, config.rpn), BoxHead(*roi, config.box_head), mask_head, config
     )
+
+
+def build_body(config: ModelConfig) -> tuple[nn.Module, dict[str, int]]:
+    """The backbone's body and the channels of its maps by name, finest first.
+
+    Each file is imported where its model is asked for: one does not wait for the others.
+    """
+    match config.backbone:
+        case ResNetConfig():
+            from maskrcnn.backbones.resnet import ResNet
+
+            body = ResNet(config.backbone)
+        case MobileNetV2Config():
+            from maskrcnn.backbones.mobilenet import MobileNetV2
+
+            body = MobileNetV2(config.backbone)
+        case InternImageConfig():
+            raise NotImplementedError
+        case ViTConfig():
+            raise NotImplementedError
+    return body, body.out_channels
 
 
 def _check(config: ModelConfig) -> None:

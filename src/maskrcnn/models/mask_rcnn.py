@@ -33,7 +33,12 @@ class MaskRCNN(nn.Module):
     """Build one with `maskrcnn.build` or `maskrcnn.load`."""
 
     def __init__(
-        self, backbone: FPNBackbone, rpn: RPN, box_head: BoxHead, mask_head: MaskHead, config: ModelConfig
+        self,
+        backbone: FPNBackbone,
+        rpn: RPN,
+        box_head: BoxHead,
+        mask_head: MaskHead | None,
+        config: ModelConfig,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -57,10 +62,12 @@ class MaskRCNN(nn.Module):
         """
         features = self.backbone(batch.pixels)
         proposals, losses = self.rpn.loss(features, batch.image_sizes, targets)
+        features = self._roi_features(features)
         rois = self.box_head.sample(proposals, targets)
-        losses |= self.box_head.loss(features[:-1], rois, targets)
+        losses |= self.box_head.loss(features, rois, targets)
         foreground = [r.foreground(self.box_head.num_classes) for r in rois]
-        losses |= self.mask_head.loss(features[:-1], foreground, targets)
+        if self.mask_head is not None:
+            losses |= self.mask_head.loss(features, foreground, targets)
         return losses
 
     @torch.inference_mode()
@@ -69,30 +76,49 @@ class MaskRCNN(nn.Module):
         model's own."""
         features = self.backbone(batch.pixels)
         proposals = self.rpn(features, batch.image_sizes)
-        detections = self.box_head(features[:-1], proposals, batch.image_sizes, score_threshold)
-        mask_logits = self.mask_head(
-            features[:-1], [d.boxes for d in detections], torch.cat([d.labels for d in detections])
-        )
-        mask_probs = mask_logits.sigmoid().split([len(d.boxes) for d in detections])
+        features = self._roi_features(features)
+        detections = self.box_head(features, proposals, batch.image_sizes, score_threshold)
+        return self.describe(features, detections, batch)
+
+    def describe(
+        self, features: list[Tensor], detections: list[Detections], batch: ImageBatch
+    ) -> list[Instances]:
+        """Masks and key points of the detections, then everything in the original pixels."""
+        boxes = [d.boxes for d in detections]
+        counts = [len(b) for b in boxes]
+        none: list[Tensor | None] = [None] * len(boxes)
+        masks = none
+        if self.mask_head is not None:
+            logits = self.mask_head(features, boxes, torch.cat([d.labels for d in detections]))
+            masks = list(logits.sigmoid().split(counts))
         return [
-            self._finish(d, probs, size, original)
-            for d, probs, size, original in zip(
-                detections, mask_probs, batch.image_sizes, batch.original_sizes, strict=True
+            self._finish(d, mask_probs, size, original)
+            for d, mask_probs, size, original in zip(
+                detections, masks, batch.image_sizes, batch.original_sizes, strict=True
             )
         ]
 
+    def _roi_features(self, features: list[Tensor]) -> list[Tensor]:
+        """The maps that RoIs are pooled from: those of a pyramid but its last, or the only one."""
+        return features[: len(self.box_head.strides)]
+
     def _finish(
-        self, detections: Detections, mask_probs: Tensor, size: tuple[int, int], original: tuple[int, int]
+        self,
+        detections: Detections,
+        mask_probs: Tensor | None,
+        size: tuple[int, int],
+        original: tuple[int, int],
     ) -> Instances:
         boxes = clip_boxes(scale_boxes(detections.boxes, size, original), original)
         keep = nonempty(boxes)
         boxes = boxes[keep]
+        masks = None if mask_probs is None else PredictedMasks(mask_probs[keep], boxes, original)
         return Instances(
             original,
             boxes,
             detections.scores[keep],
             detections.labels[keep],
-            PredictedMasks(mask_probs[keep], boxes, original),
+            masks,
             class_names=self.config.class_names,
         )
 

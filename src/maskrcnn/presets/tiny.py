@@ -1,0 +1,38 @@
+"""The tiny variant of any preset: the same structure with few channels, for tests."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+from maskrcnn.config import Config, MobileNetV2Config, ResNetConfig
+
+
+def shrink(config: Config) -> Config:
+    """The same structure with few channels and small images."""
+    config = copy.deepcopy(config)
+    model = config.model
+    if isinstance(model.backbone, ResNetConfig):
+        model.backbone.depth = 50 if model.backbone.depth >= 50 else 18
+        model.backbone.width = 0.125
+    elif isinstance(model.backbone, MobileNetV2Config):
+        model.backbone.width = 0.125
+    if model.fpn is not None:
+        model.fpn.out_channels = 16
+    model.rpn = dataclasses.replace(
+        model.rpn,
+        anchor_sizes=((8.0,), (16.0,), (32.0,), (64.0,), (128.0,)),
+        pre_nms_topk_train=200,
+        pre_nms_topk_test=100,
+        post_nms_topk_train=100,
+        post_nms_topk_test=50,
+        num_samples=64,
+    )
+    model.box_head.fc_channels = 32
+    model.box_head.conv_channels = 16
+    model.box_head.num_samples = 32
+    if model.mask_head is not None:
+        model.mask_head.conv_channels = 16
+    model.input.min_size, model.input.max_size = 96, 160
+    config.data.augment.min_sizes, config.data.augment.max_size = (80, 96), 160
+    return config
