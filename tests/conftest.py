@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.parity import parity, pytest_addoption, pytest_configure  # noqa: F401 (pytest finds them here)
+
 # Two cores and several workers: more threads only fight. Set before torch is imported anywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
