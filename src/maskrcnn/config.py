@@ -134,6 +134,8 @@ class RPNConfig:
     iou_negative: float = 0.3  # below: background
     iou_positive: float = 0.7  # from here: object; between the two: ignored
     iou_best: float = 0.0  # an object whose best anchor overlaps less than this gets none
+    best_reassigns: bool = False  # an object's best anchor learns it even where it overlaps another one more
+    limit_shrinking: bool = False  # decoded sizes may shrink only as far as they may grow, 1000 / 16
     num_samples: int = 256  # anchors per image in the loss
     positive_fraction: float = 0.5
     pre_nms_topk_train: int = 2000  # per level
@@ -173,10 +175,14 @@ class BoxHeadConfig:
     num_samples: int = 512  # RoIs per image in the loss
     positive_fraction: float = 0.25
     iou_positive: float = 0.5
+    best_reassigns: bool = False  # as for anchors
+    limit_shrinking: bool = False  # as for anchors
+    level_epsilon: float = 1e-8  # in the rule that gives a RoI its level, see `models.pooling`
     smooth_l1_beta: float = 0.0
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
     class_agnostic_nms: bool = False  # boxes of different classes suppress each other too
+    nms_in_original: bool = False  # boxes are compared in the picture's own pixels, not in the network's
     detections_per_image: int = 100
     cascade: CascadeConfig | None = None
     loss_weight: float = 1.0
@@ -192,6 +198,8 @@ class MaskHeadConfig:
     norm: Norm = "none"
     class_agnostic: bool = False
     threshold: float = 0.5  # probability from which a pixel belongs to the mask
+    level_epsilon: float = 1e-8  # as for boxes
+    targets: Literal["polygons", "bitmaps"] = "polygons"  # bitmaps: of polygons too, read by RoIAlign
     loss_weight: float = 1.0
 
 
@@ -235,6 +243,9 @@ class AugmentConfig:
     min_sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # one is drawn for the shortest side
     max_size: int = 1333
     jitter_scale: tuple[float, float] | None = None  # large-scale jitter: the image's size times this range
+    antialias: bool = True  # False: plain bilinear, as OpenCV's
+    zoom_sizes: tuple[int, ...] = ()  # if any: half of the images first get one of these shortest sides
+    zoom_crop: tuple[int, int] = (384, 600)  # ... and are cropped to a height and a width of this range
     crop_size: tuple[int, int] | None = None  # (H, W) random crop, after resizing; padded if smaller
     horizontal_flip: float = 0.5  # probability
     vertical_flip: float = 0.0
@@ -274,6 +285,9 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-4  # biases too
     weight_decay_norm: float = 0.0
+    weight_decay_vectors: float | None = None  # of all that has one dimension; None: no such rule
+    no_decay_names: tuple[str, ...] = ()  # parameters with one of these in their name have no decay
+    layer_decay: float = 1.0  # factor of the rate for every layer further from the backbone's end
     schedule: Literal["step", "cosine", "constant"] = "step"
     milestones: tuple[int, ...] = (60_000, 80_000)  # iterations
     gamma: float = 0.1

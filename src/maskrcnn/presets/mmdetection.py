@@ -1,0 +1,94 @@
+"""What the models that were made with MMDetection 2.x have in common: its heads' settings and its recipe.
+
+The heads are the same as everywhere; these are the details in which MMDetection's differ from detectron2's.
+"""
+
+from __future__ import annotations
+
+from maskrcnn.config import (
+    AugmentConfig,
+    BoxHeadConfig,
+    Config,
+    DataConfig,
+    FPNConfig,
+    InputConfig,
+    InternImageConfig,
+    MaskHeadConfig,
+    ModelConfig,
+    OptimConfig,
+    RPNConfig,
+    TrainConfig,
+    ViTConfig,
+)
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB
+IMAGENET_STD = (58.395, 57.12, 57.375)
+ITERATIONS_PER_EPOCH = 7330  # COCO train2017's 117,266 images with objects, 16 at a time
+
+
+def mmdetection_model(
+    name: str,
+    backbone: InternImageConfig | ViTConfig,
+    *,
+    top_down: bool = True,
+    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN,
+    pixel_std: tuple[float, float, float] = IMAGENET_STD,
+) -> ModelConfig:
+    """MMDetection's Mask R-CNN on `backbone`; without `top_down`, on its maps as they are (no pyramid)."""
+    # log2(sqrt(area) / 56 + 1e-6), in detectron2's form log2(sqrt(area) / 224 + x).
+    level_epsilon = 1e-6 / 4
+    return ModelConfig(
+        name=name,
+        input=InputConfig(pixel_mean=pixel_mean, pixel_std=pixel_std, channel_order="RGB", resize="opencv"),
+        backbone=backbone,
+        fpn=FPNConfig(top_down=top_down),
+        rpn=RPNConfig(
+            iou_best=0.3,
+            best_reassigns=True,
+            limit_shrinking=True,
+            normalize_by="sampled",
+        ),
+        box_head=BoxHeadConfig(
+            best_reassigns=True,
+            limit_shrinking=True,
+            level_epsilon=level_epsilon,
+            nms_in_original=True,
+        ),
+        mask_head=MaskHeadConfig(level_epsilon=level_epsilon, targets="bitmaps"),
+    )
+
+
+def mmdetection_recipe(
+    model: ModelConfig, *, epochs: int, augment: AugmentConfig, optim: OptimConfig | None = None
+) -> Config:
+    """12 epochs (1x) or 36 (3x) of COCO, 16 images a step, AdamW; a tenth of the rate at two thirds to three
+    quarters of the run and again near its end.
+
+    optim: the rate and the decay; the schedule and the optimiser are set here.
+    """
+    optim = optim or OptimConfig(lr=1e-4, weight_decay=0.05)
+    milestones = {12: (8, 11), 36: (27, 33)}[epochs]
+    optim.optimizer = "adamw"
+    optim.milestones = tuple(e * ITERATIONS_PER_EPOCH for e in milestones)
+    optim.warmup_iterations = 500
+    return Config(
+        model=model,
+        data=DataConfig(batch_size=16, augment=augment),
+        optim=optim,
+        train=TrainConfig(iterations=epochs * ITERATIONS_PER_EPOCH),
+    )
+
+
+def one_scale() -> AugmentConfig:
+    """1x: shortest side 800, mirrored half of the time."""
+    return AugmentConfig(min_sizes=(800,), antialias=False)
+
+
+def multi_scale() -> AugmentConfig:
+    """3x: also 480 to 800, half of the time after a crop of 384 to 600 pixels a side (DETR's augmentation)."""
+    return AugmentConfig(
+        min_sizes=tuple(range(480, 801, 32)),
+        antialias=False,
+        zoom_sizes=(400, 500, 600),
+        zoom_crop=(384, 600),
+    )
