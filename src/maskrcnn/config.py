@@ -131,6 +131,7 @@ class RPNConfig:
 
     anchor_sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
+    num_convs: int = 1  # 3x3 convolutions before the predictions
     iou_negative: float = 0.3  # below: background
     iou_positive: float = 0.7  # from here: object; between the two: ignored
     iou_best: float = 0.0  # an object whose best anchor overlaps less than this gets none
@@ -167,7 +168,7 @@ class BoxHeadConfig:
     pool_size: int = 7
     num_convs: int = 0
     conv_channels: int = 256
-    num_fcs: int = 2
+    num_fcs: int = 2  # 0: the mean over the pooled cells (C4)
     fc_channels: int = 1024
     norm: Norm = "none"
     class_agnostic: bool = False  # one box for all classes

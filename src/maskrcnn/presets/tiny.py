@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 
-from maskrcnn.config import Config, MobileNetV2Config, ResNetConfig
+from maskrcnn.config import Config, InternImageConfig, MobileNetV2Config, ResNetConfig
 
 
 def shrink(config: Config) -> Config:
@@ -15,13 +15,17 @@ def shrink(config: Config) -> Config:
     if isinstance(model.backbone, ResNetConfig):
         model.backbone.depth = 50 if model.backbone.depth >= 50 else 18
         model.backbone.width = 0.125
+        model.backbone.groups = min(model.backbone.groups, 4)
     elif isinstance(model.backbone, MobileNetV2Config):
         model.backbone.width = 0.125
+    elif isinstance(model.backbone, InternImageConfig):
+        model.backbone.channels, model.backbone.groups = 16, (2, 4, 8, 16)
+        model.backbone.depths = (1, 1, 2, 1)
     if model.fpn is not None:
         model.fpn.out_channels = 16
     model.rpn = dataclasses.replace(
         model.rpn,
-        anchor_sizes=((8.0,), (16.0,), (32.0,), (64.0,), (128.0,)),
+        anchor_sizes=tuple(tuple(size / 4 for size in sizes) for sizes in model.rpn.anchor_sizes),
         pre_nms_topk_train=200,
         pre_nms_topk_test=100,
         post_nms_topk_train=100,
@@ -33,6 +37,8 @@ def shrink(config: Config) -> Config:
     model.box_head.num_samples = 32
     if model.mask_head is not None:
         model.mask_head.conv_channels = 16
+    if model.keypoint_head is not None:
+        model.keypoint_head.conv_channels = 16
     model.input.min_size, model.input.max_size = 96, 160
     config.data.augment.min_sizes, config.data.augment.max_size = (80, 96), 160
     return config
