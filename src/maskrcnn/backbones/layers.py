@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -117,6 +118,12 @@ class Conv(nn.Module):
             groups=self.groups,
         )
         return F.relu_(x) if self.relu else x
+
+
+def conv_tower(in_channels: int, out_channels: int, num_convs: int, norm: Norm = "none") -> nn.Sequential:
+    """3x3 convolutions with ReLU, one after the other: what the heads do to their pooled RoIs. It may be empty."""
+    channels = [in_channels] + [out_channels] * num_convs
+    return nn.Sequential(*(Conv(i, o, 3, norm=norm, relu=True) for i, o in itertools.pairwise(channels)))
 
 
 def freeze(module: nn.Module) -> None:

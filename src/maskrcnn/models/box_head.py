@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskrcnn.backbones.layers import Conv
+from maskrcnn.backbones.layers import conv_tower
 from maskrcnn.config import BoxHeadConfig
 from maskrcnn.models.linear import Linear
 from maskrcnn.models.pooling import pool_rois
@@ -48,19 +48,27 @@ class Detections(NamedTuple):
 
 
 class BoxHead(nn.Module):
-    """RoIAlign, optional convolutions, fully connected layers, class and box predictors."""
+    """RoIAlign, optional convolutions, fully connected layers, class and box predictors.
+
+    `iou_positive` and `box_weights` are the config's, except in a cascade, whose stages differ in them alone.
+    """
 
     def __init__(
-        self, channels: int, strides: tuple[int, ...], num_classes: int, config: BoxHeadConfig
+        self,
+        channels: int,
+        strides: tuple[int, ...],
+        num_classes: int,
+        config: BoxHeadConfig,
+        *,
+        iou_positive: float | None = None,
+        box_weights: tuple[float, float, float, float] | None = None,
     ) -> None:
         super().__init__()
         self.config, self.num_classes, self.strides = config, num_classes, strides
-        convs = []
-        for _ in range(config.num_convs):
-            convs.append(Conv(channels, config.conv_channels, 3, norm=config.norm, relu=True))
-            channels = config.conv_channels
-        self.convs = nn.ModuleList(convs)
-        features = channels * config.pool_size**2
+        self.iou_positive = config.iou_positive if iou_positive is None else iou_positive
+        self.box_weights = config.box_weights if box_weights is None else box_weights
+        self.convs = conv_tower(channels, config.conv_channels, config.num_convs, config.norm)
+        features = (config.conv_channels if config.num_convs else channels) * config.pool_size**2
         self.fcs = nn.ModuleList()
         for _ in range(config.num_fcs):
             fc = Linear(features, config.fc_channels)
@@ -76,9 +84,11 @@ class BoxHead(nn.Module):
 
     def predict_rois(self, features: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
         """class_logits (R, K + 1) and box_deltas (R, K or 1, 4) of every image's boxes, float32."""
-        x = pool_rois(features, self.strides, boxes, self.config.pool_size)
-        for conv in self.convs:
-            x = conv(x)
+        return self.predict_pooled(pool_rois(features, self.strides, boxes, self.config.pool_size))
+
+    def predict_pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of RoIs pooled from the maps, (R, C, pool_size, pool_size)."""
+        x = self.convs(x)
         x = first_fc(x, self.fcs[0]) if len(self.fcs) else x.flatten(1)
         for fc in self.fcs[1:]:
             x = F.relu_(fc(x))
@@ -98,25 +108,37 @@ class BoxHead(nn.Module):
         logits, deltas = self.predict_rois(features, boxes)
         counts = [len(b) for b in boxes]
         return [
-            self._detect(box, scores, delta, size, score_threshold)
+            self.detect(box, scores, delta, size, score_threshold)
             for box, scores, delta, size in zip(
                 boxes, logits.softmax(1).split(counts), deltas.split(counts), image_sizes, strict=True
             )
         ]
 
-    def _detect(
-        self, boxes: Tensor, scores: Tensor, deltas: Tensor, size: tuple[int, int], threshold: float | None
+    def detect(
+        self,
+        boxes: Tensor,
+        scores: Tensor,
+        deltas: Tensor,
+        size: tuple[int, int],
+        threshold: float | None = None,
     ) -> Detections:
+        """The best detections of one image of `size`: RoIs (P, 4), their scores (P, K + 1) and box_deltas."""
         c = self.config
         threshold = c.score_threshold if threshold is None else threshold
         proposal, label = (scores[:, :-1] > threshold).nonzero(as_tuple=True)
         score = scores[proposal, label]
         delta = deltas[proposal, 0 if c.class_agnostic else label]
-        box = clip_boxes(decode_boxes(delta, boxes[proposal], c.box_weights), size)
+        box = clip_boxes(decode_boxes(delta, boxes[proposal], self.box_weights), size)
         keep = torch.isfinite(box).all(1) & torch.isfinite(score)
         box, score, label, proposal = box[keep], score[keep], label[keep], proposal[keep]
-        keep = batched_nms(box, score, label, c.nms_threshold)[: c.detections_per_image]
+        keep = self.suppress(box, score, label)
         return Detections(box[keep], score[keep], label[keep], proposal[keep])
+
+    def suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
+        """Indices of one image's detections that no better one covers, best first, as many as it may have."""
+        c = self.config
+        groups = torch.zeros_like(labels) if c.class_agnostic_nms else labels
+        return batched_nms(boxes, scores, groups, c.nms_threshold)[: c.detections_per_image]
 
     @torch.no_grad()
     def sample(self, proposals: list[Proposals], targets: list[GroundTruth]) -> list[SampledRoIs]:
@@ -125,7 +147,7 @@ class BoxHead(nn.Module):
         sampled = []
         for proposal, target in zip(proposals, targets, strict=True):
             boxes = torch.cat([proposal.boxes, target.boxes.to(proposal.boxes.dtype)])
-            matches = match_boxes(boxes, target.boxes, c.iou_positive, c.iou_positive)
+            matches = match_boxes(boxes, target.boxes, self.iou_positive, self.iou_positive)
             foreground, background = subsample(
                 matches.labels, c.num_samples, c.positive_fraction, target.seed
             )
@@ -137,10 +159,20 @@ class BoxHead(nn.Module):
         return sampled
 
     def loss(
-        self, features: list[Tensor], sampled: list[SampledRoIs], targets: list[GroundTruth]
+        self,
+        features: list[Tensor],
+        sampled: list[SampledRoIs],
+        targets: list[GroundTruth],
+        image_sizes: list[tuple[int, int]],  # for a cascade, which moves the boxes
     ) -> dict[str, Tensor]:
+        """loss_cls and loss_box_reg of the sampled RoIs."""
+        return self.losses(*self.predict_rois(features, [s.boxes for s in sampled]), sampled, targets)
+
+    def losses(
+        self, logits: Tensor, deltas: Tensor, sampled: list[SampledRoIs], targets: list[GroundTruth]
+    ) -> dict[str, Tensor]:
+        """loss_cls and loss_box_reg of predictions, class_logits and box_deltas of the sampled RoIs."""
         c = self.config
-        logits, deltas = self.predict_rois(features, [s.boxes for s in sampled])
         labels = torch.cat([s.labels for s in sampled])
         normalizer = mean_over_processes(len(labels), logits.device).clamp(min=1)
         loss_cls = F.cross_entropy(logits, labels, reduction="sum")
@@ -155,7 +187,7 @@ class BoxHead(nn.Module):
                 ]
             )
             column = 0 if c.class_agnostic else labels[foreground]
-            wanted = encode_boxes(boxes, gt_boxes.to(boxes.dtype), c.box_weights)
+            wanted = encode_boxes(boxes, gt_boxes.to(boxes.dtype), self.box_weights)
             loss_box = loss_box + F.smooth_l1_loss(
                 deltas[foreground, column], wanted, reduction="sum", beta=c.smooth_l1_beta
             )

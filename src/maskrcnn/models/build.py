@@ -8,6 +8,8 @@ from maskrcnn.backbones.fpn import FPNBackbone
 from maskrcnn.config import InternImageConfig, MobileNetV2Config, ModelConfig, ResNetConfig, ViTConfig
 from maskrcnn.errors import UserError
 from maskrcnn.models.box_head import BoxHead
+from maskrcnn.models.cascade import CascadeHead
+from maskrcnn.models.keypoint_head import KeypointHead
 from maskrcnn.models.mask_head import MaskHead
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.rpn import RPN
@@ -26,9 +28,10 @@ def build_model(config: ModelConfig) -> MaskRCNN:
     channels, strides = backbone.out_channels, backbone.strides
     roi = (channels, strides[:-1], config.num_classes)
     mask_head = None if config.mask_head is None else MaskHead(*roi, config.mask_head)
-    return MaskRCNN(
-        backbone, RPN(channels, strides, config.rpn), BoxHead(*roi, config.box_head), mask_head, config
-    )
+    keypoint_head = None if config.keypoint_head is None else KeypointHead(*roi[:2], config.keypoint_head)
+    rpn = RPN(channels, strides, config.rpn)
+    box_head = (BoxHead if config.box_head.cascade is None else CascadeHead)(*roi, config.box_head)
+    return MaskRCNN(backbone, rpn, box_head, mask_head, keypoint_head, config)
 
 
 def build_body(config: ModelConfig) -> tuple[nn.Module, dict[str, int]]:
@@ -46,7 +49,9 @@ def build_body(config: ModelConfig) -> tuple[nn.Module, dict[str, int]]:
 
             body = MobileNetV2(config.backbone)
         case InternImageConfig():
-            raise NotImplementedError
+            from maskrcnn.backbones.internimage import InternImage
+
+            body = InternImage(config.backbone)
         case ViTConfig():
             raise NotImplementedError
     return body, body.out_channels
@@ -61,6 +66,15 @@ def _check(config: ModelConfig) -> None:
     for name in ("class_names", "category_ids"):
         if (n := len(getattr(config, name))) not in (0, config.num_classes):
             refuse(name, f"expected one a class, {config.num_classes}, or none, got {n}.")
+    if (cascade := config.box_head.cascade) is not None:
+        if not config.box_head.class_agnostic:
+            refuse("box_head.class_agnostic", "expected true for a cascade, which moves one box a RoI.")
+        if len(cascade.iou_positive) != len(cascade.box_weights) or not cascade.iou_positive:
+            refuse(
+                "box_head.cascade",
+                f"expected iou_positive and box_weights for the same stages, got {len(cascade.iou_positive)} "
+                f"and {len(cascade.box_weights)}.",
+            )
     if len(config.rpn.anchor_sizes) != 5:
         refuse(
             "rpn.anchor_sizes",

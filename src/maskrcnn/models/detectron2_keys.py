@@ -21,6 +21,17 @@ BEGINNINGS: dict[str, str] = {
     **{f"roi_heads.box_head.fc{k}.": f"box_head.fcs.{k - 1}." for k in range(1, 5)},
     "roi_heads.box_predictor.cls_score.": "box_head.class_predictor.",
     "roi_heads.box_predictor.bbox_pred.": "box_head.box_predictor.",
+    **{
+        f"roi_heads.box_head.{stage}.{theirs}{k}.": f"box_head.stages.{stage}.{ours}.{k - 1}."
+        for stage in range(3)
+        for theirs, ours, most in (("conv", "convs", 8), ("fc", "fcs", 4))
+        for k in range(1, most + 1)
+    },
+    **{
+        f"roi_heads.box_predictor.{stage}.{theirs}.": f"box_head.stages.{stage}.{ours}."
+        for stage in range(3)
+        for theirs, ours in (("cls_score", "class_predictor"), ("bbox_pred", "box_predictor"))
+    },
     **{f"roi_heads.mask_head.mask_fcn{k}.": f"mask_head.convs.{k - 1}." for k in range(1, 9)},
     "roi_heads.mask_head.deconv.": "mask_head.deconv.",
     "roi_heads.mask_head.predictor.": "mask_head.predictor.",

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskrcnn.backbones.layers import Conv
+from maskrcnn.backbones.layers import conv_tower
 from maskrcnn.config import MaskHeadConfig
 from maskrcnn.models.box_head import SampledRoIs
 from maskrcnn.models.pooling import pool_rois
@@ -28,11 +28,8 @@ class MaskHead(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.num_classes, self.strides = config, num_classes, strides
-        convs = []
-        for _ in range(config.num_convs):
-            convs.append(Conv(channels, config.conv_channels, 3, norm=config.norm, relu=True))
-            channels = config.conv_channels
-        self.convs = nn.ModuleList(convs)
+        self.convs = conv_tower(channels, config.conv_channels, config.num_convs, config.norm)
+        channels = config.conv_channels if config.num_convs else channels
         self.deconv = nn.ConvTranspose2d(channels, config.conv_channels, 2, stride=2)
         self.predictor = nn.Conv2d(config.conv_channels, 1 if config.class_agnostic else num_classes, 1)
         nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")
@@ -44,8 +41,7 @@ class MaskHead(nn.Module):
     def forward(self, features: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
         """mask_logits (R, M, M) float32 of each RoI's own class. boxes: per image; labels: (R,) over the batch."""
         x = pool_rois(features, self.strides, boxes, self.config.pool_size)
-        for conv in self.convs:
-            x = conv(x)
+        x = self.convs(x)
         if self.config.class_agnostic:
             labels = torch.zeros_like(labels)
         chunks = zip(x.split(CHUNK), labels.split(CHUNK), strict=True)

@@ -19,6 +19,8 @@ from maskrcnn.backbones.layers import fold_frozen_norms
 from maskrcnn.config import ModelConfig
 from maskrcnn.errors import UserError
 from maskrcnn.models.box_head import BoxHead, Detections
+from maskrcnn.models.cascade import CascadeHead
+from maskrcnn.models.keypoint_head import KeypointHead
 from maskrcnn.models.mask_head import MaskHead
 from maskrcnn.models.rpn import RPN
 from maskrcnn.ops.boxes import clip_boxes, nonempty, scale_boxes
@@ -36,8 +38,9 @@ class MaskRCNN(nn.Module):
         self,
         backbone: FPNBackbone,
         rpn: RPN,
-        box_head: BoxHead,
+        box_head: BoxHead | CascadeHead,
         mask_head: MaskHead | None,
+        keypoint_head: KeypointHead | None,
         config: ModelConfig,
     ) -> None:
         super().__init__()
@@ -45,6 +48,7 @@ class MaskRCNN(nn.Module):
         self.rpn = rpn
         self.box_head = box_head
         self.mask_head = mask_head
+        self.keypoint_head = keypoint_head
         self.config = config
 
     @property
@@ -56,18 +60,22 @@ class MaskRCNN(nn.Module):
         return self.rpn.head.objectness.weight.dtype
 
     def forward(self, batch: ImageBatch, targets: list[GroundTruth]) -> dict[str, Tensor]:
-        """The weighted losses: loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, loss_mask, scalars.
+        """The weighted losses: loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, loss_mask, loss_keypoint,
+        scalars.
 
+        A cascade has loss_cls_stage0, loss_box_reg_stage0 and so on in place of the box head's two.
         They are normalised over all processes, so that their gradients' mean is that of the whole batch.
         """
         features = self.backbone(batch.pixels)
         proposals, losses = self.rpn.loss(features, batch.image_sizes, targets)
         features = self._roi_features(features)
         rois = self.box_head.sample(proposals, targets)
-        losses |= self.box_head.loss(features, rois, targets)
+        losses |= self.box_head.loss(features, rois, targets, batch.image_sizes)
         foreground = [r.foreground(self.box_head.num_classes) for r in rois]
         if self.mask_head is not None:
             losses |= self.mask_head.loss(features, foreground, targets)
+        if self.keypoint_head is not None:
+            losses |= self.keypoint_head.loss(features, foreground, targets)
         return losses
 
     @torch.inference_mode()
@@ -87,14 +95,16 @@ class MaskRCNN(nn.Module):
         boxes = [d.boxes for d in detections]
         counts = [len(b) for b in boxes]
         none: list[Tensor | None] = [None] * len(boxes)
-        masks = none
+        masks = keypoints = none
         if self.mask_head is not None:
             logits = self.mask_head(features, boxes, torch.cat([d.labels for d in detections]))
             masks = list(logits.sigmoid().split(counts))
+        if self.keypoint_head is not None:
+            keypoints = list(self.keypoint_head.predict(features, boxes).split(counts))
         return [
-            self._finish(d, mask_probs, size, original)
-            for d, mask_probs, size, original in zip(
-                detections, masks, batch.image_sizes, batch.original_sizes, strict=True
+            self._finish(*of_one)
+            for of_one in zip(
+                detections, masks, keypoints, batch.image_sizes, batch.original_sizes, strict=True
             )
         ]
 
@@ -106,20 +116,30 @@ class MaskRCNN(nn.Module):
         self,
         detections: Detections,
         mask_probs: Tensor | None,
+        keypoints: Tensor | None,
         size: tuple[int, int],
         original: tuple[int, int],
     ) -> Instances:
         boxes = clip_boxes(scale_boxes(detections.boxes, size, original), original)
         keep = nonempty(boxes)
         boxes = boxes[keep]
-        masks = None if mask_probs is None else PredictedMasks(mask_probs[keep], boxes, original)
+        masks = None
+        if mask_probs is not None and self.config.mask_head is not None:
+            threshold = self.config.mask_head.threshold
+            masks = PredictedMasks(mask_probs[keep], boxes, original, threshold)
+        head = self.config.keypoint_head
+        if keypoints is not None:
+            x, y = original[1] / size[1], original[0] / size[0]
+            keypoints = keypoints[keep] * keypoints.new_tensor([x, y, 1])
         return Instances(
             original,
             boxes,
             detections.scores[keep],
             detections.labels[keep],
             masks,
+            keypoints,
             class_names=self.config.class_names,
+            skeleton=() if head is None else head.skeleton,
         )
 
     def preprocess(
