@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 from maskrcnn.config import Config
 from maskrcnn.errors import UserError, did_you_mean
-from maskrcnn.presets import detectron2, small
+from maskrcnn.presets import detectron2, internimage, small
 from maskrcnn.presets.tiny import shrink
 
-PRESETS: dict[str, Callable[[], Config]] = detectron2.PRESETS | small.PRESETS
+PRESETS: dict[str, Callable[[], Config]] = detectron2.PRESETS | internimage.PRESETS | small.PRESETS
 
 
 def get(name: str, *, tiny: bool = False) -> Config:
