@@ -7,6 +7,7 @@ Labels are 0..K-1. Sizes are (H, W).
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,8 @@ class ImageBatch:
 class GroundTruth:
     """The objects of one training image, in the network's pixels.
 
-    boxes: (N, 4) float32; labels: (N,) int64; masks: N masks, or None where a model has no mask head.
+    boxes: (N, 4) float32; labels: (N,) int64; masks: N masks, or None where a model has no mask head;
+    keypoints: (N, P, 3) float32 x, y, visibility (0: not labelled, 1: hidden, 2: seen), or None likewise.
     seed: picks this image's random samples of anchors and RoIs, so that they do not depend on how the
     images are spread over processes or on what was drawn before.
     """
@@ -53,18 +55,19 @@ class GroundTruth:
     masks: InstanceMasks | None = None
     image_id: int | str = 0
     seed: int = 0
+    keypoints: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def to(self, device: torch.device | str) -> GroundTruth:
-        """The same, with boxes and labels on `device`; masks stay where they are rasterised, on the CPU."""
-        return GroundTruth(
-            self.boxes.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.masks,
-            self.image_id,
-            self.seed,
+        """The same, with its tensors on `device`; masks stay where they are rasterised, on the CPU."""
+        points = self.keypoints
+        return dataclasses.replace(
+            self,
+            boxes=self.boxes.to(device, non_blocking=True),
+            labels=self.labels.to(device, non_blocking=True),
+            keypoints=None if points is None else points.to(device, non_blocking=True),
         )
 
 
@@ -74,7 +77,7 @@ class Instances:
 
     boxes: (N, 4) float32; scores: (N,) float32; labels: (N,) int64;
     masks: N masks, kept small until someone asks for pixels (`np.asarray(masks)` is (N, H, W) bool);
-    keypoints: (N, P, 3) float32 x, y, score, for key-point models.
+    keypoints: (N, P, 3) float32 x, y, score, for key-point models; skeleton: the points to join in pictures.
     """
 
     image_size: tuple[int, int]
@@ -85,6 +88,7 @@ class Instances:
     keypoints: Tensor | None = None
     class_names: Sequence[str] = ()
     image: str | Path | np.ndarray | None = field(default=None, repr=False)  # for `draw`
+    skeleton: Sequence[tuple[int, int]] = ()
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -96,15 +100,13 @@ class Instances:
         if isinstance(index, slice):
             index = torch.arange(len(self))[index]
         index = torch.as_tensor(index, device=self.boxes.device)
-        return Instances(
-            self.image_size,
-            self.boxes[index],
-            self.scores[index],
-            self.labels[index],
-            None if self.masks is None else self.masks[index],
-            None if self.keypoints is None else self.keypoints[index],
-            self.class_names,
-            self.image,
+        return dataclasses.replace(
+            self,
+            boxes=self.boxes[index],
+            scores=self.scores[index],
+            labels=self.labels[index],
+            masks=None if self.masks is None else self.masks[index],
+            keypoints=None if self.keypoints is None else self.keypoints[index],
         )
 
     def __iter__(self) -> Iterator[Instances]:

@@ -66,6 +66,21 @@ def _check(config: ModelConfig) -> None:
     for name in ("class_names", "category_ids"):
         if (n := len(getattr(config, name))) not in (0, config.num_classes):
             refuse(name, f"expected one a class, {config.num_classes}, or none, got {n}.")
+    if (head := config.keypoint_head) is not None:
+        if head.num_keypoints < 1:
+            refuse("keypoint_head.num_keypoints", f"expected at least 1, got {head.num_keypoints}.")
+        if len(head.names) not in (0, head.num_keypoints):
+            refuse(
+                "keypoint_head.names",
+                f"expected one a key point, {head.num_keypoints}, or none, got {len(head.names)}.",
+            )
+        for name in ("flip_pairs", "skeleton"):
+            for pair in getattr(head, name):
+                if not all(0 <= k < head.num_keypoints for k in pair):
+                    refuse(
+                        f"keypoint_head.{name}",
+                        f"expected numbers of the {head.num_keypoints} key points, from 0, got {list(pair)}.",
+                    )
     if (cascade := config.box_head.cascade) is not None:
         if not config.box_head.class_agnostic:
             refuse("box_head.class_agnostic", "expected true for a cascade, which moves one box a RoI.")

@@ -35,6 +35,8 @@ BEGINNINGS: dict[str, str] = {
     **{f"roi_heads.mask_head.mask_fcn{k}.": f"mask_head.convs.{k - 1}." for k in range(1, 9)},
     "roi_heads.mask_head.deconv.": "mask_head.deconv.",
     "roi_heads.mask_head.predictor.": "mask_head.predictor.",
+    **{f"roi_heads.keypoint_head.conv_fcn{k}.": f"keypoint_head.convs.{k - 1}." for k in range(1, 9)},
+    "roi_heads.keypoint_head.score_lowres.": "keypoint_head.deconv.",
 }
 _BACK = {ours: theirs for theirs, ours in BEGINNINGS.items()}
 

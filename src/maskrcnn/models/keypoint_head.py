@@ -1,0 +1,116 @@
+"""Key-point branch: He et al. 2017 (arXiv 1703.06870), section 5, with detectron2's details.
+
+Each key point is one cell of a heat map over its RoI, learnt by a softmax over all cells.
+Shape letters: R RoIs over the batch, N objects or RoIs of one image, P key points, M heat-map cells a side.
+Points are (x, y, visibility) in learning and (x, y, score) in decoding, continuous, in the network's pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from maskrcnn.backbones.layers import conv_tower
+from maskrcnn.config import KeypointHeadConfig
+from maskrcnn.models.box_head import SampledRoIs
+from maskrcnn.models.pooling import pool_rois
+from maskrcnn.ops.processes import mean_over_processes
+from maskrcnn.structures import GroundTruth
+
+
+class KeypointHead(nn.Module):
+    """RoIAlign, 3x3 convolutions, a 4x4 transposed convolution of stride 2, bilinear enlargement by 2."""
+
+    def __init__(self, channels: int, strides: tuple[int, ...], config: KeypointHeadConfig) -> None:
+        super().__init__()
+        self.config, self.strides = config, strides
+        self.convs = conv_tower(channels, config.conv_channels, config.num_convs)
+        channels = config.conv_channels if config.num_convs else channels
+        self.deconv = nn.ConvTranspose2d(channels, config.num_keypoints, 4, stride=2, padding=1)
+        nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")
+        assert self.deconv.bias is not None
+        nn.init.zeros_(self.deconv.bias)
+
+    def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """heatmap_logits (R, P, M, M) float32. boxes: (N, 4) per image."""
+        x = self.deconv(self.convs(pool_rois(features, self.strides, boxes, self.config.pool_size)))
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+
+    def predict(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
+        """(R, P, 3) x, y and score of the points of every image's boxes."""
+        return decode_heatmaps(self(features, boxes), torch.cat(boxes))
+
+    def loss(
+        self, features: list[Tensor], foreground: list[SampledRoIs], targets: list[GroundTruth]
+    ) -> dict[str, Tensor]:
+        """Cross-entropy over the cells of each visible point's heat map, their mean over all these points.
+
+        A RoI takes part that has a visible point inside; a point of it counts that is visible and inside too.
+        """
+        boxes, points = [], []
+        for rois, target in zip(foreground, targets, strict=True):
+            assert target.keypoints is not None
+            wanted = target.keypoints[rois.gt_index]  # (N, P, 3)
+            keep = has_point_inside(rois.boxes, wanted)
+            boxes.append(rois.boxes[keep])
+            points.append(wanted[keep])
+        logits = self(features, boxes)
+        cell, counts = heatmap_cells(torch.cat(points), torch.cat(boxes), logits.shape[-1])
+        # Indices instead of a mask of weights: a batch has a few hundred points of some ten thousand.
+        loss = F.cross_entropy(logits[counts].flatten(1), cell[counts], reduction="sum")
+        normalizer = mean_over_processes(int(counts.sum()), logits.device).clamp(min=1)
+        # The maps without a point take part with zero, so that every parameter has a gradient on every process.
+        return {"loss_keypoint": (loss + logits.sum() * 0) * (self.config.loss_weight / normalizer)}
+
+
+def has_point_inside(boxes: Tensor, points: Tensor) -> Tensor:
+    """(N,) bool: whether a visible point of (N, P, 3) lies in its box of (N, 4), edges included."""
+    xy, low, high = points[..., :2], boxes[:, None, :2], boxes[:, None, 2:]
+    return ((xy >= low).all(2) & (xy <= high).all(2) & (points[..., 2] > 0)).any(1)
+
+
+def heatmap_cells(points: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Where points lie in their boxes' heat maps of `size` cells a side.
+
+    points (R, P, 3) x, y, visibility; boxes (R, 4). Returns the cell (R, P) int64, row by row, and which points
+    count, (R, P) bool: those that are visible and in the map. A point on the right or lower edge is in the last cell.
+    """
+    low, extent = boxes[:, None, :2], boxes[:, None, 2:] - boxes[:, None, :2]
+    xy = ((points[..., :2] - low) * (size / extent)).floor().long()
+    xy = torch.where(points[..., :2] == boxes[:, None, 2:], size - 1, xy)
+    counts = (xy >= 0).all(2) & (xy < size).all(2) & (points[..., 2] > 0)
+    return xy[..., 1] * size + xy[..., 0], counts
+
+
+@torch.no_grad()
+def decode_heatmaps(logits: Tensor, boxes: Tensor) -> Tensor:
+    """The most probable place of each point: (R, P, M, M) heat maps over boxes (R, 4) to (R, P, 3).
+
+    As detectron2: a map is enlarged (bicubic) to one value a pixel of its box, whose size is rounded up; the point
+    is the middle of the best pixel; the score is exp(best) over the sum of exp over the M x M cells of the map.
+
+    Bicubic enlargement is a product with one matrix on each side, the same for all maps of one height or width:
+    two matrix multiplications a box instead of 16 reads a pixel.
+    """
+    num_points, size = logits.shape[1:3]
+    extent = (boxes[:, 2:] - boxes[:, :2]).clamp(min=1)
+    pixels = extent.ceil()
+    best = logits.new_zeros(len(logits), num_points)
+    place = torch.zeros(len(logits), num_points, dtype=torch.int64, device=logits.device)
+    for i, (width, height) in enumerate(pixels.long().tolist()):  # one transfer
+        rows, columns = (_enlargement(size, n, logits.dtype, logits.device) for n in (height, width))
+        enlarged = (rows @ logits[i]) @ columns.T  # (P, height, width)
+        best[i], place[i] = enlarged.flatten(1).max(1)
+    columns = pixels[:, :1].long()
+    xy = torch.stack([place % columns, place // columns], dim=2).to(boxes.dtype) + 0.5
+    xy = xy * (extent / pixels)[:, None] + boxes[:, None, :2]
+    scores = (best - logits.flatten(2).logsumexp(2)).exp()
+    return torch.cat([xy, scores[..., None].to(xy.dtype)], dim=2)
+
+
+def _enlargement(size: int, new_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(new_size, size): the matrix of a bicubic resize along one side."""
+    eye = torch.eye(size, dtype=dtype, device=device)[None, None]
+    return F.interpolate(eye, (new_size, size), mode="bicubic", align_corners=False)[0, 0]
