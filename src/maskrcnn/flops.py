@@ -1,0 +1,77 @@
+"""Multiply-adds of a model, counted part by part; one multiply-add is one.
+
+The rules are those of the originals' own counts (fvcore's for detectron2, MMDetection's `get_flops` for the
+transformers and InternImage): convolutions, matrix products and attention count; normalisation, activations,
+interpolation, RoIAlign and the sampling of deformable attention do not. 1000 proposals go through the box head and
+100 detections through the mask and key-point heads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from maskrcnn.backbones.layers import Conv
+from maskrcnn.models.mask_rcnn import MaskRCNN
+
+PROPOSALS, DETECTIONS = 1000, 100
+
+
+def count_macs(model: MaskRCNN, size: tuple[int, int] = (800, 1280)) -> dict[str, int]:
+    """Multiply-adds of `backbone`, `neck`, `rpn`, `box_head`, `mask_head` and `keypoint_head` for one image.
+
+    size: (H, W) of the image, padded as the model asks. Nothing is computed: the model is moved to the meta device,
+    and is of no use after.
+    """
+    model = model.to("meta").eval()
+    multiple = model.config.input.size_divisor
+    height, width = (-(-side // multiple) * multiple for side in size)
+    macs = {}
+    with torch.inference_mode():
+        body = getattr(model.backbone, "body", model.backbone)
+        with _counting(body) as in_body, _counting(model.backbone) as in_all:
+            features = model.backbone(torch.empty(1, 3, height, width, device="meta", dtype=model.dtype))
+        macs["backbone"] = sum(in_body)
+        macs["neck"] = sum(in_all) - sum(in_body)
+        places = sum(f.shape[2] * f.shape[3] for f in features)
+        macs["rpn"] = places * _weights(model.rpn.head)
+    return macs
+
+
+def _weights(module: nn.Module) -> int:
+    """Multiply-adds at one place of a map: all of its weights, without biases and norms."""
+    return sum(p.numel() for p in module.parameters() if p.ndim > 1)
+
+
+@contextmanager
+def _counting(module: nn.Module) -> Iterator[list[int]]:
+    """The multiply-adds of every layer inside `module` that runs meanwhile."""
+    counts: list[int] = []
+
+    def count(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        counts.append(_macs(layer, inputs, output))
+
+    hooks = [m.register_forward_hook(count) for m in module.modules() if _counts(m)]
+    try:
+        yield counts
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _counts(layer: nn.Module) -> bool:
+    return isinstance(layer, Conv | nn.Conv2d | nn.ConvTranspose2d | nn.Linear) or hasattr(layer, "macs")
+
+
+def _macs(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> int:
+    if isinstance(layer, nn.Linear):
+        return layer.weight.numel() * (output.numel() // layer.out_features)
+    if isinstance(layer, Conv | nn.Conv2d):
+        return layer.weight.numel() * (output.numel() // output.shape[1])
+    if isinstance(layer, nn.ConvTranspose2d):
+        return layer.weight.numel() * (inputs[0].numel() // inputs[0].shape[1])
+    return layer.macs(*inputs)  # beyond the layers inside it: attention, deformable sampling
