@@ -89,7 +89,9 @@ def predict_stream(
     c = model.config.input
     model.eval()
     window = batch_size * _WINDOW if batch_size > 1 else 1
-    stream = stream_images(paths, min_size or c.min_size, max_size or c.max_size, window, num_threads)
+    stream = stream_images(
+        paths, min_size or c.min_size, max_size or c.max_size, window, num_threads, c.resize
+    )
     for images, errors in stream:
         results: dict[int, tuple[str | Path, Instances | UserError]] = {
             e.index: (e.path, e.error) for e in errors

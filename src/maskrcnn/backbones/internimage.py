@@ -26,7 +26,8 @@ class InternImage(nn.Module):
         super().__init__()
         channels = [config.channels * 2**i for i in range(4)]
         self.patch_embed = Stem(config.channels)
-        rates = torch.linspace(0, config.drop_path, sum(config.depths)).tolist()
+        num_layers = sum(config.depths)
+        rates = [config.drop_path * i / max(1, num_layers - 1) for i in range(num_layers)]
         self.levels = nn.ModuleList(
             Level(
                 channels[i],

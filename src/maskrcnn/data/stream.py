@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn.errors import UserError
-from maskrcnn.ops.image_io import read_image, resize_image, resize_size
+from maskrcnn.ops.image_io import Resize, read_image, resize_image, resize_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,12 @@ class StreamedBatch(NamedTuple):
 
 
 def stream_images(
-    paths: Iterable[str | Path], min_size: int, max_size: int, batch_size: int = 1, num_threads: int = 2
+    paths: Iterable[str | Path],
+    min_size: int,
+    max_size: int,
+    batch_size: int = 1,
+    num_threads: int = 2,
+    resize: Resize = "pillow",
 ) -> Iterator[StreamedBatch]:
     """Batches of the pictures in `paths`, in order, while worker threads decode and resize those that follow.
 
@@ -59,7 +64,7 @@ def stream_images(
 
     def submit(count: int) -> None:
         for index, path in islice(numbered, count):
-            pending.append(pool.submit(_load, index, path, min_size, max_size))
+            pending.append(pool.submit(_load, index, path, min_size, max_size, resize))
 
     try:
         submit(2 * max(batch_size, num_threads))
@@ -77,11 +82,13 @@ def stream_images(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _load(index: int, path: str | Path, min_size: int, max_size: int) -> StreamedImage | UnreadableImage:
+def _load(
+    index: int, path: str | Path, min_size: int, max_size: int, resize: Resize
+) -> StreamedImage | UnreadableImage:
     try:
         image = read_image(path)
     except UserError as e:
         return UnreadableImage(index, path, e)
     height, width = image.shape[:2]
-    resized = resize_image(image, resize_size(height, width, min_size, max_size))
+    resized = resize_image(image, resize_size(height, width, min_size, max_size, resize), resize)
     return StreamedImage(index, path, torch.from_numpy(resized).permute(2, 0, 1), (height, width))

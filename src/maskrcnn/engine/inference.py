@@ -47,7 +47,9 @@ def stream_inference(
     was_training = model.training
     model.eval()
     try:
-        for batch in stream_images(paths, size.min_size, size.max_size, batch_size, num_threads):
+        for batch in stream_images(
+            paths, size.min_size, size.max_size, batch_size, num_threads, size.resize
+        ):
             if batch.errors:
                 raise batch.errors[0].error
             sizes = [image.original_size for image in batch.images]

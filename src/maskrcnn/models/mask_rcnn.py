@@ -215,8 +215,9 @@ class MaskRCNN(nn.Module):
             )
         original = (image.shape[0], image.shape[1])
         c = self.config.input
-        size = resize_size(*original, min_size or c.min_size, max_size or c.max_size)
-        resized = torch.from_numpy(np.ascontiguousarray(resize_image(image, size))).permute(2, 0, 1)
+        size = resize_size(*original, min_size or c.min_size, max_size or c.max_size, c.resize)
+        resized = resize_image(image, size, c.resize)
+        resized = torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1)
         was_training = self.training
         instances = self.eval().detect(self.preprocess([resized], [original]), score_threshold)[0]
         self.train(was_training)

@@ -18,18 +18,20 @@ import io
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from maskrcnn.errors import UserError
+from maskrcnn.ops.opencv_resize import resize_bilinear
 
 if TYPE_CHECKING:
     from PIL import Image
 
 EXIF_ORIENTATION = 0x0112
+Resize = Literal["pillow", "opencv"]  # as `InputConfig.resize`
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -71,11 +73,17 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def resize_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+def resize_size(
+    height: int, width: int, min_size: int, max_size: int, resize: Resize = "pillow"
+) -> tuple[int, int]:
     """(H, W) with the shortest side `min_size`, or less where the longest would exceed `max_size`.
 
-    Rounded as detectron2 does, int(x + 0.5), so that the network sees the same sizes.
+    Rounded int(x + 0.5), with x computed as detectron2 does, or for "opencv" as MMDetection does: they can be a
+    pixel apart.
     """
+    if resize == "opencv":
+        scale = min(max_size / max(height, width), min_size / min(height, width))
+        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
     scale = min_size / min(height, width)
     new_height, new_width = (min_size, scale * width) if height < width else (scale * height, min_size)
     longest = max(new_height, new_width)
@@ -85,15 +93,17 @@ def resize_size(height: int, width: int, min_size: int, max_size: int) -> tuple[
     return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8 to (*size, 3) uint8, by Pillow's antialiased bilinear filter.
+def resize_image(image: np.ndarray, size: tuple[int, int], resize: Resize = "pillow") -> np.ndarray:
+    """(H, W, 3) uint8 to (*size, 3) uint8, by Pillow's antialiased bilinear filter or OpenCV's plain one.
 
-    The original models were evaluated with this filter on uint8; torchvision's differs by up to 2 levels.
+    The original models were evaluated with one of these on uint8; torchvision's differ by up to 2 levels.
     """
     from PIL import Image
 
     if image.shape[:2] == tuple(size):
         return image
+    if resize == "opencv":
+        return resize_bilinear(image, size)
     resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return np.array(resized)
 
