@@ -262,10 +262,12 @@ class AugmentConfig:
 class DataConfig:
     """Where the images are and how they are served."""
 
-    train: str = ""  # a COCO JSON, or a folder that holds one
-    train_images: str = ""  # image folder; empty: found beside the JSON
-    val: str = ""  # likewise; empty: no validation during training
+    train: str = ""  # a label file, or a folder of any known format
+    train_images: str = ""  # image folder; empty: found by itself
+    val: str = ""  # likewise; empty: the validation part of `train`, if it has one
     val_images: str = ""
+    format: str = ""  # of both (see docs/data.md); empty: found out
+    val_fraction: float = 0.0  # of the training images, split off where there is no validation part
     batch_size: int = 16  # images per optimiser step, over all processes and accumulation steps
     num_workers: int = 2  # per process; 0: load in the training process
     aspect_grouping: bool = True

@@ -209,19 +209,15 @@ def _synthetic(folder: Path, config: Config, say: Say) -> None:
 
 def _own(data: Path, folder: Path, config: Config) -> None:
     """Point the config at a data set of one's own; without a validation part, a fifth of it becomes one."""
-    from maskrcnn.data.coco import read_coco
-    from maskrcnn.data.find import find_coco
-    from maskrcnn.engine.truth import read_json
+    from maskrcnn.data import find_data, read_data, to_coco
 
-    sources = find_coco(data)
-    train, val = sources.train, sources.val
-    sizes = read_coco(train.json, train.images).sizes  # and makes sure that the JSON has COCO's layout
-    content = read_json(train.json, "COCO annotations")
+    train, val = find_data(data)
+    whole = read_data(train)
+    sizes, content = whole.sizes, to_coco(whole)
     if val is None:
         parts = split(content, VAL_FRACTION, config.train.seed)
     else:
-        read_coco(val.json, val.images)
-        parts = content, read_json(val.json, "COCO annotations")
+        parts = content, to_coco(read_data(val, whole.class_names))
     parts = parts[0], _first_images(parts[1], MAX_VAL)
     for name, part in zip(("train", "val"), parts, strict=True):
         write_atomic(folder / f"{name}.json", json.dumps(part))

@@ -72,5 +72,5 @@ def test_a_folder_without_data_is_a_mistake_in_one_line(
     assert main(["doctor", "--data", str(tmp_path)]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert "no COCO JSON in it" in captured.err
+    assert "no data set found" in captured.err
     assert captured.err.count("\n") == 1

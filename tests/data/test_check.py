@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskrcnn.data import Report, check, checked, find_coco, read_coco
+from maskrcnn.data import Report, check, checked, find_coco, read_coco, read_data
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.defects import RULES
 from maskrcnn.data.mask_extents import FLAT, NOT_FINITE, ODD, SHORT, SOUND, measure_rings
@@ -404,5 +404,5 @@ def test_whatever_is_in_the_json_the_answer_is_a_usable_set_or_one_line(
 def test_real_sets_pass(shared: Path, folder_name: str) -> None:
     for source in find_coco(shared / "data" / folder_name):
         if source is not None:
-            _, report = checked(read_coco(*source), "refuse")
+            _, report = checked(read_data(source), "refuse")
             assert len(report) == 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskrcnn.data import coco, find_coco, read_coco
+from maskrcnn.data import coco, find_coco, read_coco, read_data
 from maskrcnn.data.json_stream import JsonStream
 from maskrcnn.errors import UserError
 from maskrcnn.ops.masks import rle_encode
@@ -138,7 +138,7 @@ def _first_object(data: coco.CocoData, queue: Any) -> None:
 
 @pytest.fixture
 def shared_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> coco.CocoData:
-    monkeypatch.setattr(coco, "_SHARE_FROM_BYTES", 0)
+    monkeypatch.setattr(coco, "SHARE_FROM_BYTES", 0)
     return read_coco(write(tmp_path, small()))
 
 
@@ -209,7 +209,7 @@ def test_patches_stay_in_their_own_set(shared_set: coco.CocoData) -> None:
 def test_without_a_writable_cache_the_arrays_stay_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coco, "_SHARE_FROM_BYTES", 0)
+    monkeypatch.setattr(coco, "SHARE_FROM_BYTES", 0)
     monkeypatch.setenv("MASKRCNN_CACHE", str(write(tmp_path, "a file", "in_the_way")))
     data = read_coco(write(tmp_path, small()))
     assert data.arrays.path is None
@@ -295,8 +295,9 @@ def test_annotations_folder_with_train_and_val(tmp_path: Path) -> None:
         write(tmp_path / "annotations", {"licence": 1}, f"notes_{split}.json")
         picture(tmp_path / split / "a.png")
     found = find_coco(tmp_path)
-    assert found.train == (tmp_path / "annotations/instances_train2017.json", tmp_path / "train2017")
-    assert found.val == (tmp_path / "annotations/instances_val2017.json", tmp_path / "val2017")
+    assert found.train[:2] == (tmp_path / "annotations/instances_train2017.json", tmp_path / "train2017")
+    assert found.val is not None
+    assert found.val[:2] == (tmp_path / "annotations/instances_val2017.json", tmp_path / "val2017")
 
 
 def test_json_in_the_folder_of_its_images(tmp_path: Path) -> None:
@@ -304,8 +305,9 @@ def test_json_in_the_folder_of_its_images(tmp_path: Path) -> None:
         write(tmp_path / split, small(), "_annotations.coco.json")
         picture(tmp_path / split / "a.png")
     found = find_coco(tmp_path)
-    assert found.train == (tmp_path / "train" / "_annotations.coco.json", tmp_path / "train")
-    assert found.val == (tmp_path / "valid" / "_annotations.coco.json", tmp_path / "valid")
+    assert found.train[:2] == (tmp_path / "train" / "_annotations.coco.json", tmp_path / "train")
+    assert found.val is not None
+    assert found.val[:2] == (tmp_path / "valid" / "_annotations.coco.json", tmp_path / "valid")
 
 
 def test_a_single_json_of_any_name_with_images_given(tmp_path: Path) -> None:
@@ -314,7 +316,7 @@ def test_a_single_json_of_any_name_with_images_given(tmp_path: Path) -> None:
     images = tmp_path / "elsewhere" / "deep"
     for where in (tmp_path, path):
         found = find_coco(where, images)
-        assert found.train == (path, images)
+        assert found.train[:2] == (path, images)
         assert found.val is None
 
 
@@ -323,7 +325,7 @@ def test_images_are_found_though_the_first_ones_are_missing(tmp_path: Path) -> N
     content["images"] = [{**content["images"][0], "id": k, "file_name": f"{k}.png"} for k in range(40)]
     path = write(tmp_path / "annotations", content)
     picture(tmp_path / "images" / "39.png")
-    assert find_coco(tmp_path).train == (path, tmp_path / "images")
+    assert find_coco(tmp_path).train[:2] == (path, tmp_path / "images")
 
 
 def test_what_cannot_be_found_is_said(tmp_path: Path) -> None:
@@ -354,7 +356,7 @@ def test_real_sets_are_found_and_read(shared: Path, folder: str, train: tuple, v
     for source, expected in zip(found, (train, val), strict=True):
         assert (source is None) == (expected is None)
         if source is not None:
-            data = read_coco(*source)
+            data = read_data(source)
             assert (data.num_images, data.num_objects.sum(), len(data.class_names)) == expected
             assert all(data.image_path(i).is_file() for i in range(data.num_images))
 
@@ -365,7 +367,7 @@ def test_ground_truth_equals_pycocotools_on_real_images(shared: Path) -> None:
 
     source = find_coco(shared / "data" / "coco").val
     assert source is not None
-    data, oracle = read_coco(*source), COCO(str(source.json))
+    data, oracle = read_data(source), COCO(str(source.labels))
     for i in range(0, data.num_images, 3):
         objects = oracle.loadAnns(oracle.getAnnIds(imgIds=[data.image_ids[i]], iscrowd=False))
         truth = data.ground_truth(i)

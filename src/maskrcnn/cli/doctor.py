@@ -30,15 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from maskrcnn.data import check, find_coco, read_coco
+    from maskrcnn.data import check, find_data, read_data
 
     refused = False
-    for role, source in find_coco(args.data, args.images)._asdict().items():
+    for role, source in find_data(args.data, args.images)._asdict().items():
         if source is None:
             continue
-        data = read_coco(*source)
+        data = read_data(source)
         report = check(data, images=not args.no_files)
-        print(f"{role}: {source.json}, images in {source.images}")
+        print(f"{role}: {source.labels}, images in {source.images}")
         for line in _contents(data):
             print(f"  {line}")
         for line in report.lines(args.limit or None):

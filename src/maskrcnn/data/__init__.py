@@ -1,18 +1,26 @@
-"""Data sets: COCO JSON to samples, what is wrong with them, transforms and batches."""
+"""Data sets of several formats to samples, what is wrong with them, transforms and batches."""
 
 from maskrcnn.data.check import check, checked
 from maskrcnn.data.coco import CocoData, read_coco
 from maskrcnn.data.defects import Finding, Report
-from maskrcnn.data.find import CocoSource, CocoSources, find_coco
+from maskrcnn.data.export import to_coco
+from maskrcnn.data.find import find_data, read_data
+from maskrcnn.data.readers import FORMATS
+from maskrcnn.data.readers.coco import find_coco
+from maskrcnn.data.source import Source, Sources
 
 __all__ = [
+    "FORMATS",
     "CocoData",
-    "CocoSource",
-    "CocoSources",
     "Finding",
     "Report",
+    "Source",
+    "Sources",
     "check",
     "checked",
     "find_coco",
+    "find_data",
     "read_coco",
+    "read_data",
+    "to_coco",
 ]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from maskrcnn.structures import GroundTruth
 
 # Below this, spawned workers copy the arrays: a few megabytes each, against a file in the user's cache.
-_SHARE_FROM_BYTES = 4 << 20
+SHARE_FROM_BYTES = 4 << 20
 
 
 def read_coco(json_path: str | Path, images_dir: str | Path | None = None) -> CocoData:
@@ -41,7 +41,7 @@ def read_coco(json_path: str | Path, images_dir: str | Path | None = None) -> Co
     if not path.is_file():
         got = "a folder" if path.is_dir() else "no such file"
         raise UserError(f"{path}: expected a COCO JSON file, got {got}. Give the path of the JSON.")
-    arrays = load_or_make(path, coco_arrays.VERSION, lambda: coco_arrays.parse(path), _SHARE_FROM_BYTES)
+    arrays = load_or_make(path, coco_arrays.VERSION, lambda: coco_arrays.parse(path), SHARE_FROM_BYTES)
     return CocoData(arrays, path, Path(images_dir) if images_dir else path.parent)
 
 

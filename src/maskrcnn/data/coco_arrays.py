@@ -12,8 +12,10 @@ mask_kind (m,) uint8                see the constants
 rings_of (m + 1,)                   rings of polygon annotation j: rings_of[j]:rings_of[j + 1]
 points, ring_offsets (r + 1,)       x, y, x, y, ... float32; offsets count numbers, since a broken ring may be odd
 rle, rle_offsets (m + 1,)           compressed counts, ASCII; rle_sizes (m, 2) int32
-keypoints, keypoint_offsets (m + 1,) x, y, visibility float32
-keep (m,) bool                      can be learnt from; the checks clear more
+keypoints, keypoint_offsets (m + 1,) x, y, visibility float32; one NaN for what is no list of numbers
+num_keypoints (m,) int32            as the JSON counts the visible ones, -1 if absent
+keep_keypoints (m,) bool            they are as many as they should be; the checks clear it
+keep (m,) bool                      its image and category exist; the checks clear more
 keep_rings (r,) bool
 lost_images, lost_categories        what the annotations with image or label -1 asked for, as text, in their order
 """
@@ -31,35 +33,43 @@ from maskrcnn.data.json_stream import JsonStream
 from maskrcnn.errors import UserError
 from maskrcnn.ops.rle import read_runs, write_counts
 
-VERSION = 1  # of what is below; a cache made by another version is made anew
+VERSION = 2  # of what is below; a cache made by another version is made anew
 NO_MASK, POLYGONS, RLE, UNREADABLE = range(4)
 _NAN4 = (float("nan"),) * 4
 
 
 def parse(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Read the JSON once: the arrays of the legend, and {"class_names", "category_ids"}.
+    """Read the JSON once: the arrays of the legend, and {"class_names", "category_ids",
+    "keypoint_names", "skeleton", "num_keypoints"}; see `_keypoints_of`.
 
     Raises:
         UserError: not JSON, not COCO's layout, or ids that nothing can be made of.
     """
     stream = JsonStream(path, ("images", "annotations", "categories"))
-    images, annotations, categories = _Images(path), _Annotations(path), []
-    takers: dict[str, Callable[[Any], None]] = {
-        "images": images.add,
-        "annotations": annotations.add,
-        "categories": categories.append,
-    }
-    for member, element in stream:
-        takers[member](element)
+    result = collect(path, stream)
     for member in ("images", "categories"):
         if member not in stream.seen:
             found = ", ".join(stream.seen[:8]) or "nothing"
             raise UserError(
                 f"{path}: expected a COCO JSON with images, annotations and categories, got {found}."
             )
+    return result
+
+
+def collect(path: Path, elements: Iterable[tuple[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The same of (member, element) pairs, in any order, as a COCO JSON would hold them; `path` is for messages."""
+    images, annotations, categories = _Images(path), _Annotations(path), []
+    takers: dict[str, Callable[[Any], None]] = {
+        "images": images.add,
+        "annotations": annotations.add,
+        "categories": categories.append,
+    }
+    for member, element in elements:
+        takers[member](element)
     category_ids, names = _categories(path, categories)
     arrays = images.arrays() | annotations.arrays(images.rows, category_ids)
-    return arrays, {"class_names": names, "category_ids": category_ids}
+    meta = {"class_names": names, "category_ids": category_ids}
+    return arrays, meta | _keypoints_of(categories, arrays["keypoint_offsets"])
 
 
 class _Images:
@@ -113,6 +123,7 @@ class _Annotations:
         self.points, self.ring_offsets, self.rings_of = array("f"), array("q", [0]), array("q", [0])
         self.rle, self.rle_offsets, self.rle_sizes = bytearray(), array("q", [0]), array("i")
         self.keypoints, self.keypoint_offsets = array("f"), array("q", [0])
+        self.num_keypoints = array("i")
 
     def add(self, a: Any) -> None:
         if not isinstance(a, dict):
@@ -131,8 +142,10 @@ class _Annotations:
         self.mask_kind.append(self._mask(a.get("segmentation")))
         self.rings_of.append(len(self.ring_offsets) - 1)
         self.rle_offsets.append(len(self.rle))
-        if points := a.get("keypoints"):
-            _extend(self.keypoints, points)
+        if (points := a.get("keypoints")) and not _extend(self.keypoints, points):
+            self.keypoints.append(float("nan"))
+        if not _extend(self.num_keypoints, [a.get("num_keypoints")]):
+            self.num_keypoints.append(-1)
         self.keypoint_offsets.append(len(self.keypoints))
 
     def _mask(self, segmentation: Any) -> int:
@@ -190,7 +203,9 @@ class _Annotations:
             "rle_sizes": _numpy(self.rle_sizes, np.int32).reshape(-1, 2),
             "keypoints": _numpy(self.keypoints, np.float32),
             "keypoint_offsets": _numpy(self.keypoint_offsets, np.int64),
-            "keep": (image >= 0) & (labels >= 0) & ((kind == POLYGONS) | (kind == RLE)),
+            "num_keypoints": _numpy(self.num_keypoints, np.int32),
+            "keep_keypoints": np.diff(_numpy(self.keypoint_offsets, np.int64)) > 0,
+            "keep": (image >= 0) & (labels >= 0),
             "keep_rings": np.ones(len(self.ring_offsets) - 1, bool),
             "object_order": order,
             "object_offsets": np.concatenate([[0], np.cumsum(counts)]),
@@ -215,6 +230,26 @@ def _categories(path: Path, categories: list[Any]) -> tuple[list[int], list[str]
         names[identity] = str(category.get("name", identity))
     ids = sorted(names)
     return ids, [names[i] for i in ids]
+
+
+def _keypoints_of(categories: list[Any], offsets: np.ndarray) -> dict[str, Any]:
+    """What the data set's key points are: their number, names and skeleton (pairs of points, from 0).
+
+    As the category with the most of them says; without names in any category, as most annotations have.
+    """
+    listed = [c["keypoints"] for c in categories if isinstance(c.get("keypoints"), list)]
+    names = [str(name) for name in max(listed, key=len, default=[])]
+    skeleton = next((c.get("skeleton") for c in categories if c.get("keypoints") in listed[:1]), None)
+    lengths = np.diff(offsets)
+    lengths = lengths[lengths > 1] // 3
+    most = int(np.bincount(lengths).argmax()) if len(lengths) else 0
+    count = len(names) or most
+    joined = [tuple(pair) for pair in skeleton or () if isinstance(pair, list) and len(pair) == 2]
+    return {
+        "num_keypoints": count,
+        "keypoint_names": names,
+        "skeleton": [(a - 1, b - 1) for a, b in joined if {a, b} <= set(range(1, count + 1))],
+    }
 
 
 def _identity(value: Any) -> int | str | None:

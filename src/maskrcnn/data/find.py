@@ -1,138 +1,77 @@
-"""Where the JSON and the images are in a folder of one's own."""
+"""What data set is in a folder: its format, its parts, and its arrays."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from maskrcnn.data.json_stream import JsonStream
-from maskrcnn.errors import UserError
+import numpy as np
 
-# COCO's companions of instances_*.json, with other tasks' annotations
-_OTHER_TASKS = ("person_keypoints", "captions", "stuff", "panoptic", "image_info")
-_PEEK = 20  # file names that are looked for first
+from maskrcnn.data import coco_arrays
+from maskrcnn.data.coco import SHARE_FROM_BYTES, CocoData, read_coco
+from maskrcnn.data.mask_extents import measure_rings, measure_rles, merge_rings
+from maskrcnn.data.readers import FORMATS, numbered
+from maskrcnn.data.readers.coco import find_images
+from maskrcnn.data.shared_arrays import load_or_make
+from maskrcnn.data.source import Source, Sources, divided
+from maskrcnn.errors import UserError, did_you_mean
 
+__all__ = ["find_data", "find_images", "read_data"]
 
-class CocoSource(NamedTuple):
-    json: Path
-    images: Path
-
-
-class CocoSources(NamedTuple):
-    train: CocoSource
-    val: CocoSource | None = None
+VERSION = 1  # of what the readers make of their files
 
 
-def find_coco(path: str | Path, images: str | Path = "") -> CocoSources:
-    """The training set, and the validation set if there is one, of `path`: a COCO JSON, or a folder with some.
+def find_data(path: str | Path, images: str | Path = "", format: str = "") -> Sources:
+    """The training set, and the validation set if there is one, in a folder or label file of any known format.
 
-    In a folder, JSONs are looked for in it, in `annotations/` and in its other direct subfolders. One whose name or
-    folder says train is for training, one that says val (or valid, validation) for validation; a single JSON of any
-    name is for training. `images` is the image folder of the training set (and of the other, if its files are there
-    too); without it, the folder is the one near the JSON in which the JSON's first file names exist.
+    `images` is the folder of the images where it is not found by itself; `format` is a key of `FORMATS`, or empty
+    to find it out.
 
     Raises:
-        UserError: nothing found, or too much to choose from; the message says what was looked for.
+        UserError: nothing there, nothing of a known format, or too much to choose from.
     """
     path = Path(path)
+    if format and format not in FORMATS:
+        near = did_you_mean(format, FORMATS)
+        raise UserError(f"--format {format!r}: expected one of {', '.join(FORMATS)}. {near}".rstrip())
     if not path.exists():
-        raise UserError(f"{path}: expected a COCO JSON or a folder that holds one, but it does not exist.")
-    if path.is_file():
-        return CocoSources(find_images(path, images))
-    found = _instance_files(path)
-    if not found:
-        raise UserError(
-            f"{path}: no COCO JSON in it, in its annotations/ or in its other subfolders. Give the JSON's own path."
-        )
-    splits = {p: _split(p, path) for p in found}
-    train = [p for p in found if splits[p] == "train"]
-    val = [p for p in found if splits[p] == "val"]
-    if not train and len(found) == 1:
-        train, val = found, []
-    if len(train) != 1:
-        names = ", ".join(str(p.relative_to(path)) for p in (train or found)[:5])
-        raise UserError(
-            f"{path}: expected one JSON with 'train' in its name, found {names}. Give the JSON's own path."
-        )
-    source = find_images(train[0], images, root=path)
-    if len(val) != 1:
-        return CocoSources(source)
-    try:
-        return CocoSources(source, find_images(val[0], images, root=path))
-    except UserError:
-        if not images:
-            raise
-        return CocoSources(source, find_images(val[0], root=path))  # `images` holds the training set's only
+        raise UserError(f"{path}: expected a data set's folder or label file, but it does not exist.")
+    for name in [format] if format else FORMATS:
+        if parts := FORMATS[name].find(path, images):
+            return divided(parts)
+    chosen = {format: FORMATS[format]} if format else FORMATS
+    looked = "; ".join(f"{reader.LOOKS_FOR} ({name})" for name, reader in chosen.items())
+    raise UserError(f"{path}: no data set found. Looked for {looked}. See docs/data.md for the formats.")
 
 
-def find_images(json: Path, images: str | Path = "", root: Path | None = None) -> CocoSource:
-    """The JSON with its image folder: `images` if given, else the one near it that holds its first file names.
+def read_data(source: Source, classes: Sequence[str] = ()) -> CocoData:
+    """A part of a data set as arrays, whatever its format; a second time from a cache, if it is large.
+
+    `classes` are the names that count as 1, 2, ... in formats whose classes have names alone: give those of the
+    training set (or of the model) to read another part alike. Defects inside labels do not stop the reading.
 
     Raises:
-        UserError: no such folder; the message has a file name that was looked for.
+        UserError: a label file is missing or is not what its format says.
     """
-    if images and not Path(images).is_dir():
-        raise UserError(f"{images}: expected the folder of the images of {json}, but it is not a folder.")
-    candidates = [Path(images)] if images else list(_image_folders(json, root or _root(json)))
-    names: list[str] = []
-    for limit in (_PEEK, None):  # all of them where not one of the first is found: many may be missing
-        names = _file_names(json, limit)
-        if not names:
-            return CocoSource(json, candidates[0])
-        hits = [sum((folder / name).is_file() for name in names) for folder in candidates]
-        best = max(range(len(candidates)), key=lambda k: hits[k])
-        if hits[best]:
-            return CocoSource(json, candidates[best])
-    looked = ", ".join(str(c) for c in candidates[:6]) + (" and others" if len(candidates) > 6 else "")
-    raise UserError(f"{json}: its images (the first is {names[0]!r}) are not in {looked}. Give their folder.")
+    if source.format == "coco":
+        return read_coco(source.labels, source.images)
+    reader = FORMATS[source.format]
+
+    def make() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        arrays, meta = coco_arrays.collect(source.labels, numbered(reader.read(source), classes))
+        _add_boxes(arrays)
+        return arrays, meta
+
+    version = f"{VERSION}:{coco_arrays.VERSION}:{source}:{list(classes)}"
+    arrays = load_or_make(source.labels, version, make, SHARE_FROM_BYTES, reader.files(source))
+    return CocoData(arrays, source.labels, source.images)
 
 
-def _instance_files(folder: Path) -> list[Path]:
-    found = sorted(p for pattern in ("*.json", "*/*.json") for p in folder.glob(pattern) if p.is_file())
-    instances = [p for p in found if not p.name.startswith(_OTHER_TASKS)] or found
-    return [p for p in instances if _is_coco(p)]
-
-
-def _is_coco(path: Path) -> bool:
-    stream = JsonStream(path, ("images", "annotations", "categories"))
-    try:
-        for _, element in stream:
-            if not isinstance(element, dict):
-                return False
-            if "annotations" in stream.seen:
-                return "images" in stream.seen or "image_id" in element
-    except UserError:
-        return False
-    return {"images", "annotations"} <= set(stream.seen)
-
-
-def _split(json: Path, root: Path) -> str:
-    """'train', 'val', 'test' or '': the file's name decides, then its folder's."""
-    relative = json.relative_to(root)
-    for text in (relative.stem.lower(), relative.parent.name.lower()):
-        if "train" in text:
-            return "train"
-        for split in ("val", "test"):
-            if re.search(rf"(?<![a-z]){split}(id|idation)?(?![a-z])", text):
-                return split
-    return ""
-
-
-def _file_names(json: Path, limit: int | None) -> list[str]:
-    images = (e for _, e in JsonStream(json, ("images",)) if isinstance(e, dict))
-    return [str(e["file_name"]) for e in islice(images, limit) if e.get("file_name")]
-
-
-def _root(json: Path) -> Path:
-    return json.parent.parent if json.parent.name in ("annotations", "labels") else json.parent
-
-
-def _image_folders(json: Path, root: Path) -> Iterable[Path]:
-    """Folders to look in, likely ones first; each once."""
-    split = re.sub(r"^instances_", "", json.stem)
-    near = (json.parent, root, root / split, json.parent / "images", root / "images", root / "images" / split)
-    below = (p for base in (json.parent, root) for p in sorted(base.iterdir()) if p.is_dir())
-    return dict.fromkeys(p for p in (*near, *below) if p.is_dir())
+def _add_boxes(arrays: dict[str, np.ndarray]) -> None:
+    """Boxes around the masks, where the format has none of its own."""
+    _, extents = measure_rings(arrays["points"], arrays["ring_offsets"])
+    around = merge_rings(extents, arrays["rings_of"])
+    measure_rles(arrays, around)
+    absent = np.isnan(arrays["boxes"]).any(1) & (around[:, 2:] > around[:, :2]).all(1)
+    arrays["boxes"] = np.where(absent[:, None], around, arrays["boxes"])

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,19 +70,25 @@ class SharedArrays(Mapping[str, np.ndarray]):
 
 
 def load_or_make(
-    source: Path, version: int, make: Callable[[], tuple[dict[str, np.ndarray], dict]], min_bytes: int
+    source: Path,
+    version: int | str,
+    make: Callable[[], tuple[dict[str, np.ndarray], dict]],
+    min_bytes: int,
+    files: Sequence[Path] = (),
 ) -> SharedArrays:
-    """The arrays that `make()` makes from the file `source`, shared through a cache file.
+    """The arrays that `make()` makes from the file `source`, or from `files` in the folder `source`, shared through
+    a cache file.
 
-    The cache is keyed by the source's path, size and time of change and by `version`, the version of what `make`
+    The cache is keyed by the files' paths, sizes and times of change and by `version`, the version of what `make`
     does. Of several processes that ask at once, one makes it and the others wait. It lies in MASKRCNN_CACHE,
     else in the user's cache folder, else (if that cannot be written) among the temporary files. Sources below
     `min_bytes` are not worth a file: their arrays stay in memory and are copied to processes that are spawned.
     """
-    info = source.stat()
-    if info.st_size < min_bytes:
+    states = [(path, path.stat()) for path in files or (source,)]
+    if sum(state.st_size for _, state in states) < min_bytes:
         return SharedArrays(*make())
-    stamp = f"{source.resolve()}:{info.st_size}:{info.st_mtime_ns}:{version}"
+    texts = (f"{path.resolve()}:{state.st_size}:{state.st_mtime_ns}" for path, state in states)
+    stamp = f"{hashlib.sha256('|'.join(texts).encode()).hexdigest()}:{version}"
     name = f"{source.stem}-{hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]}.arrays"
     made = None
     for folder in _cache_folders():

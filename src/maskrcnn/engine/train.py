@@ -12,17 +12,21 @@ import torch
 
 from maskrcnn.config import AugmentConfig, Config, DataConfig
 from maskrcnn.data.check import checked
-from maskrcnn.data.coco import CocoData, read_coco
-from maskrcnn.data.find import CocoSource, find_coco
+from maskrcnn.data.coco import CocoData
+from maskrcnn.data.export import to_coco
+from maskrcnn.data.find import find_data, read_data
 from maskrcnn.data.loader import TrainLoader
+from maskrcnn.data.source import Source
+from maskrcnn.data.split import split_off
 from maskrcnn.engine import checkpoint as disk
 from maskrcnn.engine import distributed
 from maskrcnn.engine.distributed import Process
-from maskrcnn.engine.evaluate import evaluate_results
+from maskrcnn.engine.evaluate import EvaluationResult, evaluate_results
 from maskrcnn.engine.inference import autocast, run_inference
 from maskrcnn.engine.runlog import Display
 from maskrcnn.engine.settings import check_settings
 from maskrcnn.engine.trainer import Batch, Trainer, TrainResult
+from maskrcnn.engine.truth import Truth, load_truth
 from maskrcnn.engine.weights import load_weights
 from maskrcnn.errors import UserError
 from maskrcnn.models.build import build_model
@@ -68,21 +72,44 @@ def train(config: Config, out: str | Path, *, resume: bool = False, device: str 
 def open_data(config: DataConfig, say: Callable[[str], object]) -> tuple[CocoData, CocoData | None]:
     """The training and the validation set, checked; defects are repaired and told, or refused.
 
-    A folder given as `train` may hold the validation set too; `val` overrides it.
+    A folder given as `train` may hold the validation set too; `val` overrides it. Without either, `val_fraction` of
+    the images is split off, always the same ones.
     """
     if not config.train:
-        raise UserError("--data: expected a COCO JSON or a folder that holds one. Give its path.")
-    sources = find_coco(config.train, config.train_images)
-    val = sources.val
+        raise UserError("--data: expected a data set's folder or label file, got none. Give its path.")
+    sources = find_data(config.train, config.train_images, config.format)
+    train = _open(sources.train, config, "training", say)
+    source = sources.val
     if config.val:
-        found = find_coco(config.val, config.val_images)
-        val = found.val or found.train
-    return _open(sources.train, config, "training", say), val and _open(val, config, "validation", say)
+        found = find_data(config.val, config.val_images, config.format)
+        source = found.val or found.train
+    if source is not None:
+        return train, _open(source, config, "validation", say, train.class_names)
+    if not config.val_fraction:
+        return train, None
+    rest, val = split_off(train, config.val_fraction)
+    if not val.num_images:
+        say("validation: none, since too few images have objects")
+        return train, None
+    say(
+        f"validation: no part for it was found, so {val.num_images} of the {train.num_images} images are kept out of "
+        "training, always the same ones (--data.val_fraction 0 trains on all, --val gives others)"
+    )
+    return rest, val
 
 
-def _open(source: CocoSource, config: DataConfig, role: str, say: Callable[[str], object]) -> CocoData:
-    data, report = checked(read_coco(source.json, source.images), config.on_error)
-    say(f"{role}: {data.num_images} images, {int(data.num_objects.sum())} objects from {source.json}")
+def _open(
+    source: Source,
+    config: DataConfig,
+    role: str,
+    say: Callable[[str], object],
+    classes: tuple[str, ...] = (),
+) -> CocoData:
+    data, report = checked(read_data(source, classes), config.on_error)
+    say(
+        f"{role}: {data.num_images} images, {int(data.num_objects.sum())} objects from {source.labels} "
+        f"({source.format})"
+    )
     for line in report.lines(limit=3):
         say(f"  {line}")
     return data
@@ -138,15 +165,19 @@ def validation(
         )
     share = range(process.rank, data.num_images, process.world_size)
     told: set[str] = set()
+    truths: list[Truth] = []  # what is scored against, made when it is first needed and where it is needed
+
+    def scored(results: list[dict[str, Any]]) -> EvaluationResult:
+        if not truths:
+            truths.append(load_truth(to_coco(data)))
+        limit = config.train.evaluate_max_detections
+        return evaluate_results(truths[0], results, ("bbox", "segm"), max_detections=limit)
 
     def validate(model: MaskRCNN) -> dict[str, Any]:
         losses = validation_losses(model, config, data, process)
         mine = run_inference(model.prepare(config.train.precision), data, indices=share)
         results = [entry for some in distributed.gather(mine) for entry in some]
-        limit = config.train.evaluate_max_detections
-        result = distributed.on_main(
-            lambda: evaluate_results(data.json_path, results, ("bbox", "segm"), max_detections=limit)
-        )
+        result = distributed.on_main(lambda: scored(results))
         for warning in set(result.warnings) - told:
             say(warning)
         told.update(result.warnings)

@@ -1,0 +1,136 @@
+"""COCO: one JSON a part, found with its image folder in a folder of one's own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from maskrcnn.data.json_stream import JsonStream
+from maskrcnn.data.source import Source, Sources, check_images, divided, folder_with, split_of
+from maskrcnn.errors import UserError
+
+LOOKS_FOR = "a COCO JSON in it, in its annotations/ or in its other subfolders"
+MEMBERS = ("images", "annotations", "categories")
+# COCO's companions of instances_*.json, with other tasks' annotations
+_OTHER_TASKS = ("person_keypoints", "captions", "stuff", "panoptic", "image_info")
+_PEEK = 20  # file names that are looked for first
+
+
+def find_coco(path: str | Path, images: str | Path = "") -> Sources:
+    """The training set, and the validation set if there is one, of `path`: a COCO JSON, or a folder with some.
+
+    In a folder, JSONs are looked for in it, in `annotations/` and in its other direct subfolders. One whose name or
+    folder says train is for training, one that says val (or valid, validation) for validation; a single JSON of any
+    name is for training. `images` is the image folder of the training set (and of the other, if its files are there
+    too); without it, the folder is the one near the JSON in which the JSON's first file names exist.
+
+    Raises:
+        UserError: nothing found, or too much to choose from; the message says what was looked for.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: expected a COCO JSON or a folder that holds one, but it does not exist.")
+    if path.is_file():
+        return Sources(find_images(path, images))
+    parts = find(path, images)
+    if not parts:
+        raise UserError(
+            f"{path}: no COCO JSON in it, in its annotations/ or in its other subfolders. Give the JSON's own path."
+        )
+    return divided(parts)
+
+
+def find(path: Path, images: str | Path = "") -> dict[str, Source]:
+    """As `readers.Reader` says."""
+    if path.is_file():
+        return {"": find_images(path, images)} if _is_coco(path) else {}
+    found = _instance_files(path)
+    splits = {p: split_of(p.relative_to(path).stem, p.parent.name if p.parent != path else "") for p in found}
+    train = [p for p in found if splits[p] == "train"]
+    val = [p for p in found if splits[p] == "val"]
+    if not found:
+        return {}
+    if not train and len(found) == 1:
+        train, val = found, []
+    if len(train) != 1:
+        names = ", ".join(str(p.relative_to(path)) for p in (train or found)[:5])
+        raise UserError(
+            f"{path}: expected one JSON with 'train' in its name, found {names}. Give the JSON's own path."
+        )
+    parts = {"train": find_images(train[0], images, root=path)}
+    if len(val) == 1:
+        try:
+            parts["val"] = find_images(val[0], images, root=path)
+        except UserError:
+            if not images:
+                raise
+            parts["val"] = find_images(val[0], root=path)  # `images` holds the training set's only
+    return parts
+
+
+def files(source: Source) -> list[Path]:
+    """As `readers.Reader` says."""
+    return [source.labels]
+
+
+def read(source: Source) -> Iterator[tuple[str, Any]]:
+    """As `readers.Reader` says."""
+    yield from JsonStream(source.labels, MEMBERS)
+
+
+def find_images(json: Path, images: str | Path = "", root: Path | None = None) -> Source:
+    """The JSON with its image folder: `images` if given, else the one near it that holds its first file names.
+
+    Raises:
+        UserError: no such folder; the message has a file name that was looked for.
+    """
+    check_images(images, json)
+    candidates = [Path(images)] if images else list(_image_folders(json, root or _root(json)))
+    names: list[str] = []
+    for limit in (_PEEK, None):  # all of them where not one of the first is found: many may be missing
+        names = _file_names(json, limit)
+        if not names:
+            return Source(json, candidates[0])
+        if folder := folder_with(names, candidates):
+            return Source(json, folder)
+    looked = ", ".join(str(c) for c in candidates[:6]) + (" and others" if len(candidates) > 6 else "")
+    raise UserError(f"{json}: its images (the first is {names[0]!r}) are not in {looked}. Give their folder.")
+
+
+def _instance_files(folder: Path) -> list[Path]:
+    found = sorted(p for pattern in ("*.json", "*/*.json") for p in folder.glob(pattern) if p.is_file())
+    instances = [p for p in found if not p.name.startswith(_OTHER_TASKS)] or found
+    return [p for p in instances if _is_coco(p)]
+
+
+def _is_coco(path: Path) -> bool:
+    stream = JsonStream(path, MEMBERS)
+    try:
+        for _, element in stream:
+            if not isinstance(element, dict):
+                return False
+            if "annotations" in stream.seen:
+                return "images" in stream.seen or "image_id" in element
+    except UserError:
+        return False
+    return {"images", "annotations"} <= set(stream.seen)
+
+
+def _file_names(json: Path, limit: int | None) -> list[str]:
+    images = (e for _, e in JsonStream(json, ("images",)) if isinstance(e, dict))
+    return [str(e["file_name"]) for e in islice(images, limit) if e.get("file_name")]
+
+
+def _root(json: Path) -> Path:
+    return json.parent.parent if json.parent.name in ("annotations", "labels") else json.parent
+
+
+def _image_folders(json: Path, root: Path) -> Iterable[Path]:
+    """Folders to look in, likely ones first; each once."""
+    split = re.sub(r"^instances_", "", json.stem)
+    near = (json.parent, root, root / split, json.parent / "images", root / "images", root / "images" / split)
+    below = (p for base in (json.parent, root) for p in sorted(base.iterdir()) if p.is_dir())
+    return dict.fromkeys(p for p in (*near, *below) if p.is_dir())

@@ -1,0 +1,117 @@
+"""Pascal VOC: SegmentationObject/ numbers the objects of each image, SegmentationClass/ their classes.
+
+Pictures with palettes, whose indices count; 0 is background, 255 void: the border between objects, which belongs
+to none. The lists in ImageSets/Segmentation make the parts. A class_names.txt or labels.txt (the background
+first) names other classes than VOC's 20.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskrcnn.data.readers.shapes import masks_of, read_labels
+from maskrcnn.data.source import Source, image_like
+from maskrcnn.errors import UserError
+
+LOOKS_FOR = "Pascal VOC's SegmentationObject/ and SegmentationClass/ in it or two folders down"
+VOID = 255
+CLASSES = (
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+_NAME_FILES = ("class_names.txt", "labels.txt")
+
+
+def find(path: Path, images: str | Path = "") -> dict[str, Source]:
+    """As `readers.Reader` says."""
+    if path.is_file():
+        return {}
+    patterns = ("SegmentationObject", "*/SegmentationObject", "*/*/SegmentationObject")
+    found = next((p for pattern in patterns for p in sorted(path.glob(pattern)) if p.is_dir()), None)
+    if found is None:
+        return {}
+    root = found.parent
+    if not (root / "SegmentationClass").is_dir():
+        raise UserError(f"{root}: expected SegmentationClass/ beside SegmentationObject/, got none.")
+    folder = Path(images or root / "JPEGImages")
+    parts = [p for p in ("train", "val", "test") if _list(root, p).is_file()]
+    return {p: Source(root, folder, "voc", p) for p in parts or ("",)}
+
+
+def files(source: Source) -> list[Path]:
+    """As `readers.Reader` says."""
+    root = source.labels
+    extra = [root / name for name in _NAME_FILES if (root / name).is_file()]
+    if source.part:
+        extra.append(_list(root, source.part))
+    pictures = [
+        root / kind / f"{name}.png"
+        for name in _names(source)
+        for kind in ("SegmentationObject", "SegmentationClass")
+    ]
+    return extra + [p for p in pictures if p.is_file()]
+
+
+def read(source: Source) -> Iterator[tuple[str, Any]]:
+    """As `readers.Reader` says."""
+    names, number = _names(source), 0
+    highest = 0
+    with ThreadPoolExecutor(4) as pool:
+        for name, (size, objects) in zip(
+            names, pool.map(lambda n: _objects(source.labels, n), names), strict=True
+        ):
+            image = image_like(source.images / name)
+            file_name = image.name if image else f"{name}.jpg"
+            yield "images", {"id": name, "file_name": file_name, "height": size[0], "width": size[1]}
+            for category, mask in objects:
+                number += 1
+                highest = max(highest, category)
+                yield (
+                    "annotations",
+                    {"id": number, "image_id": name, "category_id": category, "segmentation": mask},
+                )
+    classes = _class_names(source.labels)
+    for k in range(1, max(len(classes), highest) + 1):
+        yield "categories", {"id": k, "name": classes[k - 1] if k <= len(classes) else f"class {k}"}
+
+
+def _objects(root: Path, name: str) -> tuple[tuple[int, int], list[tuple[int, dict[str, Any]]]]:
+    """The picture's size, and the class number and mask of each object."""
+    path = root / "SegmentationObject" / f"{name}.png"
+    numbers, kinds = read_labels(path), read_labels(root / "SegmentationClass" / f"{name}.png")
+    if numbers.shape != kinds.shape:
+        raise UserError(
+            f"{path}: expected the size of its SegmentationClass {kinds.shape}, got {numbers.shape}."
+        )
+    numbers = np.where(numbers == VOID, 0, numbers)
+    objects = []
+    for k, mask in masks_of(numbers).items():
+        own = kinds[numbers == k]
+        own = own[(own != VOID) & (own != 0)]
+        # An object without a class has none to learn: category 0, which is not among the categories.
+        objects.append((int(np.bincount(own).argmax()) if len(own) else 0, mask))
+    return (numbers.shape[0], numbers.shape[1]), objects
+
+
+def _list(root: Path, part: str) -> Path:
+    return root / "ImageSets" / "Segmentation" / f"{part}.txt"
+
+
+def _names(source: Source) -> list[str]:
+    if not source.part:
+        return sorted(p.stem for p in (source.labels / "SegmentationObject").glob("*.png"))
+    lines = _list(source.labels, source.part).read_text().splitlines()
+    return [line.split()[0] for line in lines if line.strip()]
+
+
+def _class_names(root: Path) -> list[str]:
+    for name in _NAME_FILES:
+        if (root / name).is_file():
+            lines = [line.strip() for line in (root / name).read_text().splitlines() if line.strip()]
+            return [n for n in lines if n not in ("_background_", "background", "__ignore__")]
+    return list(CLASSES)

@@ -1,0 +1,232 @@
+"""YOLO segmentation: `class x y x y ...` a line, relative to the image's size, in labels/ beside images/.
+
+data.yaml names the classes and the parts, relative to its `path` or to itself. Without one, images/train and
+images/val (or train/images and val/images) are looked for, and classes.txt gives the names. Lines of four
+numbers are boxes without a mask, which the checks list.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from maskrcnn.data.readers.shapes import size_of
+from maskrcnn.data.source import Source, image_files, split_of
+from maskrcnn.errors import UserError
+
+LOOKS_FOR = "a data.yaml with names and train, or images/ and labels/ with a text file for each image"
+_PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_BROKEN = [[float("nan")]]
+
+
+def find(path: Path, images: str | Path = "") -> dict[str, Source]:
+    """As `readers.Reader` says."""
+    if path.is_file():
+        return _from_yaml(path) if path.suffix in (".yaml", ".yml") else {}
+    yamls = sorted(p for end in ("yaml", "yml") for p in path.glob(f"*.{end}"))
+    for candidate in sorted(yamls, key=lambda p: p.stem != "data"):
+        if parts := _from_yaml(candidate):
+            return parts
+    return _from_folders(path)
+
+
+def files(source: Source) -> list[Path]:
+    """As `readers.Reader` says."""
+    texts = [label for image in _images(source) if (label := _label_file(image)).is_file()]
+    names = [source.labels] if source.labels.is_file() else list(_name_files(source.labels))
+    return names + texts
+
+
+def read(source: Source) -> Iterator[tuple[str, Any]]:
+    """As `readers.Reader` says."""
+    names = _class_names(source)
+    highest, number = -1, 0
+    for image in _images(source):
+        name = os.path.relpath(image, source.images)
+        size = size_of(image)
+        yield "images", {"id": name, "file_name": name, **size}
+        label = _label_file(image)
+        for line in label.read_text().splitlines() if label.is_file() else ():
+            if line.strip():
+                number += 1
+                annotation = _annotation(line, size.get("width", 0), size.get("height", 0))
+                highest = max(highest, annotation["category_id"] or 0)
+                yield "annotations", {"id": number, "image_id": name, **annotation}
+    for k in names or range(highest + 1):
+        yield "categories", {"id": k, "name": names.get(k, f"class {k}")}
+
+
+def _annotation(line: str, width: int, height: int) -> dict[str, Any]:
+    words = line.split()
+    category = int(words[0]) if words[0].isdigit() else None
+    try:
+        values = [float(w) for w in words[1:]]
+    except ValueError:
+        return {"category_id": category, "segmentation": _BROKEN}
+    scaled = [v * (height if k % 2 else width) for k, v in enumerate(values)]
+    if len(scaled) != 4:
+        return {"category_id": category, "segmentation": [scaled]}
+    cx, cy, w, h = scaled
+    return {"category_id": category, "bbox": [cx - w / 2, cy - h / 2, w, h]}
+
+
+def _from_yaml(path: Path) -> dict[str, Source]:
+    content = read_yaml(path)
+    if "names" not in content or not content.keys() & {"train", "val"}:
+        return {}
+    root = _root(path, content)
+    parts = {}
+    for part, words in _PARTS.items():
+        if any(content.get(word) for word in words):
+            parts[part] = Source(path, root, "yolo", part)
+    return parts
+
+
+def _root(path: Path, content: dict[str, Any]) -> Path:
+    """What the parts' paths are relative to: `path`, if that is a folder here, else the file's own folder."""
+    given = path.parent / str(content.get("path") or "")
+    return given if given.is_dir() else path.parent
+
+
+def _from_folders(path: Path) -> dict[str, Source]:
+    """images/train beside labels/train, train/images beside train/labels, or images beside labels."""
+    parts: dict[str, Source] = {}
+    for folder in (path / "images", *path.glob("images/*"), *path.glob("*/images")):
+        labels = _label_file(folder / "x.jpg").parent
+        if folder.is_dir() and labels.is_dir() and next(labels.glob("*.txt"), None):
+            part = split_of(folder.name, folder.parent.name if folder.parent != path else "")
+            parts.setdefault(part, Source(path, path, "yolo", part))
+    return parts
+
+
+def _images(source: Source) -> list[Path]:
+    if source.labels.is_dir():
+        folders = [f for f in (source.labels / "images", *source.labels.glob("images/*")) if f.is_dir()]
+        folders += [f for f in source.labels.glob("*/images") if f.is_dir()]
+        mine = [
+            f
+            for f in folders
+            if split_of(f.name, f.parent.name if f.parent != source.labels else "") == source.part
+        ]
+        return [p for f in mine for p in image_files(f)]
+    content = read_yaml(source.labels)
+    given = next(content[word] for word in _PARTS[source.part] if content.get(word))
+    found = []
+    for entry in given if isinstance(given, list) else [given]:
+        where = _existing(source, str(entry))
+        if where.is_dir():
+            found += image_files(where)
+        else:
+            lines = [line.strip() for line in where.read_text().splitlines()]
+            found += [where.parent / line for line in lines if line]
+    return found
+
+
+def _existing(source: Source, entry: str) -> Path:
+    """Where a part is: beside the yaml too, and without the leading ../ that some exports have."""
+    base, own = source.images, source.labels.parent
+    plain = re.sub(r"^(\.\./)+", "", entry)
+    candidates = [base / entry, own / entry, base / plain, own / plain]
+    for candidate in candidates:
+        if candidate.exists():
+            return candidate
+    raise UserError(
+        f"{source.labels}: {source.part}: expected a folder of images or a list of them, but {candidates[0]} "
+        "does not exist."
+    )
+
+
+def _label_file(image: Path) -> Path:
+    """images/ becomes labels/ (the last one of the path) and the suffix .txt."""
+    parts = list(image.parent.parts)
+    for k in reversed(range(len(parts))):
+        if parts[k] == "images":
+            parts[k] = "labels"
+            break
+    return Path(*parts, image.stem + ".txt")
+
+
+def _name_files(folder: Path) -> Iterator[Path]:
+    yield from (p for name in ("classes.txt", "labels/classes.txt") if (p := folder / name).is_file())
+
+
+def _class_names(source: Source) -> dict[int, str]:
+    if source.labels.is_dir():
+        for path in _name_files(source.labels):
+            return dict(enumerate(line.strip() for line in path.read_text().splitlines() if line.strip()))
+        return {}
+    names = read_yaml(source.labels)["names"]
+    pairs = enumerate(names) if isinstance(names, list) else names.items() if isinstance(names, dict) else ()
+    try:
+        return {int(k): str(v) for k, v in pairs}
+    except ValueError:
+        raise UserError(
+            f"{source.labels}: names: expected a list, or names by number, got {names}."
+        ) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The part of YAML that data.yaml uses: `key: value` at the top, lists and maps of plain values below.
+
+    Raises:
+        UserError: not text.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path}: not a text file: {e.reason} at byte {e.start}.") from None
+    content: dict[str, Any] = {}
+    key = ""
+    for line in lines:
+        text = re.sub(r"(^|\s)#.*$", "", line).rstrip()
+        if not text or text == "---":
+            continue
+        inner = text.lstrip()
+        if inner.startswith("- ") and key:
+            if not isinstance(content.get(key), list):
+                content[key] = []
+            content[key].append(_scalar(inner[2:]))
+        elif text == inner and ":" in text:
+            key, _, value = text.partition(":")
+            key = str(_scalar(key))
+            content[key] = _flow(value.strip())
+        elif ":" in inner and key:
+            if not isinstance(content.get(key), dict):
+                content[key] = {}
+            name, _, value = inner.partition(":")
+            content[key][_scalar(name)] = _scalar(value)
+        elif isinstance(content.get(key), str) and content[key][:1] in ("[", "{"):
+            content[key] = _flow(f"{content[key]} {inner}")  # a list over several lines
+    return content
+
+
+def _flow(text: str) -> Any:
+    """[a, b] and {0: a} on one line; an open bracket stays text until its lines have come."""
+    if text[:1] == "[" and text.endswith("]"):
+        return [_scalar(word) for word in _split(text[1:-1])]
+    if text[:1] == "{" and text.endswith("}"):
+        pairs = (word.partition(":") for word in _split(text[1:-1]))
+        return {_scalar(k): _scalar(v) for k, _, v in pairs}
+    return text if text[:1] in ("[", "{") else _scalar(text)
+
+
+def _split(text: str) -> list[str]:
+    """At commas outside quotes."""
+    words = re.findall(r"""(?:"[^"]*"|'[^']*'|[^,])+""", text)
+    return [w for w in (word.strip() for word in words) if w]
+
+
+def _scalar(text: str) -> Any:
+    text = text.strip()
+    if len(text) > 1 and text[0] == text[-1] == "'":
+        return text[1:-1].replace("''", "'")
+    if len(text) > 1 and text[0] == text[-1] == '"':
+        try:
+            return json.loads(text)
+        except ValueError:
+            return text[1:-1]
+    return int(text) if re.fullmatch(r"\d+", text) else text

@@ -1,0 +1,72 @@
+"""Where a part of a data set lies on the disk, and what the readers of all formats need to find it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from maskrcnn.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+
+class Source(NamedTuple):
+    """labels: the label file, or the folder of label files; images: where the images' names start;
+    format: a key of `readers.FORMATS`; part: "train", "val", "test", or "" where the data set is not divided.
+    """
+
+    labels: Path
+    images: Path
+    format: str = "coco"
+    part: str = ""
+
+
+class Sources(NamedTuple):
+    train: Source
+    val: Source | None = None
+
+
+def divided(parts: Mapping[str, Source]) -> Sources:
+    """Training and validation of the parts that were found; what no part is named train is for training too."""
+    train = next(parts[name] for name in ("train", "", *parts) if name in parts)
+    val = parts.get("val")
+    return Sources(train, None if val is train else val)
+
+
+def split_of(*texts: str) -> str:
+    """'train', 'val', 'test' or '': the first text (a file's or a folder's name) that says one decides."""
+    for text in texts:
+        text = text.lower()
+        if "train" in text:
+            return "train"
+        for split in ("val", "test"):
+            if re.search(rf"(?<![a-z]){split}(id|idation)?(?![a-z])", text):
+                return split
+    return ""
+
+
+def folder_with(names: Sequence[str], candidates: Iterable[Path]) -> Path | None:
+    """The candidate in which most of the names are files; None if not one is in any."""
+    folders = list(dict.fromkeys(p for p in candidates if p.is_dir()))
+    hits = [sum((folder / name).is_file() for name in names) for folder in folders]
+    best = max(range(len(folders)), key=lambda k: hits[k], default=-1)
+    return folders[best] if best >= 0 and hits[best] else None
+
+
+def check_images(images: str | Path, of: Path) -> None:
+    """Refuse an image folder that is none."""
+    if images and not Path(images).is_dir():
+        raise UserError(f"{images}: expected the folder of the images of {of}, but it is not a folder.")
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images in a folder, in order, without those in its subfolders."""
+    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+
+
+def image_like(stem: Path) -> Path | None:
+    """The image file with this path but for its suffix."""
+    candidates = [stem.with_name(stem.name + end) for s in IMAGE_SUFFIXES for end in (s, s.upper())]
+    return next((p for p in candidates if p.is_file()), None)
