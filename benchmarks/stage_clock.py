@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import roi_heads as torchvision_roi_heads
 
-from maskrcnn.models import box_head, mask_head, mask_rcnn
+from maskrcnn.models import mask_rcnn, pooling
 from maskrcnn.models.mask_rcnn import MaskRCNN
 
 STAGES = (
@@ -142,8 +142,7 @@ def _calls_of_ours(model: MaskRCNN) -> list[tuple[Any, str, str]]:
         (model.rpn, "loss", "proposals"),
         (model.rpn, "_losses", "RPN losses"),
         (model.box_head, "sample", "RoI sampling"),
-        (box_head, "pool_rois", "RoI pooling"),
-        (mask_head, "pool_rois", "RoI pooling"),
+        (pooling.RoIFeatures, "pool", "RoI pooling"),
         (model.box_head, "forward", "box head"),
         (model.box_head, "loss", "box head"),
         (model.mask_head, "forward", "mask head"),

@@ -161,7 +161,7 @@ def _inference(model: MaskRCNN, task: Task) -> Callable[[], Any]:
 
         features = model.backbone(batch.pixels)
         proposals = model.rpn(features, batch.image_sizes)
-        roi_features = model._roi_features(features)
+        roi_features = model.roi_features(features)
         model.box_head(roi_features, proposals, batch.image_sizes)
         stand_ins = []
         for p in proposals:

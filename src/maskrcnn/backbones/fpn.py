@@ -43,6 +43,21 @@ class FPNBackbone(nn.Module):
         self.fpn = FPN(list(out_channels.values()), config)
         self.out_channels = config.out_channels
         self.strides = (4, 8, 16, 32, 64)
+        self.num_roi_levels = 4  # P6 is the RPN's alone
 
     def forward(self, pixels: Tensor) -> list[Tensor]:
         return self.fpn(list(self.body(pixels).values()))
+
+
+class LastMap(nn.Module):
+    """A backbone body without a pyramid. forward: (B, 3, H, W) -> [its last map]."""
+
+    def __init__(self, body: nn.Module, out_channels: dict[str, int], stride: int) -> None:
+        super().__init__()
+        self.body = body
+        self.out_channels = list(out_channels.values())[-1]
+        self.strides = (stride,)
+        self.num_roi_levels = 1
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        return list(self.body(pixels).values())[-1:]

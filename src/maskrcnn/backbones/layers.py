@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskrcnn.config import Norm
+from maskrcnn.ops.deformable import deform_conv2d
 
 
 class FrozenBatchNorm(nn.Module):
@@ -64,8 +65,10 @@ def conv_norm(
     padding: int = 0,
     dilation: int = 1,
     groups: int = 1,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """Convolution, then `norm`. A frozen norm is multiplied into the weights instead of running over the map.
+    With `offset` the convolution is a deformable one (see `ops.deformable`).
 
     The gradient reaches `weight` through the product, so this holds in training as well and saves the memory
     traffic of a whole pass forward and backward.
@@ -75,7 +78,10 @@ def conv_norm(
         weight = weight * scale.view(-1, 1, 1, 1)
         bias = shift if bias is None else bias * scale + shift
         norm = None
-    x = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    if offset is not None:
+        x = deform_conv2d(x, offset, weight, bias, stride, padding, dilation)
+    else:
+        x = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
     return x if norm is None else norm(x)
 
 
@@ -106,7 +112,7 @@ class Conv(nn.Module):
         # He et al. 2015: keeps the variance of the backward pass through ReLUs.
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
         x = conv_norm(
             x,
             self.weight,
@@ -116,6 +122,7 @@ class Conv(nn.Module):
             padding=self.padding,
             dilation=self.dilation,
             groups=self.groups,
+            offset=offset,
         )
         return F.relu_(x) if self.relu else x
 

@@ -46,30 +46,46 @@ class BasicBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """1x1 down, 3x3, 1x1 up, for depths from 50."""
+    """1x1 down, 3x3, 1x1 up, for depths from 50. A deformable one looks where to take its 3x3 samples from."""
 
     def __init__(
         self,
         in_channels: int,
-        bottleneck_channels: int,
+        inner_channels: int,
         out_channels: int,
         stride: int,
+        *,
         norm: Norm,
-        groups: int,
-        stride_in_1x1: bool,
+        groups: int = 1,
+        stride_in_1x1: bool = True,
+        dilation: int = 1,
+        deformable: bool = False,
     ) -> None:
         super().__init__()
         stride1, stride3 = (stride, 1) if stride_in_1x1 else (1, stride)
-        self.conv1 = Conv(in_channels, bottleneck_channels, 1, stride=stride1, norm=norm, relu=True)
+        self.conv1 = Conv(in_channels, inner_channels, 1, stride=stride1, norm=norm, relu=True)
+        self.conv2_offset = None
+        if deformable:
+            self.conv2_offset = Conv(inner_channels, 2 * 3 * 3, 3, stride=stride3, dilation=dilation)
+            nn.init.zeros_(self.conv2_offset.weight)  # begins as the plain convolution
         self.conv2 = Conv(
-            bottleneck_channels, bottleneck_channels, 3, stride=stride3, groups=groups, norm=norm, relu=True
+            inner_channels,
+            inner_channels,
+            3,
+            stride=stride3,
+            dilation=dilation,
+            groups=groups,
+            norm=norm,
+            relu=True,
         )
-        self.conv3 = Conv(bottleneck_channels, out_channels, 1, norm=norm)
+        self.conv3 = Conv(inner_channels, out_channels, 1, norm=norm)
         self.shortcut = _shortcut(in_channels, out_channels, stride, norm)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.shortcut is None else self.shortcut(x)
-        return F.relu_(self.conv3(self.conv2(self.conv1(x))).add_(shortcut))
+        x = self.conv1(x)
+        offset = None if self.conv2_offset is None else self.conv2_offset(x)
+        return F.relu_(self.conv3(self.conv2(x, offset)).add_(shortcut))
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> Conv | None:
@@ -78,49 +94,60 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> C
     return Conv(in_channels, out_channels, 1, stride=stride, norm=norm)
 
 
+def stage_channels(config: ResNetConfig, stage: int) -> int:
+    """Channels that res{stage} gives, 2 to 5; of the stem for 1."""
+    if stage == 1:
+        return _scaled(64, config)
+    return _scaled(64 * (4 if config.depth >= 50 else 1) * 2 ** (stage - 2), config)
+
+
+def make_stage(config: ResNetConfig, stage: int) -> nn.Sequential:
+    """res{stage}, 2 to 5."""
+    inner_channels = _scaled(config.groups * config.width_per_group * 2 ** (stage - 2), config)
+    in_channels, out_channels = stage_channels(config, stage - 1), stage_channels(config, stage)
+    dilation = config.res5_dilation if stage == 5 else 1
+    stride = 2 if stage > 2 and dilation == 1 else 1
+    blocks = []
+    for _ in range(NUM_BLOCKS[config.depth][stage - 2]):
+        if config.depth < 50:
+            blocks.append(BasicBlock(in_channels, out_channels, stride, config.norm))
+        else:
+            blocks.append(
+                BottleneckBlock(
+                    in_channels,
+                    inner_channels,
+                    out_channels,
+                    stride,
+                    norm=config.norm,
+                    groups=config.groups,
+                    stride_in_1x1=config.stride_in_1x1,
+                    dilation=dilation,
+                    deformable=stage in config.deformable_stages,
+                )
+            )
+        in_channels, stride = out_channels, 1
+    return nn.Sequential(*blocks)
+
+
+def _scaled(channels: int, config: ResNetConfig) -> int:
+    return max(config.groups, int(channels * config.width))
+
+
 class ResNet(nn.Module):
-    """The stem and the stages up to res5. forward: (B, 3, H, W) -> {"res2": ..., "res5": (B, C, H/32, W/32)}."""
+    """The stem and the stages up to the last. forward: (B, 3, H, W) -> {"res2": ..., "res5": (B, C, H/32, W/32)}."""
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()
-        bottleneck = config.depth >= 50
-        expansion = 4 if bottleneck else 1
-
-        def scaled(channels: int) -> int:
-            return max(config.groups, int(channels * config.width))
-
-        channels = scaled(64)
-        self.stem = Stem(channels, config.norm)
+        self.stem = Stem(stage_channels(config, 1), config.norm)
         self.out_channels: dict[str, int] = {}
         self.strides: dict[str, int] = {}
-        for stage, num_blocks in enumerate(NUM_BLOCKS[config.depth]):
-            inner = scaled(config.groups * config.width_per_group * 2**stage)
-            out_channels = scaled(64 * expansion * 2**stage)
-            blocks = []
-            for i in range(num_blocks):
-                stride = 2 if stage > 0 and i == 0 else 1
-                if bottleneck:
-                    blocks.append(
-                        BottleneckBlock(
-                            channels,
-                            inner,
-                            out_channels,
-                            stride,
-                            config.norm,
-                            config.groups,
-                            config.stride_in_1x1,
-                        )
-                    )
-                else:
-                    blocks.append(BasicBlock(channels, out_channels, stride, config.norm))
-                channels = out_channels
-            name = f"res{stage + 2}"
-            self.add_module(name, nn.Sequential(*blocks))
-            self.out_channels[name] = channels
-            self.strides[name] = 4 * 2**stage
-        for part in [self.stem, *(self.get_submodule(name) for name in self.out_channels)][
-            : config.frozen_stages
-        ]:
+        for stage in range(2, 5 if config.last_stage == "res4" else 6):
+            name = f"res{stage}"
+            self.add_module(name, make_stage(config, stage))
+            self.out_channels[name] = stage_channels(config, stage)
+            self.strides[name] = 2**stage // (config.res5_dilation if stage == 5 else 1)
+        stages = [self.get_submodule(name) for name in self.out_channels]
+        for part in [self.stem, *stages][: config.frozen_stages]:
             freeze(part)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from maskrcnn.backbones.layers import conv_tower
 from maskrcnn.config import BoxHeadConfig
 from maskrcnn.models.linear import Linear
-from maskrcnn.models.pooling import pool_rois
+from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import Proposals
 from maskrcnn.ops.boxes import batched_nms, clip_boxes, decode_boxes, encode_boxes
 from maskrcnn.ops.matching import match_boxes, subsample
@@ -48,7 +48,7 @@ class Detections(NamedTuple):
 
 
 class BoxHead(nn.Module):
-    """RoIAlign, optional convolutions, fully connected layers, class and box predictors.
+    """RoIAlign, optional convolutions, fully connected layers or the mean over the cells, class and box predictors.
 
     `iou_positive` and `box_weights` are the config's, except in a cascade, whose stages differ in them alone.
     """
@@ -56,7 +56,6 @@ class BoxHead(nn.Module):
     def __init__(
         self,
         channels: int,
-        strides: tuple[int, ...],
         num_classes: int,
         config: BoxHeadConfig,
         *,
@@ -64,11 +63,13 @@ class BoxHead(nn.Module):
         box_weights: tuple[float, float, float, float] | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.num_classes, self.strides = config, num_classes, strides
+        self.config, self.num_classes = config, num_classes
         self.iou_positive = config.iou_positive if iou_positive is None else iou_positive
         self.box_weights = config.box_weights if box_weights is None else box_weights
         self.convs = conv_tower(channels, config.conv_channels, config.num_convs, config.norm)
-        features = (config.conv_channels if config.num_convs else channels) * config.pool_size**2
+        features = config.conv_channels if config.num_convs else channels
+        if config.num_fcs:
+            features *= config.pool_size**2
         self.fcs = nn.ModuleList()
         for _ in range(config.num_fcs):
             fc = Linear(features, config.fc_channels)
@@ -82,14 +83,14 @@ class BoxHead(nn.Module):
             nn.init.normal_(predictor.weight, std=std)
             nn.init.zeros_(predictor.bias)
 
-    def predict_rois(self, features: list[Tensor], boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def predict_rois(self, features: RoIFeatures, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
         """class_logits (R, K + 1) and box_deltas (R, K or 1, 4) of every image's boxes, float32."""
-        return self.predict_pooled(pool_rois(features, self.strides, boxes, self.config.pool_size))
+        return self.predict_pooled(features.pool(boxes, self.config.pool_size))
 
     def predict_pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same of RoIs pooled from the maps, (R, C, pool_size, pool_size)."""
         x = self.convs(x)
-        x = first_fc(x, self.fcs[0]) if len(self.fcs) else x.flatten(1)
+        x = first_fc(x, self.fcs[0]) if len(self.fcs) else x.mean((2, 3))
         for fc in self.fcs[1:]:
             x = F.relu_(fc(x))
         logits, deltas = self.class_predictor(x), self.box_predictor(x)
@@ -98,7 +99,7 @@ class BoxHead(nn.Module):
 
     def forward(
         self,
-        features: list[Tensor],
+        features: RoIFeatures,
         proposals: list[Proposals],
         image_sizes: list[tuple[int, int]],
         score_threshold: float | None = None,
@@ -160,7 +161,7 @@ class BoxHead(nn.Module):
 
     def loss(
         self,
-        features: list[Tensor],
+        features: RoIFeatures,
         sampled: list[SampledRoIs],
         targets: list[GroundTruth],
         image_sizes: list[tuple[int, int]],  # for a cascade, which moves the boxes

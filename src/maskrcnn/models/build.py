@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
-from maskrcnn.backbones.fpn import FPNBackbone
+from maskrcnn.backbones.fpn import FPNBackbone, LastMap
 from maskrcnn.config import InternImageConfig, MobileNetV2Config, ModelConfig, ResNetConfig, ViTConfig
 from maskrcnn.errors import UserError
 from maskrcnn.models.box_head import BoxHead
@@ -23,15 +25,37 @@ def build_model(config: ModelConfig) -> MaskRCNN:
     """
     _check(config)
     body, out_channels = build_body(config)
-    assert config.fpn is not None
-    backbone = FPNBackbone(body, out_channels, config.fpn)
-    channels, strides = backbone.out_channels, backbone.strides
-    roi = (channels, strides[:-1], config.num_classes)
-    mask_head = None if config.mask_head is None else MaskHead(*roi, config.mask_head)
-    keypoint_head = None if config.keypoint_head is None else KeypointHead(*roi[:2], config.keypoint_head)
-    rpn = RPN(channels, strides, config.rpn)
-    box_head = (BoxHead if config.box_head.cascade is None else CascadeHead)(*roi, config.box_head)
-    return MaskRCNN(backbone, rpn, box_head, mask_head, keypoint_head, config)
+    backbone = (
+        LastMap(body, out_channels, stride=16)
+        if config.fpn is None
+        else FPNBackbone(body, out_channels, config.fpn)
+    )
+    rpn = RPN(backbone.out_channels, backbone.strides, config.rpn)
+    res5, channels = build_shared_res5(config) or (None, backbone.out_channels)
+    box_head = BoxHead if config.box_head.cascade is None else CascadeHead
+    return MaskRCNN(
+        backbone,
+        rpn,
+        box_head(channels, config.num_classes, config.box_head),
+        None if config.mask_head is None else MaskHead(channels, config.num_classes, config.mask_head),
+        None if config.keypoint_head is None else KeypointHead(channels, config.keypoint_head),
+        res5,
+        config,
+    )
+
+
+def build_shared_res5(config: ModelConfig) -> tuple[nn.Module, int] | None:
+    """C4's last stage, which all heads share, and its channels. None for other models."""
+    resnet = config.backbone
+    if not isinstance(resnet, ResNetConfig) or resnet.last_stage == "res5":
+        return None
+    from maskrcnn.backbones.layers import freeze
+    from maskrcnn.backbones.resnet import make_stage, stage_channels
+
+    res5 = make_stage(resnet, 5)
+    if resnet.frozen_stages == 5:
+        freeze(res5)
+    return res5, stage_channels(resnet, 5)
 
 
 def build_body(config: ModelConfig) -> tuple[nn.Module, dict[str, int]]:
@@ -90,16 +114,35 @@ def _check(config: ModelConfig) -> None:
                 f"expected iou_positive and box_weights for the same stages, got {len(cascade.iou_positive)} "
                 f"and {len(cascade.box_weights)}.",
             )
-    if len(config.rpn.anchor_sizes) != 5:
-        refuse(
-            "rpn.anchor_sizes",
-            f"expected sizes for the 5 levels P2 to P6, got {len(config.rpn.anchor_sizes)}.",
-        )
+    if isinstance(config.backbone, ResNetConfig):
+        _check_resnet(config.backbone, config.fpn is not None, refuse)
+    elif config.fpn is None:
+        refuse("fpn", "expected a pyramid: only a ResNet does without.")
+    levels = "5 levels P2 to P6" if config.fpn else "one map without a pyramid"
+    if len(config.rpn.anchor_sizes) != (5 if config.fpn else 1):
+        refuse("rpn.anchor_sizes", f"expected sizes for the {levels}, got {len(config.rpn.anchor_sizes)}.")
     if len({len(sizes) for sizes in config.rpn.anchor_sizes}) != 1:
         refuse(
             "rpn.anchor_sizes", "expected as many sizes at each level as at the others: they share one head."
         )
-    if config.input.size_divisor % 32:
+    if config.fpn is not None and config.input.size_divisor % 32:
         refuse(
             "input.size_divisor", f"expected a multiple of 32 for a pyramid, got {config.input.size_divisor}."
+        )
+
+
+def _check_resnet(resnet: ResNetConfig, pyramid: bool, refuse: Callable[[str, str], None]) -> None:
+    if pyramid and (resnet.last_stage, resnet.res5_dilation) != ("res5", 1):
+        refuse("fpn", "expected none for a ResNet that ends at res4 or has a dilated res5.")
+    if not pyramid and resnet.last_stage == "res5" and resnet.res5_dilation == 1:
+        refuse("fpn", "expected a pyramid for a plain ResNet; without: last_stage res4 or res5_dilation 2.")
+    if resnet.res5_dilation not in (1, 2):
+        refuse("backbone.res5_dilation", f"expected 1 or 2, got {resnet.res5_dilation}.")
+    if resnet.depth < 50 and (resnet.deformable_stages or resnet.res5_dilation > 1):
+        refuse(
+            "backbone.depth", f"expected at least 50 for deformable or dilated stages, got {resnet.depth}."
+        )
+    if not set(resnet.deformable_stages) <= {2, 3, 4, 5}:
+        refuse(
+            "backbone.deformable_stages", f"expected some of 2 to 5, got {list(resnet.deformable_stages)}."
         )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from maskrcnn.config import BoxHeadConfig
 from maskrcnn.models.box_head import BoxHead, Detections, SampledRoIs
-from maskrcnn.models.pooling import pool_rois
+from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import Proposals
 from maskrcnn.ops.boxes import clip_boxes, decode_boxes, nonempty
 from maskrcnn.ops.matching import match_boxes
@@ -25,20 +25,18 @@ from maskrcnn.structures import GroundTruth
 class CascadeHead(nn.Module):
     """Stands where a `BoxHead` stands. Its boxes are class-agnostic."""
 
-    def __init__(
-        self, channels: int, strides: tuple[int, ...], num_classes: int, config: BoxHeadConfig
-    ) -> None:
+    def __init__(self, channels: int, num_classes: int, config: BoxHeadConfig) -> None:
         super().__init__()
         assert config.cascade is not None
-        self.config, self.num_classes, self.strides = config, num_classes, strides
+        self.config, self.num_classes = config, num_classes
         self.stages = nn.ModuleList(
-            BoxHead(channels, strides, num_classes, config, iou_positive=iou, box_weights=weights)
+            BoxHead(channels, num_classes, config, iou_positive=iou, box_weights=weights)
             for iou, weights in zip(config.cascade.iou_positive, config.cascade.box_weights, strict=True)
         )
 
     def forward(
         self,
-        features: list[Tensor],
+        features: RoIFeatures,
         proposals: list[Proposals],
         image_sizes: list[tuple[int, int]],
         score_threshold: float | None = None,
@@ -70,7 +68,7 @@ class CascadeHead(nn.Module):
 
     def loss(
         self,
-        features: list[Tensor],
+        features: RoIFeatures,
         sampled: list[SampledRoIs],
         targets: list[GroundTruth],
         image_sizes: list[tuple[int, int]],
@@ -78,7 +76,7 @@ class CascadeHead(nn.Module):
         """loss_cls_stage0, loss_box_reg_stage0, loss_cls_stage1, ..."""
         losses = {}
         for k, head in enumerate(self.heads):
-            pooled = pool_rois(features, self.strides, [s.boxes for s in sampled], self.config.pool_size)
+            pooled = features.pool([s.boxes for s in sampled], self.config.pool_size)
             # The stages share the maps, and together have as much to say in them as one head.
             logits, deltas = head.predict_pooled(_ScaleGradient.apply(pooled, 1 / len(self.stages)))
             stage_losses = head.losses(logits, deltas, sampled, targets)

@@ -1,4 +1,4 @@
-"""Parameter names of detectron2's Mask R-CNN with FPN, and ours.
+"""Parameter names of detectron2's Mask R-CNN, and ours.
 
 One table of name beginnings; what follows (`weight`, `norm.running_var`, `0.conv1.weight`) is the same on
 both sides, and so are all shapes. Boxes' classes and FC1's flattening (C, H, W) agree too.
@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-# detectron2's beginning -> ours. Its FPN levels count from 2 (stride 4), its layers from 1.
+# detectron2's beginning -> ours; where one continues another, it is first. Its FPN levels count from 2 (stride 4),
+# its layers from 1.
 BEGINNINGS: dict[str, str] = {
     "backbone.bottom_up.stem.conv1.": "backbone.body.stem.conv.",
     **{f"backbone.bottom_up.res{k}.": f"backbone.body.res{k}." for k in range(2, 6)},
     **{f"backbone.fpn_lateral{k}.": f"backbone.fpn.lateral.{k - 2}." for k in range(2, 6)},
     **{f"backbone.fpn_output{k}.": f"backbone.fpn.output.{k - 2}." for k in range(2, 6)},
+    **{f"proposal_generator.rpn_head.conv.conv{k}.": f"rpn.head.conv.{k}." for k in range(4)},
     "proposal_generator.rpn_head.conv.": "rpn.head.conv.",
     "proposal_generator.rpn_head.objectness_logits.": "rpn.head.objectness.",
     "proposal_generator.rpn_head.anchor_deltas.": "rpn.head.deltas.",
@@ -38,7 +40,15 @@ BEGINNINGS: dict[str, str] = {
     **{f"roi_heads.keypoint_head.conv_fcn{k}.": f"keypoint_head.convs.{k - 1}." for k in range(1, 9)},
     "roi_heads.keypoint_head.score_lowres.": "keypoint_head.deconv.",
 }
-_BACK = {ours: theirs for theirs, ours in BEGINNINGS.items()}
+# Without a pyramid detectron2's backbone is the ResNet itself; C4's last stage belongs to the heads.
+ONE_MAP_BEGINNINGS: dict[str, str] = {
+    "backbone.stem.conv1.": "backbone.body.stem.conv.",
+    **{f"backbone.res{k}.": f"backbone.body.res{k}." for k in range(2, 6)},
+    "roi_heads.res5.": "res5.",
+}
+_FROM = BEGINNINGS | ONE_MAP_BEGINNINGS
+_TO_PYRAMID = {ours: theirs for theirs, ours in BEGINNINGS.items()}
+_TO_ONE_MAP = _TO_PYRAMID | {ours: theirs for theirs, ours in ONE_MAP_BEGINNINGS.items()}
 
 # In detectron2's files, but not weights: constants that we keep in the config or compute.
 _NOT_WEIGHTS = ("pixel_mean", "pixel_std", "cell_anchors", "num_batches_tracked")
@@ -53,18 +63,17 @@ def from_detectron2(name: str) -> str | None:
     """Our name of detectron2's `name`; None for what is not a weight; `name` itself where it has no place."""
     if any(part in name for part in _NOT_WEIGHTS):
         return None
-    return _renamed(name, BEGINNINGS)
+    return _renamed(name, _FROM)
 
 
-def to_detectron2(name: str) -> str | None:
-    """The inverse of `from_detectron2`."""
+def to_detectron2(name: str, *, pyramid: bool = True) -> str | None:
+    """The inverse of `from_detectron2`. `pyramid`: whether the model has one (C4 and DC5 have none)."""
     if "num_batches_tracked" in name:
         return None
-    return _renamed(name, _BACK)
+    return _renamed(name, _TO_PYRAMID if pyramid else _TO_ONE_MAP)
 
 
 def _renamed(name: str, beginnings: dict[str, str]) -> str:
-    # No beginning is the beginning of another: they end in a dot and none continues another.
     for old, new in beginnings.items():
         if name.startswith(old):
             return new + name[len(old) :]

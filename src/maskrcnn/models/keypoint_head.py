@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from maskrcnn.backbones.layers import conv_tower
 from maskrcnn.config import KeypointHeadConfig
 from maskrcnn.models.box_head import SampledRoIs
-from maskrcnn.models.pooling import pool_rois
+from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.ops.processes import mean_over_processes
 from maskrcnn.structures import GroundTruth
 
@@ -22,9 +22,9 @@ from maskrcnn.structures import GroundTruth
 class KeypointHead(nn.Module):
     """RoIAlign, 3x3 convolutions, a 4x4 transposed convolution of stride 2, bilinear enlargement by 2."""
 
-    def __init__(self, channels: int, strides: tuple[int, ...], config: KeypointHeadConfig) -> None:
+    def __init__(self, channels: int, config: KeypointHeadConfig) -> None:
         super().__init__()
-        self.config, self.strides = config, strides
+        self.config = config
         self.convs = conv_tower(channels, config.conv_channels, config.num_convs)
         channels = config.conv_channels if config.num_convs else channels
         self.deconv = nn.ConvTranspose2d(channels, config.num_keypoints, 4, stride=2, padding=1)
@@ -32,18 +32,18 @@ class KeypointHead(nn.Module):
         assert self.deconv.bias is not None
         nn.init.zeros_(self.deconv.bias)
 
-    def forward(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
+    def forward(self, features: RoIFeatures, boxes: list[Tensor]) -> Tensor:
         """heatmap_logits (R, P, M, M) float32. boxes: (N, 4) per image."""
-        x = self.deconv(self.convs(pool_rois(features, self.strides, boxes, self.config.pool_size)))
+        x = self.deconv(self.convs(features.pool(boxes, self.config.pool_size)))
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
-    def predict(self, features: list[Tensor], boxes: list[Tensor]) -> Tensor:
+    def predict(self, features: RoIFeatures, boxes: list[Tensor]) -> Tensor:
         """(R, P, 3) x, y and score of the points of every image's boxes."""
         return decode_heatmaps(self(features, boxes), torch.cat(boxes))
 
     def loss(
-        self, features: list[Tensor], foreground: list[SampledRoIs], targets: list[GroundTruth]
+        self, features: RoIFeatures, foreground: list[SampledRoIs], targets: list[GroundTruth]
     ) -> dict[str, Tensor]:
         """Cross-entropy over the cells of each visible point's heat map, their mean over all these points.
 

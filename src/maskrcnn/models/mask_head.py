@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from maskrcnn.backbones.layers import conv_tower
 from maskrcnn.config import MaskHeadConfig
 from maskrcnn.models.box_head import SampledRoIs
-from maskrcnn.models.pooling import pool_rois
+from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.ops.processes import mean_over_processes
 from maskrcnn.structures import GroundTruth
 
@@ -23,11 +23,9 @@ CHUNK = 64
 class MaskHead(nn.Module):
     """RoIAlign, 3x3 convolutions, a 2x2 transposed convolution of stride 2, one mask a class."""
 
-    def __init__(
-        self, channels: int, strides: tuple[int, ...], num_classes: int, config: MaskHeadConfig
-    ) -> None:
+    def __init__(self, channels: int, num_classes: int, config: MaskHeadConfig) -> None:
         super().__init__()
-        self.config, self.num_classes, self.strides = config, num_classes, strides
+        self.config, self.num_classes = config, num_classes
         self.convs = conv_tower(channels, config.conv_channels, config.num_convs, config.norm)
         channels = config.conv_channels if config.num_convs else channels
         self.deconv = nn.ConvTranspose2d(channels, config.conv_channels, 2, stride=2)
@@ -38,9 +36,9 @@ class MaskHead(nn.Module):
             assert module.bias is not None
             nn.init.zeros_(module.bias)
 
-    def forward(self, features: list[Tensor], boxes: list[Tensor], labels: Tensor) -> Tensor:
+    def forward(self, features: RoIFeatures, boxes: list[Tensor], labels: Tensor) -> Tensor:
         """mask_logits (R, M, M) float32 of each RoI's own class. boxes: per image; labels: (R,) over the batch."""
-        x = pool_rois(features, self.strides, boxes, self.config.pool_size)
+        x = features.pool(boxes, self.config.pool_size)
         x = self.convs(x)
         if self.config.class_agnostic:
             labels = torch.zeros_like(labels)
@@ -71,7 +69,7 @@ class MaskHead(nn.Module):
         return logits.reshape(-1, 2 * size, 2 * size)
 
     def loss(
-        self, features: list[Tensor], foreground: list[SampledRoIs], targets: list[GroundTruth]
+        self, features: RoIFeatures, foreground: list[SampledRoIs], targets: list[GroundTruth]
     ) -> dict[str, Tensor]:
         """Mean binary cross-entropy over the cells of every object RoI, on its own class's mask."""
         labels = torch.cat([s.labels for s in foreground])

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maskrcnn.backbones.fpn import FPNBackbone
+from maskrcnn.backbones.fpn import FPNBackbone, LastMap
 from maskrcnn.backbones.layers import fold_frozen_norms
 from maskrcnn.config import ModelConfig
 from maskrcnn.errors import UserError
@@ -22,6 +22,7 @@ from maskrcnn.models.box_head import BoxHead, Detections
 from maskrcnn.models.cascade import CascadeHead
 from maskrcnn.models.keypoint_head import KeypointHead
 from maskrcnn.models.mask_head import MaskHead
+from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import RPN
 from maskrcnn.ops.boxes import clip_boxes, nonempty, scale_boxes
 from maskrcnn.ops.image_io import read_image, resize_image, resize_size
@@ -36,11 +37,12 @@ class MaskRCNN(nn.Module):
 
     def __init__(
         self,
-        backbone: FPNBackbone,
+        backbone: FPNBackbone | LastMap,
         rpn: RPN,
         box_head: BoxHead | CascadeHead,
         mask_head: MaskHead | None,
         keypoint_head: KeypointHead | None,
+        res5: nn.Module | None,
         config: ModelConfig,
     ) -> None:
         super().__init__()
@@ -49,6 +51,7 @@ class MaskRCNN(nn.Module):
         self.box_head = box_head
         self.mask_head = mask_head
         self.keypoint_head = keypoint_head
+        self.res5 = res5  # of C4: the stage that all heads share
         self.config = config
 
     @property
@@ -68,7 +71,7 @@ class MaskRCNN(nn.Module):
         """
         features = self.backbone(batch.pixels)
         proposals, losses = self.rpn.loss(features, batch.image_sizes, targets)
-        features = self._roi_features(features)
+        features = self.roi_features(features)
         rois = self.box_head.sample(proposals, targets)
         losses |= self.box_head.loss(features, rois, targets, batch.image_sizes)
         foreground = [r.foreground(self.box_head.num_classes) for r in rois]
@@ -84,12 +87,12 @@ class MaskRCNN(nn.Module):
         model's own."""
         features = self.backbone(batch.pixels)
         proposals = self.rpn(features, batch.image_sizes)
-        features = self._roi_features(features)
+        features = self.roi_features(features)
         detections = self.box_head(features, proposals, batch.image_sizes, score_threshold)
         return self.describe(features, detections, batch)
 
     def describe(
-        self, features: list[Tensor], detections: list[Detections], batch: ImageBatch
+        self, features: RoIFeatures, detections: list[Detections], batch: ImageBatch
     ) -> list[Instances]:
         """Masks and key points of the detections, then everything in the original pixels."""
         boxes = [d.boxes for d in detections]
@@ -108,9 +111,10 @@ class MaskRCNN(nn.Module):
             )
         ]
 
-    def _roi_features(self, features: list[Tensor]) -> list[Tensor]:
-        """The maps that RoIs are pooled from: those of a pyramid but its last, or the only one."""
-        return features[: len(self.box_head.strides)]
+    def roi_features(self, features: list[Tensor]) -> RoIFeatures:
+        """What the heads read, of the backbone's maps: those of a pyramid but its last, or the only one."""
+        levels = self.backbone.num_roi_levels
+        return RoIFeatures(features[:levels], self.backbone.strides[:levels], self.res5)
 
     def _finish(
         self,

@@ -1,16 +1,20 @@
-"""RoIAlign over a pyramid: each RoI is pooled from the level that suits its size (Lin et al. 2016, equation 1)."""
+"""What the heads see of a RoI: RoIAlign from the level of a pyramid that suits its size (Lin et al. 2016, equation 1),
+or from C4's one map and then through the network's last stage (He et al. 2017, figure 4, left)."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from maskrcnn.ops.boxes import box_area
 from maskrcnn.ops.sampling import roi_align
 
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # a RoI of 224x224 belongs to P4
+
+# RoIs that go through C4's last stage at a time, in inference: all 1,000 would take gigabytes.
+CHUNK = 64
 
 
 def assign_levels(boxes: Tensor, min_level: int, max_level: int) -> Tensor:
@@ -19,21 +23,56 @@ def assign_levels(boxes: Tensor, min_level: int, max_level: int) -> Tensor:
     return level.clamp(min_level, max_level).to(torch.int64)
 
 
-def pool_rois(features: list[Tensor], strides: tuple[int, ...], boxes: list[Tensor], size: int) -> Tensor:
-    """Pool every image's boxes from its pyramid.
+class RoIFeatures:
+    """Where the heads of one batch look.
 
-    features: maps (B, C, H, W), finest first, of `strides`; boxes: per image (R_i, 4) in the network's pixels.
-    Returns (R, C, size, size), images one after the other; aligned, with as many samples a bin as it has pixels.
+    maps: (B, C, H, W) each, finest first, of `strides`. res5: what pooled RoIs go through before the heads see them,
+    of stride 2 (C4); None otherwise.
     """
-    rois = torch.cat(
-        [torch.cat([torch.full_like(b[:, :1], i), b], dim=1) for i, b in enumerate(boxes)]
-    )  # (R, 5): image, x0, y0, x1, y1
+
+    def __init__(self, maps: list[Tensor], strides: tuple[int, ...], res5: nn.Module | None = None) -> None:
+        self.maps, self.strides, self.res5 = maps, strides, res5
+        self._last: tuple[list[Tensor], Tensor] | None = None  # boxes and what came of them
+
+    def pool(self, boxes: list[Tensor], size: int) -> Tensor:
+        """(R, C, size, size) of every image's boxes (R_i, 4) in the network's pixels, images one after the other."""
+        if self.res5 is None:
+            return pool_rois(self.maps, self.strides, with_image_index(boxes), size)
+        if not torch.is_grad_enabled():
+            chunks = with_image_index(boxes).split(CHUNK)
+            return torch.cat([self._through_res5(rois, size) for rois in chunks])
+        # In training the mask's RoIs are the first of the box head's, whose features they share.
+        if self._last is None or not all(map(_begins_with, self._last[0], boxes)):
+            self._last = boxes, self._through_res5(with_image_index(boxes), size)
+        parts = self._last[1].split([len(b) for b in self._last[0]])
+        return torch.cat([part[: len(b)] for part, b in zip(parts, boxes, strict=True)])
+
+    def _through_res5(self, rois: Tensor, size: int) -> Tensor:
+        assert self.res5 is not None
+        return self.res5(pool_rois(self.maps, self.strides, rois, 2 * size))
+
+
+def _begins_with(boxes: Tensor, first: Tensor) -> bool:
+    return torch.equal(boxes[: len(first)], first)
+
+
+def with_image_index(boxes: list[Tensor]) -> Tensor:
+    """(R, 5): the image's number in the batch before x0, y0, x1, y1."""
+    return torch.cat([torch.cat([torch.full_like(b[:, :1], i), b], dim=1) for i, b in enumerate(boxes)])
+
+
+def pool_rois(maps: list[Tensor], strides: tuple[int, ...], rois: Tensor, size: int) -> Tensor:
+    """Pool RoIs from a pyramid.
+
+    maps: (B, C, H, W), finest first, of `strides`; rois: (R, 5), image and box in the network's pixels.
+    Returns (R, C, size, size); aligned, with as many samples a bin as it has pixels.
+    """
+    if len(maps) == 1:
+        return roi_align(maps[0], rois, size, 1 / strides[0], 0, True)
     levels = assign_levels(rois[:, 1:], int(math.log2(strides[0])), int(math.log2(strides[-1])))
     levels -= int(math.log2(strides[0]))
-    if len(features) == 1:
-        return roi_align(features[0], rois, size, 1 / strides[0], 0, True)
     parts, places = [], []
-    for i, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+    for i, (feature, stride) in enumerate(zip(maps, strides, strict=True)):
         place = (levels == i).nonzero()[:, 0]
         # An empty level has no part in the result, but must have one in the gradient's graph once.
         if len(place) or (i == 0 and not len(rois)):

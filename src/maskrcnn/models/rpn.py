@@ -29,14 +29,15 @@ class Proposals(NamedTuple):
 
 
 class RPNHead(nn.Module):
-    """3x3 convolution, then objectness and box deltas, shared by all levels."""
+    """3x3 convolutions, nearly always one, then objectness and box deltas, shared by all levels."""
 
-    def __init__(self, channels: int, num_anchors: int) -> None:
+    def __init__(self, channels: int, num_anchors: int, num_convs: int = 1) -> None:
         super().__init__()
-        self.conv = Conv(channels, channels, 3, relu=True)
+        convs = [Conv(channels, channels, 3, relu=True) for _ in range(num_convs)]
+        self.conv = convs[0] if num_convs == 1 else nn.Sequential(*convs)
         self.objectness = Conv(channels, num_anchors, 1)
         self.deltas = Conv(channels, 4 * num_anchors, 1)
-        for conv in (self.conv, self.objectness, self.deltas):
+        for conv in (*convs, self.objectness, self.deltas):
             nn.init.normal_(conv.weight, std=0.01)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
@@ -61,6 +62,11 @@ class RPNHead(nn.Module):
         some 200,000 anchors, so the gradient of the dense maps is zero nearly everywhere; going backward through
         their convolutions would be a seventh of a training step on a CPU.
         """
+        conv = self.conv
+        if isinstance(conv, nn.Sequential):  # only the last can do with a few places
+            features = [conv[:-1](feature) for feature in features]
+            conv = conv[-1]
+        assert isinstance(conv, Conv)
         num_anchors = len(self.objectness.weight)
         place, anchor = index.div(num_anchors, rounding_mode="floor"), index % num_anchors
         rows, order, first = [], [], 0
@@ -70,8 +76,8 @@ class RPNHead(nn.Module):
             rows.append(_neighbourhoods(feature, image[here], place[here] - first))
             order.append(here)
             first += count
-        weight = self.conv.weight.permute(0, 2, 3, 1).flatten(1)  # (C, 3 * 3 * C)
-        x = F.relu_(F.linear(torch.cat(rows), weight, self._bias(self.conv)))[torch.cat(order).argsort()]
+        weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # (C, 3 * 3 * C)
+        x = F.relu_(F.linear(torch.cat(rows), weight, self._bias(conv)))[torch.cat(order).argsort()]
         logits = self.objectness.weight[:, :, 0, 0], self._bias(self.objectness)
         deltas = self.deltas.weight.view(num_anchors, 4, -1), self._bias(self.deltas).view(num_anchors, 4)
         logit = torch.einsum("sc,sc->s", x, logits[0][anchor].to(x.dtype)) + logits[1][anchor]
@@ -102,7 +108,9 @@ class RPN(nn.Module):
         super().__init__()
         self.config = config
         self.strides = strides
-        self.head = RPNHead(channels, len(config.anchor_sizes[0]) * len(config.aspect_ratios))
+        self.head = RPNHead(
+            channels, len(config.anchor_sizes[0]) * len(config.aspect_ratios), config.num_convs
+        )
 
     def anchors(self, features: list[Tensor]) -> list[Tensor]:
         """L x (H * W * A, 4), in the network's pixels."""
