@@ -88,7 +88,9 @@ class MaskRCNN(nn.Module):
         features = self.backbone(batch.pixels)
         proposals = self.rpn(features, batch.image_sizes)
         features = self.roi_features(features)
-        detections = self.box_head(features, proposals, batch.image_sizes, score_threshold)
+        detections = self.box_head(
+            features, proposals, batch.image_sizes, score_threshold, batch.original_sizes
+        )
         return self.describe(features, detections, batch)
 
     def describe(
@@ -159,8 +161,9 @@ class MaskRCNN(nn.Module):
             -(-max(side) // c.size_divisor) * c.size_divisor for side in zip(*sizes, strict=True)
         )
         dtype = torch.promote_types(self.dtype, torch.float32)
-        mean = torch.tensor(c.pixel_mean, device=self.device, dtype=dtype)[:, None, None]
-        std = torch.tensor(c.pixel_std, device=self.device, dtype=dtype)[:, None, None]
+        # Rounded to float32 in float64 models too, as the originals' buffers are.
+        mean = torch.tensor(c.pixel_mean, device=self.device)[:, None, None].to(dtype)
+        std = torch.tensor(c.pixel_std, device=self.device)[:, None, None].to(dtype)
         shape = (len(images), 3, height, width)
         pixels = torch.zeros(shape, device=self.device, dtype=dtype).to(memory_format=torch.channels_last)
         for image, (h, w), out in zip(images, sizes, pixels, strict=True):
