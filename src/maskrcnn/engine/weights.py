@@ -32,8 +32,12 @@ from maskrcnn.models.detectron2_keys import from_detectron2, is_detectron2
 Kind = Literal["maskrcnn", "detectron2", "backbone"]
 
 IN_A_FOLDER = ("model.safetensors", "best.safetensors")  # the end of a run, or the best of one still going
-HEADS_PER_CLASS = ("box_head.class_predictor.", "box_head.box_predictor.", "mask_head.predictor.")
-_CLASS_BIAS = "box_head.class_predictor.bias"
+MAX_STAGES = 8  # of a cascade
+_BOX_HEADS = ("box_head.", *(f"box_head.stages.{k}." for k in range(MAX_STAGES)))
+HEADS_PER_CLASS = (
+    *(f"{head}{predictor}." for head in _BOX_HEADS for predictor in ("class_predictor", "box_predictor")),
+    "mask_head.predictor.",
+)
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, as its first pickle
 
 
@@ -50,8 +54,8 @@ class WeightFile:
     @property
     def num_classes(self) -> int | None:
         """As many as the classifier has, or None for a backbone."""
-        bias = self.state.get(_CLASS_BIAS)
-        return None if bias is None else len(bias) - 1
+        biases = (self.state.get(f"{head}class_predictor.bias") for head in _BOX_HEADS)
+        return next((len(bias) - 1 for bias in biases if bias is not None), None)
 
 
 def read_weights(path: str | Path) -> WeightFile:
@@ -74,8 +78,8 @@ def read_weights(path: str | Path) -> WeightFile:
 def load_weights(model: nn.Module, file: WeightFile | str | Path, *, new_head: bool = False) -> list[str]:
     """Copy a file's weights into a model of ours; everything has to fit, by name and by shape.
 
-    A backbone's file fills the backbone alone. With `new_head` the layers whose shapes depend on the number
-    of classes are left as they are (random) where the file's number differs.
+    A backbone's file fills the backbone alone. With `new_head` the heads' last layers are left as they are
+    (random) where their shape differs because the file has another number of classes.
 
     Returns:
         What was not loaded and why, as sentences for the user; empty when all of the model was.
@@ -94,9 +98,10 @@ def load_weights(model: nn.Module, file: WeightFile | str | Path, *, new_head: b
         notes.append(f"{file.path}: a backbone's weights; pyramid, proposals and heads start at random.")
     if file.dropped:
         notes.append(f"{file.path}: {_listed(file.dropped)} not used.")
-    if new_head and file.num_classes is not None and _misshapen(state, wanted, HEADS_PER_CLASS):
-        state = {k: v for k, v in state.items() if not k.startswith(HEADS_PER_CLASS)}
-        wanted = {k: v for k, v in wanted.items() if not k.startswith(HEADS_PER_CLASS)}
+    other = _misshapen(state, wanted, HEADS_PER_CLASS)
+    if new_head and file.num_classes is not None and other:
+        state = {k: v for k, v in state.items() if k not in other}
+        wanted = {k: v for k, v in wanted.items() if k not in other}
         notes.append(
             f"{file.path}: has {file.num_classes} classes; the last layers of the heads start at random."
         )
