@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn.errors import UserError
-from maskrcnn.ops.sampling import gather_sum
+from maskrcnn.ops.bilinear import Affine, bilinear_sum
 
 Pair = int | tuple[int, int]
 
@@ -49,21 +49,17 @@ def dcnv3(
         raise UserError(f"dcnv3: expected channels divisible by {groups} groups, got {C}. Change groups.")
     _check("dcnv3", "offset", offset, (N, Ho, Wo, groups * K * 2))
     _check("dcnv3", "mask", mask, (N, Ho, Wo, groups * K))
-    real = _place_dtype(input)
-    device = input.device
     # The centre of the kernel at each place, and the kernel's points about it: half a kernel rounds down.
-    y = torch.arange(Ho, device=device, dtype=real) * sh + (dh * (kh - 1) // 2 - ph)
-    x = torch.arange(Wo, device=device, dtype=real) * sw + (dw * (kw - 1) // 2 - pw)
-    ky = (torch.arange(kh, device=device, dtype=real) * dh - dh * (kh - 1) // 2).repeat(kw)
-    kx = (torch.arange(kw, device=device, dtype=real) * dw - dw * (kw - 1) // 2).repeat_interleave(kh)
-    offset = offset.reshape(N, Ho, Wo, groups, K, 2).to(real)
-    x = x[:, None, None] + (kx + offset[..., 0]) * offset_scale
-    y = y[:, None, None, None] + (ky + offset[..., 1]) * offset_scale
-    out = _bilinear_sum(
+    half_h, half_w = dh * (kh - 1) // 2, dw * (kw - 1) // 2
+    real = _place_dtype(input)
+    at = _grid(Wo, sw, half_w - pw, Ho, sh, half_h - ph, input.device).to(real)
+    point = _grid(kw, dw, -half_w, kh, dh, -half_h, input.device).to(real)
+    point = point.view(kh, kw, 2).transpose(0, 1).reshape(K, 2) * offset_scale
+    out = bilinear_sum(
         input.reshape(N, H * W, groups, C // groups),
-        x.reshape(N, Ho * Wo, groups, K),
-        y.reshape(N, Ho * Wo, groups, K),
+        offset.reshape(N, Ho * Wo, groups, K, 2),
         mask.reshape(N, Ho * Wo, groups, K),
+        Affine(torch.full_like(point, offset_scale), point, at),
         [(H, W)],
     )
     return out.view(N, Ho, Wo, C)
@@ -97,11 +93,15 @@ def ms_deform_attn(
     L = len(shapes)
     _check("ms_deform_attn", "sampling_locations", sampling_locations, (N, Q, M, L, P, 2))
     _check("ms_deform_attn", "attention_weights", attention_weights, (N, Q, M, L, P))
-    real = _place_dtype(value)
-    size = torch.tensor(shapes, device=value.device, dtype=real).flip(1)  # (L, 2): W, H
-    places = sampling_locations.to(real) * size[:, None] - 0.5
-    x, y = places.reshape(N, Q, M, L * P, 2).unbind(-1)
-    return _bilinear_sum(value, x, y, attention_weights.reshape(N, Q, M, L * P), shapes).view(N, Q, M * D)
+    size = torch.tensor(shapes, device=value.device, dtype=_place_dtype(value)).flip(1)  # (L, 2): W, H
+    scale = size.repeat_interleave(P, dim=0)
+    return bilinear_sum(
+        value,
+        sampling_locations.reshape(N, Q, M, L * P, 2),
+        attention_weights.reshape(N, Q, M, L * P),
+        Affine(scale, torch.full_like(scale, -0.5)),
+        shapes,
+    )
 
 
 def deform_conv2d(
@@ -133,22 +133,22 @@ def deform_conv2d(
     _check("deform_conv2d", "offset", offset, (N, 2 * G * K, Ho, Wo))
     if mask is not None:
         _check("deform_conv2d", "mask", mask, (N, G * K, Ho, Wo))
+    # Each point of the kernel is a query of its own, with one sample.
     real = _place_dtype(input)
-    device = input.device
-    y = torch.arange(Ho, device=device, dtype=real) * sh - ph
-    x = torch.arange(Wo, device=device, dtype=real) * sw - pw
-    ky = (torch.arange(kh, device=device, dtype=real) * dh).repeat_interleave(kw)
-    kx = (torch.arange(kw, device=device, dtype=real) * dw).repeat(kh)
-    offset = offset.to(real).reshape(N, G, K, 2, Ho, Wo).permute(0, 4, 5, 2, 1, 3)  # (N, Ho, Wo, K, G, 2)
-    y = y[:, None, None, None] + ky[:, None] + offset[..., 0]
-    x = x[:, None, None] + kx[:, None] + offset[..., 1]
+    centre = _grid(Wo, sw, -pw, Ho, sh, -ph, input.device)
+    at = (centre[:, None] + _grid(kw, dw, 0, kh, dh, 0, input.device)).view(-1, 2).to(real)
+    offset = offset.reshape(N, G, K, 2, Ho, Wo).flip(3).permute(0, 4, 5, 2, 1, 3)  # (N, Ho, Wo, K, G, 2)
     if mask is None:
         share = input.new_ones(()).expand(N, Ho, Wo, K, G)
     else:
         share = mask.reshape(N, G, K, Ho, Wo).permute(0, 3, 4, 2, 1)
-    rows = input.permute(0, 2, 3, 1).reshape(N, H * W, G, C // G)
-    flat = (N, Ho * Wo * K, G, 1)
-    columns = _bilinear_sum(rows, x.reshape(flat), y.reshape(flat), share.reshape(flat), [(H, W)])
+    columns = bilinear_sum(
+        input.permute(0, 2, 3, 1).reshape(N, H * W, G, C // G),
+        offset.reshape(N, Ho * Wo * K, G, 1, 2),
+        share.reshape(N, Ho * Wo * K, G, 1),
+        Affine(at.new_ones(1, 2), at.new_zeros(1, 2), at),
+        [(H, W)],
+    )
     groups = C // per_group
     columns = columns.view(N * Ho * Wo, K, groups, per_group)
     kernel = weight.reshape(groups, out_channels // groups, per_group, K)
@@ -157,36 +157,13 @@ def deform_conv2d(
     return out if bias is None else out + bias[:, None, None].to(out.dtype)
 
 
-def _bilinear_sum(
-    rows: Tensor, x: Tensor, y: Tensor, weight: Tensor, shapes: list[tuple[int, int]]
+def _grid(
+    nx: int, step_x: int, start_x: int, ny: int, step_y: int, start_y: int, device: torch.device
 ) -> Tensor:
-    """Weighted sums of bilinear samples: (N, Q, G * D) of rows (N, S, G, D), places and weights (N, Q, G, K).
-
-    The K points are those of each map in turn, equally many a map.
-    """
-    (N, S, G, D), (_, Q, _, K) = rows.shape, weight.shape
-    each = K // len(shapes)
-    device = rows.device
-    size = torch.tensor(shapes, device=device)
-    first = (size.prod(1).cumsum(0) - size.prod(1)).repeat_interleave(each)
-    height, width = size.repeat_interleave(each, dim=0).unbind(1)
-    base = torch.arange(N, device=device)[:, None, None, None] * S + first
-    group = torch.arange(G, device=device)[:, None]
-    index, share = [], []
-    low_y, low_x = y.detach().floor(), x.detach().floor()
-    for dy in (0, 1):
-        at_y = low_y + dy
-        for dx in (0, 1):
-            at_x = low_x + dx
-            w = (1 - (y - at_y).abs()) * (1 - (x - at_x).abs())
-            inside = (at_y >= 0) & (at_y < height) & (at_x >= 0) & (at_x < width)
-            place = torch.where(inside, at_y, 0).long() * width + torch.where(inside, at_x, 0).long()
-            index.append((base + place) * G + group)
-            share.append(torch.where(inside, w, 0) * weight)
-    table = rows.reshape(N * S * G, D)
-    index, share = torch.stack(index, -1), torch.stack(share, -1)
-    out = gather_sum(table, index.reshape(-1, K * 4), share.reshape(-1, K * 4).to(table.dtype))
-    return out.view(N, Q, G * D)
+    """The places (ny * nx, 2) of a regular grid, as (x, y), line by line."""
+    x = torch.arange(nx, device=device) * step_x + start_x
+    y = torch.arange(ny, device=device) * step_y + start_y
+    return torch.stack((x.expand(ny, nx), y[:, None].expand(ny, nx)), -1).view(-1, 2)
 
 
 def _pair(x: Pair) -> tuple[int, int]:
