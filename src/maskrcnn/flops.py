@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from maskrcnn.backbones.internimage import DCNv3
 from maskrcnn.backbones.layers import Conv
 from maskrcnn.models.mask_rcnn import MaskRCNN
 
@@ -22,7 +23,7 @@ PROPOSALS, DETECTIONS = 1000, 100
 
 
 def count_macs(model: MaskRCNN, size: tuple[int, int] = (800, 1280)) -> dict[str, int]:
-    """Multiply-adds of `backbone`, `neck`, `rpn`, `box_head`, `mask_head` and `keypoint_head` for one image.
+    """Multiply-adds of `backbone`, `neck`, `rpn`, `res5`, `box_head`, `mask_head`, `keypoint_head` for one image.
 
     size: (H, W) of the image, padded as the model asks. Nothing is computed: the model is moved to the meta device,
     and is of no use after.
@@ -39,7 +40,36 @@ def count_macs(model: MaskRCNN, size: tuple[int, int] = (800, 1280)) -> dict[str
         macs["neck"] = sum(in_all) - sum(in_body)
         places = sum(f.shape[2] * f.shape[3] for f in features)
         macs["rpn"] = places * _weights(model.rpn.head)
+    pool_size = model.config.box_head.pool_size
+    macs["box_head"] = PROPOSALS * _in_convs_and_fcs(model.box_head, pool_size)
+    if model.res5 is not None:
+        with torch.inference_mode(), _counting(model.res5) as in_res5:
+            shape = (1, features[0].shape[1], 2 * pool_size, 2 * pool_size)
+            model.res5(torch.empty(shape, device="meta", dtype=model.dtype))
+        again = DETECTIONS if model.mask_head is not None else 0  # their boxes are new ones
+        macs["res5"] = (PROPOSALS + again) * sum(in_res5)
+    for name in ("mask_head", "keypoint_head"):
+        head, config = getattr(model, name), getattr(model.config, name)
+        if head is not None:
+            macs[name] = DETECTIONS * _in_tower(head, config.pool_size)
     return macs
+
+
+def _in_convs_and_fcs(head: nn.Module, pool_size: int) -> int:
+    """Of one RoI, in all stages of a box head: convolutions read every cell, fully connected layers all at once."""
+    layers = [m for m in head.modules() if isinstance(m, Conv | nn.Linear)]
+    return sum(m.weight.numel() * (pool_size**2 if isinstance(m, Conv) else 1) for m in layers)
+
+
+def _in_tower(head: nn.Module, pool_size: int) -> int:
+    """Of one RoI in a mask or key-point head: convolutions, a transposed one, and what comes at twice the size."""
+    total, cells = 0, pool_size**2
+    for m in head.modules():
+        if isinstance(m, Conv | nn.ConvTranspose2d | nn.Conv2d):
+            total += m.weight.numel() * cells
+        if isinstance(m, nn.ConvTranspose2d):
+            cells *= 4
+    return total
 
 
 def _weights(module: nn.Module) -> int:
@@ -64,7 +94,7 @@ def _counting(module: nn.Module) -> Iterator[list[int]]:
 
 
 def _counts(layer: nn.Module) -> bool:
-    return isinstance(layer, Conv | nn.Conv2d | nn.ConvTranspose2d | nn.Linear) or hasattr(layer, "macs")
+    return isinstance(layer, Conv | nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DCNv3)
 
 
 def _macs(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> int:
@@ -74,4 +104,5 @@ def _macs(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> int:
         return layer.weight.numel() * (output.numel() // output.shape[1])
     if isinstance(layer, nn.ConvTranspose2d):
         return layer.weight.numel() * (inputs[0].numel() // inputs[0].shape[1])
-    return layer.macs(*inputs)  # beyond the layers inside it: attention, deformable sampling
+    assert isinstance(layer, DCNv3)  # beyond the layers inside it: 9 samples of 5 products each
+    return 5 * 9 * output.numel()

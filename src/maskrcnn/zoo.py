@@ -1,13 +1,13 @@
-"""The models by name: build one, load one with its weights, list them all. No torch until one is built."""
+"""The models by name: build one, load one with its weights. No torch until one is built."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from maskrcnn import presets
 from maskrcnn.errors import UserError, did_you_mean
+from maskrcnn.zoo_table import find
 
 if TYPE_CHECKING:
     from maskrcnn.config import ModelConfig
@@ -17,53 +17,6 @@ if TYPE_CHECKING:
 Precision = Literal["fp32", "bf16", "fp16"]
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pkl", ".pth", ".pt")
-
-
-@dataclass(kw_only=True, slots=True)
-class Entry:
-    """A model of the zoo.
-
-    parameters: as the original counts them, without frozen norms; gflops: multiply-adds counted once, in 10^9,
-    at 800 x 1200 with 1000 proposals and 100 detections; box_ap, mask_ap: published, on COCO val2017.
-    """
-
-    name: str
-    backbone: str
-    parameters: int
-    gflops: float | None = None
-    box_ap: float | None = None
-    mask_ap: float | None = None
-    weights: str | None = None  # the address of the published file
-
-
-_DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/COCO-InstanceSegmentation"
-
-ENTRIES = (
-    Entry(
-        name="mask_rcnn_R_50_FPN_1x",
-        backbone="ResNet-50 FPN",
-        parameters=44_343_216,
-        gflops=245.7,
-        box_ap=38.6,
-        mask_ap=35.2,
-        weights=f"{_DETECTRON2}/mask_rcnn_R_50_FPN_1x/137260431/model_final_a54504.pkl",
-    ),
-    Entry(
-        name="mask_rcnn_R_50_FPN_3x",
-        backbone="ResNet-50 FPN",
-        parameters=44_343_216,
-        gflops=245.7,
-        box_ap=41.0,
-        mask_ap=37.2,
-        weights=f"{_DETECTRON2}/mask_rcnn_R_50_FPN_3x/137849600/model_final_f10217.pkl",
-    ),
-    Entry(name="mask_rcnn_mobilenet_v2_FPN", backbone="MobileNetV2 FPN", parameters=6_927_408),
-)
-
-
-def listing() -> list[dict[str, Any]]:
-    """One object a model, with the fields of `Entry`."""
-    return [asdict(entry) for entry in ENTRIES]
 
 
 def build(name: str, num_classes: int | None = None, *, tiny: bool = False) -> MaskRCNN:
@@ -154,7 +107,8 @@ def _is_file(name: str | Path) -> bool:
 
 
 def _no_weights(name: str) -> str:
-    address = next((e.weights for e in ENTRIES if e.name == name), None)
+    entry = find(name)
+    address = entry.weights if entry else None
     where = (
         f"Download {address} and pass it as weights." if address else "None are published: train it first."
     )

@@ -1,36 +1,48 @@
 """What was published about each model, and where its weights are. Facts only: no torch, no models.
 
 Sources: detectron2's MODEL_ZOO.md, the tables of InternImage's and ViT-Adapter's repositories, torchvision's weight
-enumerations. AP is on COCO val2017. Parameters and GFLOPs are counted here (`maskrcnn.flops`), by the rules that the
-originals' own counts follow, and held by tests to the originals' where these are known.
+enumerations. AP is on COCO val2017. What was counted and measured here lies beside, in `zoo_measured.json`, which
+`benchmarks/measure_zoo.py` writes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
     """A model of the zoo.
 
-    parameters: all but frozen norms; gflops: multiply-adds counted once, in 10^9, at 800 x 1280 with 1000 proposals
-    and 100 detections; box_ap, mask_ap, keypoint_ap: published; train_seconds: of an iteration of 16 images, as
-    published; weights: the address of the published file.
+    box_ap, mask_ap, keypoint_ap: published; train_seconds: published, an iteration of 16 images on `hardware`;
+    weights: the address of the published file; licence: that of the weights, as their source states it.
     """
 
     name: str
     backbone: str
     schedule: str | None = None
-    parameters: int = 0
-    gflops: float = 0.0
     box_ap: float | None = None
     mask_ap: float | None = None
     keypoint_ap: float | None = None
     train_seconds: float | None = None
-    hardware: str | None = None  # of train_seconds
+    hardware: str | None = None
     weights: str | None = None
-    licence: str = "Apache-2.0"  # of the published weights, as their source states it
+    licence: str | None = None
+
+
+def listing() -> list[dict[str, Any]]:
+    """One object a model: the fields of `Entry`; `parameters`, all but frozen norms; `gflops`, multiply-adds counted
+    once, in 10^9, at 800 x 1280 with 1000 proposals and 100 detections; `measured`, here: the machine, seconds an
+    image and peak MiB by precision."""
+    measured = json.loads((Path(__file__).parent / "zoo_measured.json").read_text())
+    return [asdict(entry) | measured.get(entry.name, {}) for entry in ENTRIES]
+
+
+def find(name: str) -> Entry | None:
+    return next((entry for entry in ENTRIES if entry.name == name), None)
 
 
 _V100, _A100 = "8 V100", "8 A100"
@@ -91,6 +103,7 @@ def _vit(
         box_ap=ap[0] if ap else None,
         mask_ap=ap[1] if ap else None,
         weights=weights,
+        licence="Apache-2.0" if weights else None,
     )
 
 
@@ -254,6 +267,27 @@ ENTRIES: tuple[Entry, ...] = (
                 400,
                 (47.4, 42.5),
                 "42019571/model_final_14d201.pkl",
+            ),
+            (
+                "mask_rcnn_R_101_FPN_100ep_LSJ",
+                "R101-FPN",
+                100,
+                (46.4, 41.6),
+                "42025812/model_final_4f7b58.pkl",
+            ),
+            (
+                "mask_rcnn_R_101_FPN_200ep_LSJ",
+                "R101-FPN",
+                200,
+                (48.0, 43.1),
+                "42131867/model_final_0bb7ae.pkl",
+            ),
+            (
+                "mask_rcnn_R_101_FPN_400ep_LSJ",
+                "R101-FPN",
+                400,
+                (48.9, 43.7),
+                "42073830/model_final_f96b26.pkl",
             ),
         )
     ),
