@@ -67,7 +67,7 @@ def _contents(data: CocoData) -> list[str]:
     import numpy as np
 
     a = data.arrays
-    learnt = a["keep"] & ~a["crowd"]
+    learnt = data.learnt
     lines = [
         f"{data.num_images:,} images ({np.count_nonzero(data.num_objects == 0):,} without objects), "
         f"{len(a['ids']):,} annotations ({np.count_nonzero(a['crowd']):,} crowd regions), "

@@ -51,8 +51,10 @@ def check(data: CocoData, *, images: bool = True, num_threads: int = 8) -> Repor
     if images:
         _check_files(report, num_threads)
     _check_references(report)
-    extents = _check_masks(report)
+    extents = _check_masks(report) if data.masks else data.arrays["boxes"]
     _check_boxes(report, extents)
+    if data.num_keypoints:
+        _check_keypoints(report)
     return report
 
 
@@ -196,14 +198,17 @@ def _check_rles(report: Report, extents: np.ndarray) -> None:
 
 
 def _check_boxes(report: Report, extents: np.ndarray) -> None:
-    """Boxes against the image and against the mask. Only of objects that nothing else is wrong with."""
+    """Boxes against the image and against the mask's (`extents`; where masks are not needed, the boxes themselves).
+    Only of objects that nothing else is wrong with."""
     a = report.data.arrays
     kind = a["mask_kind"]
     alive = a["keep"].copy()
     for name, index, values in report.patches:
         if name == "keep":
             alive[index] = values
-    alive = np.flatnonzero(alive & ((kind == POLYGONS) | (kind == RLE)))
+    if report.data.masks:
+        alive &= (kind == POLYGONS) | (kind == RLE)
+    alive = np.flatnonzero(alive)
     sizes = _known_sizes(report)[a["image"][alive]].astype(np.float32)
     limits = np.where(sizes > 0, sizes, np.inf)[:, [1, 0, 1, 0]]  # x, y, x, y
     given, mask = a["boxes"][alive], np.clip(extents[alive], 0, limits)
@@ -211,12 +216,14 @@ def _check_boxes(report: Report, extents: np.ndarray) -> None:
     absent = ~np.isfinite(given).all(1)
     empty = ~absent & (boxes[:, 2:] <= boxes[:, :2]).any(1)
     hollow = (mask[:, 2:] <= mask[:, :2]).any(1)
-    gone = empty | hollow
+    missing = absent & np.isnan(mask).any(1)
+    gone = empty | hollow | missing
     outside = ~absent & ~gone & (np.abs(boxes - given) > _ROUNDING).any(1)
     differs = ~absent & ~gone & (np.abs(boxes - mask) > 2 * _ROUNDING).any(1) & (_iou(boxes, mask) < 0.5)
 
     at, where = alive[absent & ~gone], "its bbox is missing, or not four finite numbers"
     report.add_objects("box_absent", at, where)
+    report.add_objects("box_missing", alive[missing], where)
     shape = [_xywh(b) for b in given[outside]]
     pixels = [f"{w:.0f} x {h:.0f}" for h, w in sizes[outside]]
     report.add_objects(
@@ -235,6 +242,54 @@ def _check_boxes(report: Report, extents: np.ndarray) -> None:
     changed = ~gone & (boxes != given).any(1)
     if changed.any():
         report.patches.append(("boxes", alive[changed], boxes[changed]))
+
+
+def _check_keypoints(report: Report) -> None:
+    data, a = report.data, report.data.arrays
+    lengths, known = np.diff(a["keypoint_offsets"]), a["image"] >= 0
+    index = np.flatnonzero(known & (lengths > 0) & ~a["keep_keypoints"])
+    expected = f"it has {{}} numbers for the {data.num_keypoints} key points, not {3 * data.num_keypoints}"
+    report.add_objects("keypoints_broken", index, expected, lengths[index])
+
+    index = np.flatnonzero(known & a["keep_keypoints"])
+    points = data.points(index)
+    infinite = ~np.isfinite(points).all((1, 2))
+    report.add_objects("keypoints_broken", index[infinite], "its key points have a number that is not finite")
+    if infinite.any():
+        report.patches.append(("keep_keypoints", index[infinite], np.zeros(infinite.sum(), bool)))
+    index, points = index[~infinite], points[~infinite]
+
+    odd = ~np.isin(points[..., 2], (0, 1, 2))
+    _drop_points(
+        report, "keypoint_visibility", index, odd, "has visibility {}, not 0, 1 or 2", points[odd][:, 2]
+    )
+    sizes = _known_sizes(report)[a["image"][index]]
+    limits = np.where(sizes > 0, sizes, np.inf)[:, None, ::-1]  # x, y
+    outside = ((points[..., :2] < -_ROUNDING) | (points[..., :2] > limits + _ROUNDING)).any(2)
+    outside &= np.isin(points[..., 2], (1, 2))
+    at = [f"({x:g}, {y:g})" for x, y in points[outside][:, :2] - 0.5]
+    _drop_points(report, "keypoint_outside", index, outside, "at {} is not in the image", at)
+
+    visible, said = (points[..., 2] > 0).sum(1), a["num_keypoints"][index]
+    differs = (said >= 0) & (said != visible)
+    report.add_objects(
+        "keypoint_count",
+        index[differs],
+        "its num_keypoints is {}, but {} are visible",
+        said[differs],
+        visible[differs],
+    )
+
+
+def _drop_points(
+    report: Report, kind: str, index: np.ndarray, which: np.ndarray, message: str, values: object
+) -> None:
+    """Make the points `which` (N, P) of the annotations `index` (N,) invisible, and tell."""
+    row, number = np.nonzero(which)
+    if len(row):
+        report.add_objects(kind, index[row], f"its key point {{}} {message}", number + 1, values)
+        place = report.data.arrays["keypoint_offsets"][index[row]] + 3 * number + 2
+        report.patches.append(("keypoints", place, np.zeros(len(place), np.float32)))
 
 
 def _known_sizes(report: Report) -> np.ndarray:

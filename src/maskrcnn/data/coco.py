@@ -50,19 +50,30 @@ class CocoData:
 
     Image numbers i = 0..n-1 are positions in this set, not COCO ids.
 
-    arrays: the flat arrays of `coco_arrays`; rows: (n,) which of their images are in this set, or None for all.
+    arrays: the flat arrays of `coco_arrays`; rows: (n,) which of their images are in this set, or None for all;
+    masks: whether objects are learnt with their masks. If not, those without one are learnt too.
+    num_keypoints: of each object, 0 if there are none in the data; keypoint_names, skeleton: what the data says
+    of them, if anything.
     """
 
     def __init__(
-        self, arrays: SharedArrays, json_path: Path, images_dir: Path, rows: np.ndarray | None = None
+        self,
+        arrays: SharedArrays,
+        json_path: Path,
+        images_dir: Path,
+        rows: np.ndarray | None = None,
+        masks: bool = True,
     ) -> None:
-        self.arrays, self.json_path, self.images_dir = arrays, json_path, images_dir
+        self.arrays, self.json_path, self.images_dir, self.masks = arrays, json_path, images_dir, masks
         self.class_names: tuple[str, ...] = tuple(arrays.meta["class_names"])
         self.category_ids: tuple[int, ...] = tuple(arrays.meta["category_ids"])
+        self.num_keypoints: int = arrays.meta["num_keypoints"]
+        self.keypoint_names: tuple[str, ...] = tuple(arrays.meta["keypoint_names"])
+        self.skeleton: tuple[tuple[int, int], ...] = tuple((a, b) for a, b in arrays.meta["skeleton"])
         self._rows = rows
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CocoData, (self.arrays, self.json_path, self.images_dir, self._rows)
+        return CocoData, (self.arrays, self.json_path, self.images_dir, self._rows, self.masks)
 
     def __len__(self) -> int:
         return self.num_images
@@ -89,9 +100,18 @@ class CocoData:
     @cached_property
     def num_objects(self) -> np.ndarray:
         """(n,) int64, objects to learn from in each image: what `ground_truth` returns."""
-        learnt = self.arrays["keep"] & ~self.arrays["crowd"]
-        counts = np.bincount(self.arrays["image"][learnt], minlength=len(self.arrays["image_ids"]))
-        return counts if self._rows is None else counts[self._rows]
+        return self._per_image(np.flatnonzero(self.learnt))
+
+    @cached_property
+    def num_visible_keypoints(self) -> np.ndarray:
+        """(n,) int64, visible key points of these objects in each image."""
+        index = np.flatnonzero(self.learnt & self.arrays["keep_keypoints"])
+        return self._per_image(index, (self.points(index)[..., 2] > 0).sum(1))
+
+    @property
+    def learnt(self) -> np.ndarray:
+        """(m,) bool: the annotations that `ground_truth` returns."""
+        return self._sound(slice(None)) & ~self.arrays["crowd"]
 
     def file_name(self, i: int) -> str:
         row = self._row(i)
@@ -106,7 +126,7 @@ class CocoData:
         row = self._row(i)
         first, last = self.arrays["object_offsets"][row : row + 2]
         index = self.arrays["object_order"][first:last]
-        return index[self.arrays["keep"][index] & (self.arrays["crowd"][index] == crowd)]
+        return index[self._sound(index) & (self.arrays["crowd"][index] == crowd)]
 
     def ground_truth(self, i: int) -> GroundTruth:
         """What image i teaches: its objects without crowd regions, in the picture's own pixels."""
@@ -127,22 +147,41 @@ class CocoData:
 
     def keypoints(self, i: int) -> np.ndarray:
         """(N, P, 3) float32 x, y, visibility of the objects of image i, at pixel centres (COCO's plus 0.5)."""
-        index, offsets = self.annotations(i), self.arrays["keypoint_offsets"]
-        parts = [self.arrays["keypoints"][offsets[j] : offsets[j + 1]].reshape(-1, 3) for j in index]
-        num_points = max((len(p) for p in parts), default=0)
-        points = np.zeros((len(index), num_points, 3), np.float32)
-        for k, part in enumerate(parts):
-            points[k, : len(part)] = part
+        return self.points(self.annotations(i))
+
+    def points(self, index: np.ndarray) -> np.ndarray:
+        """(N, P, 3) float32 of these annotations, likewise; zeros where the JSON has none, or broken ones."""
+        a = self.arrays
+        points = np.zeros((len(index), self.num_keypoints, 3), np.float32)
+        sound = a["keep_keypoints"][index]
+        places = a["keypoint_offsets"][index[sound], None] + np.arange(3 * self.num_keypoints)
+        points[sound] = a["keypoints"][places].reshape(-1, self.num_keypoints, 3)
         points[..., :2] += 0.5
         return points
 
     def subset(self, images: Sequence[int] | np.ndarray) -> CocoData:
         """The set of these images, by position or as a mask, in this order."""
-        return CocoData(self.arrays, self.json_path, self.images_dir, self.rows[np.asarray(images)])
+        rows = self.rows[np.asarray(images)]
+        return CocoData(self.arrays, self.json_path, self.images_dir, rows, self.masks)
+
+    def without_masks(self) -> CocoData:
+        """The same set for models without masks: every object counts that has a box."""
+        return CocoData(self.arrays, self.json_path, self.images_dir, self._rows, False)
 
     def patched(self, patches: tuple[Patch, ...]) -> CocoData:
         """The same set with some rows of the arrays replaced."""
-        return CocoData(self.arrays.patched(patches), self.json_path, self.images_dir, self._rows)
+        arrays = self.arrays.patched(patches)
+        return CocoData(arrays, self.json_path, self.images_dir, self._rows, self.masks)
+
+    def _sound(self, index: np.ndarray | slice) -> np.ndarray:
+        keep = self.arrays["keep"][index]
+        return keep & np.isin(self.arrays["mask_kind"][index], (POLYGONS, RLE)) if self.masks else keep
+
+    def _per_image(self, index: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+        """(n,) int64: these annotations of each image, or the sum of their weights."""
+        counts = np.bincount(self.arrays["image"][index], weights, len(self.arrays["image_ids"]))
+        counts = counts.astype(np.int64)
+        return counts if self._rows is None else counts[self._rows]
 
     def _row(self, i: int) -> int:
         return i if self._rows is None else int(self._rows[i])
@@ -156,8 +195,9 @@ class CocoData:
         return GroundTruth(
             boxes=torch.from_numpy(self.arrays["boxes"][index]),
             labels=torch.from_numpy(self.arrays["labels"][index].astype(np.int64)),
-            masks=self._masks(i, index),
+            masks=self._masks(i, index) if self.masks else None,
             image_id=self.image_ids[i].item(),
+            keypoints=torch.from_numpy(self.points(index)) if self.num_keypoints else None,
         )
 
     def _masks(self, i: int, index: np.ndarray) -> InstanceMasks:

@@ -14,7 +14,7 @@ points, ring_offsets (r + 1,)       x, y, x, y, ... float32; offsets count numbe
 rle, rle_offsets (m + 1,)           compressed counts, ASCII; rle_sizes (m, 2) int32
 keypoints, keypoint_offsets (m + 1,) x, y, visibility float32; one NaN for what is no list of numbers
 num_keypoints (m,) int32            as the JSON counts the visible ones, -1 if absent
-keep_keypoints (m,) bool            they are as many as they should be; the checks clear it
+keep_keypoints (m,) bool            as many as they should be; the checks clear more
 keep (m,) bool                      its image and category exist; the checks clear more
 keep_rings (r,) bool
 lost_images, lost_categories        what the annotations with image or label -1 asked for, as text, in their order
@@ -33,7 +33,7 @@ from maskrcnn.data.json_stream import JsonStream
 from maskrcnn.errors import UserError
 from maskrcnn.ops.rle import read_runs, write_counts
 
-VERSION = 2  # of what is below; a cache made by another version is made anew
+VERSION = 3  # of what is below; a cache made by another version is made anew
 NO_MASK, POLYGONS, RLE, UNREADABLE = range(4)
 _NAN4 = (float("nan"),) * 4
 
@@ -69,7 +69,10 @@ def collect(path: Path, elements: Iterable[tuple[str, Any]]) -> tuple[dict[str, 
     category_ids, names = _categories(path, categories)
     arrays = images.arrays() | annotations.arrays(images.rows, category_ids)
     meta = {"class_names": names, "category_ids": category_ids}
-    return arrays, meta | _keypoints_of(categories, arrays["keypoint_offsets"])
+    meta |= _keypoints_of(categories, arrays["keypoint_offsets"])
+    lengths = np.diff(arrays["keypoint_offsets"])
+    arrays["keep_keypoints"] = (lengths == 3 * meta["num_keypoints"]) & (lengths > 0)
+    return arrays, meta
 
 
 class _Images:
@@ -204,7 +207,6 @@ class _Annotations:
             "keypoints": _numpy(self.keypoints, np.float32),
             "keypoint_offsets": _numpy(self.keypoint_offsets, np.int64),
             "num_keypoints": _numpy(self.num_keypoints, np.int32),
-            "keep_keypoints": np.diff(_numpy(self.keypoint_offsets, np.int64)) > 0,
             "keep": (image >= 0) & (labels >= 0),
             "keep_rings": np.ones(len(self.ring_offsets) - 1, bool),
             "object_order": order,
@@ -237,19 +239,17 @@ def _keypoints_of(categories: list[Any], offsets: np.ndarray) -> dict[str, Any]:
 
     As the category with the most of them says; without names in any category, as most annotations have.
     """
-    listed = [c["keypoints"] for c in categories if isinstance(c.get("keypoints"), list)]
-    names = [str(name) for name in max(listed, key=len, default=[])]
-    skeleton = next((c.get("skeleton") for c in categories if c.get("keypoints") in listed[:1]), None)
+    named = [c for c in categories if isinstance(c.get("keypoints"), list)]
+    category = max(named, key=lambda c: len(c["keypoints"]), default={})
+    names = [str(name) for name in category.get("keypoints", ())]
     lengths = np.diff(offsets)
     lengths = lengths[lengths > 1] // 3
-    most = int(np.bincount(lengths).argmax()) if len(lengths) else 0
-    count = len(names) or most
-    joined = [tuple(pair) for pair in skeleton or () if isinstance(pair, list) and len(pair) == 2]
-    return {
-        "num_keypoints": count,
-        "keypoint_names": names,
-        "skeleton": [(a - 1, b - 1) for a, b in joined if {a, b} <= set(range(1, count + 1))],
-    }
+    count = len(names) or (int(np.bincount(lengths).argmax()) if len(lengths) else 0)
+    joined = category.get("skeleton")
+    pairs = [p for p in joined if isinstance(p, list) and len(p) == 2] if isinstance(joined, list) else []
+    numbers = range(1, count + 1)
+    skeleton = [(a - 1, b - 1) for a, b in pairs if a in numbers and b in numbers]
+    return {"num_keypoints": count, "keypoint_names": names, "skeleton": skeleton}
 
 
 def _identity(value: Any) -> int | str | None:

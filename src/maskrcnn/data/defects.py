@@ -35,9 +35,14 @@ RULES: dict[str, str] = {
     "polygon_broken": "the polygon is left out, and the object with its last polygon",
     "rle_broken": "the object is left out",
     "box_absent": "the box is taken from the mask",
+    "box_missing": "the object is left out",  # there is no mask to take it from
     "box_differs": "the box is taken from the mask",
     "box_outside": "the box is clipped to the image",
     "zero_area": "the object is left out",
+    "keypoints_broken": "the object's key points are left out",
+    "keypoint_visibility": "the key point is left out",
+    "keypoint_outside": "the key point is left out",
+    "keypoint_count": "the visible key points are counted",
 }
 
 
