@@ -37,7 +37,8 @@ class Reader(Protocol):
     read: the elements of the part.
     """
 
-    LOOKS_FOR: str
+    @property
+    def LOOKS_FOR(self) -> str: ...
 
     def find(self, path: Path, images: str | Path = "") -> dict[str, Source]: ...
     def files(self, source: Source) -> list[Path]: ...

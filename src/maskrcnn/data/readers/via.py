@@ -110,7 +110,9 @@ def _entries(path: Path) -> Iterator[tuple[str, list[Region]]]:
             )
         regions = entry.get("regions") or []
         regions = regions.values() if isinstance(regions, dict) else regions  # version 1 numbers them
-        pairs = [(r.get("shape_attributes") or {}, r.get("region_attributes") or {}) for r in regions]
+        pairs: list[Region] = [
+            (r.get("shape_attributes") or {}, r.get("region_attributes") or {}) for r in regions
+        ]
         yield str(entry["filename"]), pairs
 
 
@@ -178,7 +180,8 @@ def _polygon(shape: Mapping[str, Any]) -> list[list[float]] | None:
                 return [ellipse(float(shape["cx"]), float(shape["cy"]), float(shape["r"]), float(shape["r"]))]
             case "ellipse":
                 angle = float(shape.get("theta", 0.0))
-                return [ellipse(*(float(shape[k]) for k in ("cx", "cy", "rx", "ry")), angle)]
+                cx, cy, rx, ry = (float(shape[k]) for k in ("cx", "cy", "rx", "ry"))
+                return [ellipse(cx, cy, rx, ry, angle)]
     except (KeyError, TypeError, ValueError):
         return [[float("nan")]]  # broken, and not absent
     return None

@@ -20,6 +20,7 @@ from maskrcnn.errors import UserError
 
 LOOKS_FOR = "a data.yaml with names and train, or images/ and labels/ with a text file for each image"
 _PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_UNCOMMENTED = re.compile(r"""(?:"[^"]*"|'[^']*'|[^"'#]|(?<=\S)#|["'])*""")
 _BROKEN = [[float("nan")]]
 
 
@@ -182,11 +183,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = {}
     key = ""
     for line in lines:
-        text = re.sub(r"(^|\s)#.*$", "", line).rstrip()
+        text = _UNCOMMENTED.match(line)[0].rstrip()  # pyright: ignore (it matches anything)
         if not text or text == "---":
             continue
         inner = text.lstrip()
-        if inner.startswith("- ") and key:
+        if isinstance(content.get(key), str) and content[key][:1] in ("[", "{"):
+            content[key] = _flow(f"{content[key]} {inner}")  # a list over several lines
+        elif inner.startswith("- ") and key:
             if not isinstance(content.get(key), list):
                 content[key] = []
             content[key].append(_scalar(inner[2:]))
@@ -199,8 +202,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
                 content[key] = {}
             name, _, value = inner.partition(":")
             content[key][_scalar(name)] = _scalar(value)
-        elif isinstance(content.get(key), str) and content[key][:1] in ("[", "{"):
-            content[key] = _flow(f"{content[key]} {inner}")  # a list over several lines
     return content
 
 
