@@ -83,7 +83,7 @@ def ms_deform_attn(
         raise UserError(
             f"ms_deform_attn: expected maps of at least one place, got {shapes}. Drop empty maps."
         )
-    N, S, M, D = value.shape
+    N, S, M = value.shape[:3]
     if sum(h * w for h, w in shapes) != S:
         raise UserError(
             f"ms_deform_attn: expected value with the {sum(h * w for h, w in shapes)} places of maps {shapes}, "
