@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from maskrcnn.config import AugmentConfig, DataConfig
 from maskrcnn.data.sampler import BatchSampler, view_seed
-from maskrcnn.data.transforms import augment
+from maskrcnn.data.transforms import Pairs, augment
 from maskrcnn.errors import UserError
 from maskrcnn.ops.image_io import read_image
 from maskrcnn.structures import GroundTruth
@@ -49,6 +49,8 @@ class TrainLoader:
     images: `batch_size` uint8 RGB tensors (3, h, w), views of (h, w, 3) memory; targets: their ground
     truth in the same pixels, with a seed each; image ids: the data set's.
 
+    flip_pairs: the key points that change places when an image is mirrored.
+
     Batch n is a function of the data, `config.augment`, the seed and batch_size * world_size: the number of
     workers does not matter, and the ranks' batches together are the one batch of a single process.
     `state` counts the batches that were handed out; a loader made with `start_batch=state` goes on there.
@@ -67,6 +69,7 @@ class TrainLoader:
         rank: int = 0,
         world_size: int = 1,
         start_batch: int = 0,
+        flip_pairs: Pairs = (),
     ) -> None:
         images = np.flatnonzero(data.num_objects) if config.skip_empty else np.arange(data.num_images)
         if len(images) == 0:
@@ -79,7 +82,7 @@ class TrainLoader:
         self.num_images = len(images)  # an epoch
         self.state = start_batch
         self._num_workers = config.num_workers
-        self._views = _Views(data, config.augment, seed)
+        self._views = _Views(data, config.augment, seed, flip_pairs)
         self._order = (images, wide, batch_size, seed, rank, world_size)
 
     def __iter__(self) -> Iterator[TrainBatch]:
@@ -109,6 +112,7 @@ class _Views(Dataset):
     data: ImageSource
     augment: AugmentConfig
     seed: int
+    flip_pairs: Pairs
 
     def __getitem__(self, place_and_image: tuple[int, int]) -> tuple[Tensor, GroundTruth] | UserError:
         place, i = place_and_image
@@ -125,7 +129,8 @@ class _Views(Dataset):
             )
         truth = self.data.ground_truth(i)
         truth.seed = view_seed(self.seed, place)
-        return augment(torch.from_numpy(image).permute(2, 0, 1), truth, self.augment, truth.seed)
+        pixels = torch.from_numpy(image).permute(2, 0, 1)
+        return augment(pixels, truth, self.augment, truth.seed, self.flip_pairs)
 
 
 def _as_is(views: list[Any]) -> list[Any]:

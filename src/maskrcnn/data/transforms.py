@@ -1,4 +1,4 @@
-"""Augmentation of a training image together with its boxes and masks.
+"""Augmentation of a training image together with its boxes, masks and key points.
 
 Every function here takes and returns an image (3, h, w) uint8 RGB and its `GroundTruth`. Images are views
 of (h, w, 3) memory, for which torchvision's uint8 kernels are twice as fast. Masks only have their
@@ -12,6 +12,9 @@ two offsets are drawn separately; boxes that no crop cuts stay as annotated.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as F
@@ -20,28 +23,30 @@ from torchvision.transforms.v2 import InterpolationMode
 
 from maskrcnn.config import AugmentConfig
 from maskrcnn.ops.image_io import resize_size
-from maskrcnn.ops.masks import InstanceMasks
 from maskrcnn.structures import GroundTruth
 
 Sample = tuple[Tensor, GroundTruth]
+Pairs = Sequence[tuple[int, int]]  # key points that change places in a mirrored image: left and right
 
 MIN_BOX_SIDE = 1.0  # pixels of the network; what is smaller cannot be seen and is not taught
 
 
-def augment(image: Tensor, truth: GroundTruth, config: AugmentConfig, seed: int) -> Sample:
+def augment(
+    image: Tensor, truth: GroundTruth, config: AugmentConfig, seed: int, flip_pairs: Pairs = ()
+) -> Sample:
     """A random view of a sample: resize or jitter, crop, flips, quarter turn, colour, in this order.
 
     All chance comes from `seed`: the same seed gives the same view. Objects of which the crop leaves
-    nothing, or that end up under a pixel wide or high, are left out.
+    nothing, or that end up under a pixel wide or high, are left out; key points outside become invisible.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
     sample = resize(image, truth, _draw_size(image.shape[1:], config, rng))
     if config.crop_size is not None:
         sample = _random_crop(*sample, config.crop_size, rng)
     if rng.random() < config.horizontal_flip:
-        sample = flip_horizontal(*sample)
+        sample = flip_horizontal(*sample, flip_pairs)
     if rng.random() < config.vertical_flip:
-        sample = flip_vertical(*sample)
+        sample = flip_vertical(*sample, flip_pairs)
     if rng.random() < config.rotate90:
         sample = rotate90(*sample, turns=1 if rng.random() < 0.5 else 3)
     image, truth = sample
@@ -58,14 +63,18 @@ def resize(image: Tensor, truth: GroundTruth, size: tuple[int, int]) -> Sample:
     sx, sy = size[1] / width, size[0] / height
     image = F.resize(image, list(size), InterpolationMode.BILINEAR, antialias=True)
     masks = None if truth.masks is None else truth.masks.resized(sx, sy)
-    return image, _changed(truth, truth.boxes * torch.tensor([sx, sy, sx, sy]), masks)
+    points = None if truth.keypoints is None else truth.keypoints * torch.tensor([sx, sy, 1.0])
+    return image, dataclasses.replace(
+        truth, boxes=truth.boxes * torch.tensor([sx, sy, sx, sy]), masks=masks, keypoints=points
+    )
 
 
 def crop(image: Tensor, truth: GroundTruth, corner: tuple[int, int], size: tuple[int, int]) -> Sample:
     """The window of `size` (H, W) whose upper left pixel is `corner` (y, x); it must lie in the image.
 
     Objects with nothing inside are left out. The box of an object that the window cuts becomes the
-    tight box of the part of its mask inside; without masks, the part of its box inside.
+    tight box of the part of its mask inside; without masks, the part of its box inside. Key points outside
+    become invisible.
     """
     (top, left), (height, width) = corner, size
     window = torch.tensor([left, top, left + width, top + height], dtype=torch.float32)
@@ -79,36 +88,53 @@ def crop(image: Tensor, truth: GroundTruth, corner: tuple[int, int], size: tuple
         boxes[cut] = truth.masks.select(cut.numpy()).tight_boxes(bounds)
         inside &= (boxes[:, 2:] > boxes[:, :2]).all(dim=1)
     masks = None if truth.masks is None else truth.masks.shifted(-left, -top)
-    truth = _changed(truth, boxes - torch.tensor([left, top, left, top], dtype=torch.float32), masks)
+    boxes = boxes - torch.tensor([left, top, left, top], dtype=torch.float32)
+    points = None if truth.keypoints is None else _window(truth.keypoints, window)
+    truth = dataclasses.replace(truth, boxes=boxes, masks=masks, keypoints=points)
     return image[:, top : top + height, left : left + width], _select(truth, inside)
 
 
-def flip_horizontal(image: Tensor, truth: GroundTruth) -> Sample:
-    """Mirror left and right."""
+def flip_horizontal(image: Tensor, truth: GroundTruth, flip_pairs: Pairs = ()) -> Sample:
+    """Mirror left and right; a left hand becomes a right one."""
     width = image.shape[2]
     x0, y0, x1, y1 = truth.boxes.unbind(1)
     masks = None if truth.masks is None else truth.masks.flipped_horizontal(width)
-    return image.flip(2), _changed(truth, torch.stack([width - x1, y0, width - x0, y1], dim=1), masks)
+    boxes = torch.stack([width - x1, y0, width - x0, y1], dim=1)
+    points = truth.keypoints
+    if points is not None:
+        points = _swapped(points, flip_pairs) * torch.tensor([-1.0, 1.0, 1.0]) + torch.tensor(
+            [width, 0.0, 0.0]
+        )
+    return image.flip(2), dataclasses.replace(truth, boxes=boxes, masks=masks, keypoints=points)
 
 
-def flip_vertical(image: Tensor, truth: GroundTruth) -> Sample:
-    """Mirror top and bottom."""
+def flip_vertical(image: Tensor, truth: GroundTruth, flip_pairs: Pairs = ()) -> Sample:
+    """Mirror top and bottom; a left hand becomes a right one here too."""
     height = image.shape[1]
     x0, y0, x1, y1 = truth.boxes.unbind(1)
     masks = None if truth.masks is None else truth.masks.flipped_vertical(height)
-    return image.flip(1), _changed(truth, torch.stack([x0, height - y1, x1, height - y0], dim=1), masks)
+    boxes = torch.stack([x0, height - y1, x1, height - y0], dim=1)
+    points = truth.keypoints
+    if points is not None:
+        points = _swapped(points, flip_pairs) * torch.tensor([1.0, -1.0, 1.0]) + torch.tensor(
+            [0.0, height, 0.0]
+        )
+    return image.flip(1), dataclasses.replace(truth, boxes=boxes, masks=masks, keypoints=points)
 
 
 def rotate90(image: Tensor, truth: GroundTruth, turns: int = 1) -> Sample:
     """`turns` quarter turns counterclockwise, as `torch.rot90` over the image's (H, W)."""
     height, width = image.shape[1:]
     masks = None if truth.masks is None else truth.masks.rotated90(height, width, turns)
-    boxes, w, h = truth.boxes, width, height
+    boxes, points, w, h = truth.boxes, truth.keypoints, width, height
     for _ in range(turns % 4):
         x0, y0, x1, y1 = boxes.unbind(1)
         boxes = torch.stack([y0, w - x1, y1, w - x0], dim=1)
+        if points is not None:
+            points = torch.stack([points[..., 1], w - points[..., 0], points[..., 2]], dim=-1)
         w, h = h, w
-    return image.rot90(turns, (1, 2)), _changed(truth, boxes, masks)
+    truth = dataclasses.replace(truth, boxes=boxes, masks=masks, keypoints=points)
+    return image.rot90(turns, (1, 2)), truth
 
 
 def _draw_size(size: torch.Size, config: AugmentConfig, rng: np.random.Generator) -> tuple[int, int]:
@@ -165,12 +191,25 @@ def _without_specks(truth: GroundTruth) -> GroundTruth:
     return _select(truth, keep)
 
 
-def _changed(truth: GroundTruth, boxes: Tensor, masks: InstanceMasks | None) -> GroundTruth:
-    return GroundTruth(boxes, truth.labels, masks, truth.image_id, truth.seed)
+def _window(points: Tensor, window: Tensor) -> Tensor:
+    """(N, P, 3) in the pixels of a window (x0, y0, x1, y1); what lies outside becomes invisible."""
+    xy, visible = points[..., :2], points[..., 2:]
+    inside = ((xy >= window[:2]) & (xy <= window[2:])).all(dim=-1, keepdim=True)
+    return torch.cat([xy - window[:2], visible * inside], dim=-1)
+
+
+def _swapped(points: Tensor, pairs: Pairs) -> Tensor:
+    order = list(range(points.shape[1]))
+    for a, b in pairs:
+        order[a], order[b] = order[b], order[a]
+    return points[:, order]
 
 
 def _select(truth: GroundTruth, keep: Tensor) -> GroundTruth:
     if keep.all():
         return truth
     masks = None if truth.masks is None else truth.masks.select(keep.numpy())
-    return GroundTruth(truth.boxes[keep], truth.labels[keep], masks, truth.image_id, truth.seed)
+    points = None if truth.keypoints is None else truth.keypoints[keep]
+    return dataclasses.replace(
+        truth, boxes=truth.boxes[keep], labels=truth.labels[keep], masks=masks, keypoints=points
+    )
