@@ -123,6 +123,7 @@ class FPNConfig:
     out_channels: int = 256
     norm: Norm = "none"
     top_down: bool = True  # False: one 1x1 convolution and ReLU a level; P6 is P5 max-pooled by 2
+    level_epsilon: float = 1e-8  # in the rule that gives a RoI its level, see `models.pooling`
 
 
 @dataclass(kw_only=True, slots=True)
@@ -146,6 +147,7 @@ class RPNConfig:
     nms_threshold: float = 0.7
     smooth_l1_beta: float = 0.0  # 0: plain L1
     normalize_by: Literal["num_samples", "sampled"] = "num_samples"  # sampled: those that there were
+    ignore_padding: bool = False  # anchors beyond an image's own padded size are not in the loss
     loss_weight: float = 1.0
 
 
@@ -178,7 +180,6 @@ class BoxHeadConfig:
     iou_positive: float = 0.5
     best_reassigns: bool = False  # as for anchors
     limit_shrinking: bool = False  # as for anchors
-    level_epsilon: float = 1e-8  # in the rule that gives a RoI its level, see `models.pooling`
     smooth_l1_beta: float = 0.0
     score_threshold: float = 0.05
     nms_threshold: float = 0.5
@@ -199,7 +200,6 @@ class MaskHeadConfig:
     norm: Norm = "none"
     class_agnostic: bool = False
     threshold: float = 0.5  # probability from which a pixel belongs to the mask
-    level_epsilon: float = 1e-8  # as for boxes
     targets: Literal["polygons", "bitmaps"] = "polygons"  # bitmaps: of polygons too, read by RoIAlign
     loss_weight: float = 1.0
 
@@ -235,6 +235,15 @@ class ModelConfig:
     box_head: BoxHeadConfig = field(default_factory=BoxHeadConfig)
     mask_head: MaskHeadConfig | None = field(default_factory=MaskHeadConfig)
     keypoint_head: KeypointHeadConfig | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class TTAConfig:
+    """Test-time augmentation: a picture is looked at in several sizes, and mirrored, and the views are merged."""
+
+    min_sizes: tuple[int, ...] = (400, 500, 600, 700, 800, 900, 1000, 1100, 1200)  # of the shortest side
+    max_size: int = 4000
+    horizontal_flip: bool = True  # each size mirrored too
 
 
 @dataclass(kw_only=True, slots=True)

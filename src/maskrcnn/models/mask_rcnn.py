@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from maskrcnn.backbones.fpn import FPNBackbone, LastMap
 from maskrcnn.backbones.layers import fold_frozen_norms
-from maskrcnn.config import ModelConfig
+from maskrcnn.config import ModelConfig, TTAConfig
 from maskrcnn.errors import UserError
 from maskrcnn.models.box_head import BoxHead, Detections
 from maskrcnn.models.cascade import CascadeHead
@@ -85,13 +85,19 @@ class MaskRCNN(nn.Module):
     def detect(self, batch: ImageBatch, score_threshold: float | None = None) -> list[Instances]:
         """The detections of each image, in its original pixels, of a score above the threshold: by default the
         model's own."""
-        features = self.backbone(batch.pixels)
-        proposals = self.rpn(features, batch.image_sizes)
-        features = self.roi_features(features)
+        return self.describe(*self.detect_boxes(batch, score_threshold), batch)
+
+    def detect_boxes(
+        self, batch: ImageBatch, score_threshold: float | None = None
+    ) -> tuple[RoIFeatures, list[Detections]]:
+        """The detections of each image, in the network's pixels, and the features that they were found in."""
+        maps = self.backbone(batch.pixels)
+        proposals = self.rpn(maps, batch.image_sizes)
+        features = self.roi_features(maps)
         detections = self.box_head(
             features, proposals, batch.image_sizes, score_threshold, batch.original_sizes
         )
-        return self.describe(features, detections, batch)
+        return features, detections
 
     def describe(
         self, features: RoIFeatures, detections: list[Detections], batch: ImageBatch
@@ -116,7 +122,10 @@ class MaskRCNN(nn.Module):
     def roi_features(self, features: list[Tensor]) -> RoIFeatures:
         """What the heads read, of the backbone's maps: those of a pyramid but its last, or the only one."""
         levels = self.backbone.num_roi_levels
-        return RoIFeatures(features[:levels], self.backbone.strides[:levels], self.res5)
+        strides, fpn = self.backbone.strides[:levels], self.config.fpn
+        if fpn is None:
+            return RoIFeatures(features[:levels], strides, self.res5)
+        return RoIFeatures(features[:levels], strides, level_epsilon=fpn.level_epsilon)
 
     def _finish(
         self,
@@ -181,6 +190,7 @@ class MaskRCNN(nn.Module):
         min_size: int | None = ...,
         max_size: int | None = ...,
         score_threshold: float | None = ...,
+        tta: TTAConfig | None = ...,
     ) -> Instances: ...
     @overload
     def predict(
@@ -190,6 +200,7 @@ class MaskRCNN(nn.Module):
         min_size: int | None = ...,
         max_size: int | None = ...,
         score_threshold: float | None = ...,
+        tta: TTAConfig | None = ...,
     ) -> list[Instances]: ...
     def predict(
         self,
@@ -198,35 +209,53 @@ class MaskRCNN(nn.Module):
         min_size: int | None = None,
         max_size: int | None = None,
         score_threshold: float | None = None,
+        tta: TTAConfig | None = None,
     ) -> Instances | list[Instances]:
         """Detect the objects of a picture, or of each of several.
 
         images: a path or an (H, W, 3) uint8 RGB array; a list of these gives a list.
         min_size, max_size: shortest and longest side that the network sees, by default the model's own.
         score_threshold: only detections of a score above it; by default the model's own threshold, 0.05.
+        tta: look at each picture in these sizes and mirrored, instead of once, and merge what is found.
+
+        What else a model goes by is in its config, to be changed before: `config.box_head` (nms_threshold,
+        class_agnostic_nms, detections_per_image) and `config.mask_head` (threshold).
 
         Raises:
-            UserError: a file that cannot be read, an array of another shape or type.
+            UserError: a file that cannot be read, an array of another shape or type, sizes given in both ways.
         """
         if isinstance(images, str | Path | np.ndarray):
-            return self._predict_one(images, min_size, max_size, score_threshold)
-        return [self._predict_one(image, min_size, max_size, score_threshold) for image in images]
+            return self._predict_one(images, min_size, max_size, score_threshold, tta)
+        return [self._predict_one(image, min_size, max_size, score_threshold, tta) for image in images]
 
     def _predict_one(
-        self, picture: Picture, min_size: int | None, max_size: int | None, score_threshold: float | None
+        self,
+        picture: Picture,
+        min_size: int | None,
+        max_size: int | None,
+        score_threshold: float | None,
+        tta: TTAConfig | None,
     ) -> Instances:
         image = picture if isinstance(picture, np.ndarray) else read_image(picture)
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise UserError(
                 f"predict: expected an (H, W, 3) uint8 RGB array, got {image.shape} {image.dtype}. Convert it first."
             )
-        original = (image.shape[0], image.shape[1])
-        c = self.config.input
-        size = resize_size(*original, min_size or c.min_size, max_size or c.max_size, c.resize)
-        resized = resize_image(image, size, c.resize)
-        resized = torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1)
+        if tta is not None and (min_size is not None or max_size is not None):
+            raise UserError("predict: expected sizes in tta or as min_size and max_size, got both.")
         was_training = self.training
-        instances = self.eval().detect(self.preprocess([resized], [original]), score_threshold)[0]
+        self.eval()
+        if tta is None:
+            original = (image.shape[0], image.shape[1])
+            c = self.config.input
+            size = resize_size(*original, min_size or c.min_size, max_size or c.max_size, c.resize)
+            resized = resize_image(image, size, c.resize)
+            resized = torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1)
+            instances = self.detect(self.preprocess([resized], [original]), score_threshold)[0]
+        else:
+            from maskrcnn.models.tta import detect_in_views
+
+            instances = detect_in_views(self, image, tta, score_threshold)
         self.train(was_training)
         instances.image = picture
         return instances
