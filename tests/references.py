@@ -6,6 +6,7 @@ very same model stands here without the original's code.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import warnings
@@ -19,9 +20,7 @@ from maskrcnn import presets
 from maskrcnn.models.build import build_model
 from maskrcnn.models.detectron2_keys import to_detectron2
 from maskrcnn.models.mask_rcnn import MaskRCNN
-
-# Training cases and 1x models use the weights of their 3x twin.
-CONFIG_NAMES = {"mask_rcnn_R_50_FPN_3x": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x"}
+from maskrcnn.models.mmdetection_keys import to_mmdetection
 
 
 def load_module(path: Path) -> ModuleType:
@@ -39,12 +38,37 @@ def filled_detectron2_model(folder: Path, name: str) -> tuple[MaskRCNN, str]:
     """Our model of a preset with the reference's weights, and the sha256 of these."""
     fill = load_module(folder / "fill.py")
     model = build_model(presets.get(name).model)
-    theirs = {}
-    for key, value in model.state_dict().items():
-        renamed = to_detectron2(key)
-        assert renamed is not None
-        theirs[renamed] = value
-    return model, fill.fill_(theirs, seed=0, gains=fill.GAINS[CONFIG_NAMES[name]])
+    gains = next(gains for config, gains in fill.GAINS.items() if config.split("/")[1] == name)
+    return model, fill.fill_(detectron2_state(model), seed=0, gains=gains)
+
+
+def filled_mmdetection_model(
+    folder: Path, name: str, case: dict[str, np.ndarray]
+) -> tuple[MaskRCNN, dict[str, torch.Tensor], str]:
+    """Our model of a preset with the reference's weights, these by MMDetection's names, and their sha256.
+
+    case: a file of the reference of this model, for the entries that it overrides.
+    """
+    fill = load_module(folder / "fill.py")
+    model = build_model(presets.get(name).model)
+    fpn = model.config.fpn
+    assert fpn is not None
+    state = {to_mmdetection(n, pyramid=fpn.top_down): value for n, value in model.state_dict().items()}
+    fill.fill_(state, seed=0)
+    for key, value in case.items():
+        if key.startswith("override/"):
+            state[key.removeprefix("override/")].copy_(torch.from_numpy(value))
+    digest = hashlib.sha256()
+    for key in sorted(k for k, value in state.items() if value.is_floating_point()):
+        digest.update(key.encode() + state[key].numpy().tobytes())
+    return model, state, digest.hexdigest()
+
+
+def detectron2_state(model: MaskRCNN) -> dict[str, torch.Tensor]:
+    """The model's own tensors by detectron2's names."""
+    pyramid = model.config.fpn is not None
+    state = {to_detectron2(name, pyramid=pyramid): value for name, value in model.state_dict().items()}
+    return {name: value for name, value in state.items() if name is not None}
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
