@@ -1,14 +1,8 @@
-"""One self-contained HTML page about a run: scores, curves, pictures, settings. No scripts, nothing to fetch.
-
-Pictures are embedded as JPEG, curves are drawn as inline SVG, colours follow the reader's light or dark mode.
-Text that comes from data (class names, captions) is escaped.
-"""
+"""The page about a run: scores, curves, pictures, settings. Curves are drawn as inline SVG."""
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from maskrcnn.engine.runlog import read_log
-from maskrcnn.files import write_atomic
+from maskrcnn.report.page import bar, cards_of, data_uri, section, write_page
 
 KIND_TITLES = {"bbox": "Box", "segm": "Mask", "keypoints": "Key points"}
 _LOSS_TITLES = {
@@ -98,36 +92,17 @@ def write_report(
     """
     log = read_log(Path(log_path))
     sections = [
-        _section("Scores", _scores_table(scores.numbers), "On images that were not trained on."),
-        _section("Pictures", _gallery(panels), "Left: ground truth. Right: prediction."),
-        _section("Curves", _curves(log, scores.precision)),
-        _section("Classes", _class_table(scores)),
-        _section("Time", _time_bars(times or {})),
-        _section("Settings", _settings(log)),
+        section("Scores", _scores_table(scores.numbers), "On images that were not trained on."),
+        section("Pictures", _gallery(panels), "Left: ground truth. Right: prediction."),
+        section("Curves", _curves(log, scores.precision)),
+        section("Classes", _class_table(scores)),
+        section("Time", _time_bars(times or {})),
+        section("Settings", _settings(log)),
     ]
-    body = "\n".join([_header(title, lead, _cards(scores.numbers, log)), *sections])
-    head = (
-        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
-    )
-    write_atomic(
-        path,
-        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{body}\n</main></body></html>\n',
-    )
-    return Path(path)
+    return write_page(path, title, lead, _cards(scores.numbers, log), sections)
 
 
 # ------------------------------------------------------------------------------------------- sections
-
-
-def _header(title: str, lead: str, cards: str) -> str:
-    return f"<header><h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p>{cards}</header>"
-
-
-def _section(title: str, content: str, note: str = "") -> str:
-    """Empty content gives no section."""
-    note = f'<p class="note">{html.escape(note)}</p>' if note else ""
-    return f"<section><h2>{html.escape(title)}</h2>{note}{content}</section>" if content else ""
 
 
 def _cards(numbers: Mapping[str, Mapping[str, float]], log: Sequence[Mapping[str, Any]]) -> str:
@@ -145,8 +120,7 @@ def _cards(numbers: Mapping[str, Mapping[str, float]], log: Sequence[Mapping[str
     parameters = next((e["parameters"] for e in log if e["kind"] == "config" and "parameters" in e), None)
     if parameters:
         cards.append((f"{parameters / 1e6:.2f} M", "parameters"))
-    items = "".join(f"<div><b>{html.escape(v)}</b><span>{html.escape(k)}</span></div>" for v, k in cards)
-    return f'<div class="cards">{items}</div>'
+    return cards_of(cards)
 
 
 def _scores_table(numbers: Mapping[str, Mapping[str, float]]) -> str:
@@ -165,7 +139,7 @@ def _class_table(scores: Scores) -> str:
     head = "<tr><th>Class</th>" + "".join(f"<th>{KIND_TITLES[k]} AP</th>" for k in kinds) + "</tr>"
     rows = []
     for name, row in scores.per_class.items():
-        cells = "".join(f"<td>{_bar(row.get(k))}{_score(row.get(k))}</td>" for k in kinds)
+        cells = "".join(f"<td>{bar(row.get(k))}{_score(row.get(k))}</td>" for k in kinds)
         rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
     return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>' if rows else ""
 
@@ -217,7 +191,7 @@ def _curves(log: Sequence[Mapping[str, Any]], precision: Sequence[Curve]) -> str
 def _time_bars(times: Mapping[str, float]) -> str:
     total = sum(times.values())
     rows = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{_bar(seconds / total)}{_duration(seconds)}</td></tr>"
+        f"<tr><th>{html.escape(name)}</th><td>{bar(seconds / total)}{_duration(seconds)}</td></tr>"
         for name, seconds in times.items()
     )
     whole = f"<tr><th>Together</th><td>{_duration(total)}</td></tr>"
@@ -246,15 +220,6 @@ def _settings(log: Sequence[Mapping[str, Any]]) -> str:
 # ---------------------------------------------------------------------------------------------- parts
 
 
-def data_uri(image: np.ndarray, quality: int = 88) -> str:
-    """An (H, W, 3) uint8 picture as a JPEG inside a URI."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=quality)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
 def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
@@ -263,11 +228,6 @@ def _score(value: Any) -> str:
     """COCO's -1 and what is not finite stand for nothing to score."""
     number = _number(value)
     return f"{number:.3f}" if math.isfinite(number) and number >= 0 else "–"
-
-
-def _bar(share: Any) -> str:
-    width = _number(share)
-    return f'<i class="bar" style="width:{100 * min(width, 1):.0f}px"></i>' if width >= 0 else ""
 
 
 def _duration(seconds: Any) -> str:
@@ -375,48 +335,3 @@ def ticks(largest: float) -> list[float]:
     unit = 10 ** math.floor(math.log10(raw))
     step = next(m * unit for m in (1, 2, 2.5, 5, 10) if m * unit >= raw * 0.999)
     return [round(i * step, 10) for i in range(math.ceil(largest / step - 1e-6) + 1)]
-
-
-_STYLE = """
-:root{color-scheme:light dark;--bg:#fafaf9;--card:#fff;--ink:#1c1d22;--dim:#686b76;--line:#e3e3e6;--soft:#eef1f6;
---c0:#2563eb;--c1:#e8590c;--c2:#0f9d76;--c3:#b83280;--c4:#8b6c00;--c5:#6d4bd8;--c6:#0b8aa8;--c7:#c92a2a}
-@media(prefers-color-scheme:dark){:root{--bg:#131418;--card:#1c1e24;--ink:#e9e9ee;--dim:#9a9dab;--line:#30333c;
---soft:#262a34;--c0:#74a3ff;--c1:#ff9f5c;--c2:#4fd1a8;--c3:#f08bc3;--c4:#e2c044;--c5:#b39cff;--c6:#5cc8e0;--c7:#ff8080}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:1080px;margin:0 auto;padding:28px 16px 60px}
-h1{font-size:1.9rem;line-height:1.2;margin:0 0 6px;letter-spacing:-.02em}
-h2{font-size:1.2rem;margin:0 0 4px}
-header p,.note{color:var(--dim);margin:0 0 14px}
-section{margin-top:36px}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(132px,1fr));gap:10px;margin-top:18px}
-.cards div{background:var(--card);border:1px solid var(--line);border-radius:12px;padding:12px 14px}
-.cards b{display:block;font-size:1.45rem;line-height:1.25;font-variant-numeric:tabular-nums}
-.cards span{color:var(--dim);font-size:.85rem}
-.scroll{overflow-x:auto;background:var(--card);border:1px solid var(--line);border-radius:12px;margin-top:10px}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:6px 14px;text-align:right;white-space:nowrap}
-th:first-child,.words{text-align:left}
-.words{color:var(--dim);width:60%;white-space:normal}
-tr+tr>*{border-top:1px solid var(--line)}
-tr>th:first-child{font-weight:600}
-.bar{display:inline-block;height:8px;border-radius:4px;background:var(--c0);margin-right:10px;vertical-align:middle;opacity:.75}
-figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:12px;padding:10px}
-figcaption{font-size:.88rem;color:var(--dim);padding:2px 4px 6px}
-.gallery{columns:2 420px;column-gap:12px}
-.gallery figure{break-inside:avoid;margin-bottom:12px}
-.pair{display:grid;grid-template-columns:1fr 1fr;gap:6px;align-items:start}
-.pair img{width:100%;height:auto;display:block;border-radius:6px}
-.gallery figcaption{padding:6px 4px 0}
-.charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));gap:12px;margin-top:10px}
-svg{width:100%;height:auto;display:block}
-svg text{fill:var(--dim);font-size:12px}
-.grid{stroke:var(--line);stroke-width:1}
-polyline{fill:none;stroke-width:2;stroke-linejoin:round}
-.legend{display:flex;flex-wrap:wrap;gap:4px 14px;padding:6px 4px 0;font-size:.85rem}
-.legend i{display:inline-block;width:12px;height:4px;border-radius:2px;margin-right:6px;vertical-align:middle}
-details{margin-top:10px}
-summary{cursor:pointer;color:var(--dim)}
-pre{background:var(--soft);border-radius:12px;padding:14px;overflow-x:auto;font-size:.8rem;line-height:1.4}
-@media(max-width:560px){th,td{padding:6px 9px}.words{min-width:150px}}
-"""
