@@ -29,9 +29,26 @@ class FPN(nn.Module):
         for feature, lateral, output in zip(
             features[-2::-1], self.lateral[-2::-1], self.output[-2::-1], strict=True
         ):
-            top = F.interpolate(top, scale_factor=2.0, mode="nearest").add_(lateral(feature))
+            top = F.interpolate(top, size=feature.shape[-2:], mode="nearest").add_(lateral(feature))
             levels.insert(0, output(top))
         return [*levels, F.max_pool2d(levels[-1], kernel_size=1, stride=2)]
+
+
+class LevelConvs(nn.Module):
+    """In the place of the pyramid for bodies that mix their levels themselves: a 1x1 convolution and ReLU a level.
+
+    forward: the stages' maps, finest first -> [P2, P3, P4, P5, P6], all with `out_channels`; P6 is P5 max-pooled.
+    """
+
+    def __init__(self, in_channels: list[int], config: FPNConfig) -> None:
+        super().__init__()
+        self.lateral = nn.ModuleList(
+            Conv(c, config.out_channels, 1, norm=config.norm, relu=True) for c in in_channels
+        )
+
+    def forward(self, features: list[Tensor]) -> list[Tensor]:
+        levels = [conv(feature) for conv, feature in zip(self.lateral, features, strict=True)]
+        return [*levels, F.max_pool2d(levels[-1], kernel_size=2, stride=2)]
 
 
 class FPNBackbone(nn.Module):
@@ -40,7 +57,7 @@ class FPNBackbone(nn.Module):
     def __init__(self, body: nn.Module, out_channels: dict[str, int], config: FPNConfig) -> None:
         super().__init__()
         self.body = body
-        self.fpn = FPN(list(out_channels.values()), config)
+        self.fpn = (FPN if config.top_down else LevelConvs)(list(out_channels.values()), config)
         self.out_channels = config.out_channels
         self.strides = (4, 8, 16, 32, 64)
         self.num_roi_levels = 4  # P6 is the RPN's alone

@@ -76,8 +76,14 @@ def build_body(config: ModelConfig) -> tuple[nn.Module, dict[str, int]]:
             from maskrcnn.backbones.internimage import InternImage
 
             body = InternImage(config.backbone)
+        case ViTConfig(adapter=None):
+            from maskrcnn.backbones.vit import ViT
+
+            body = ViT(config.backbone)
         case ViTConfig():
-            raise NotImplementedError
+            from maskrcnn.backbones.vit_adapter import ViTAdapter
+
+            body = ViTAdapter(config.backbone)
     return body, body.out_channels
 
 

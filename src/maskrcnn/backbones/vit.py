@@ -1,0 +1,296 @@
+"""Plain vision transformer for detection: Dosovitskiy et al. 2020 (arXiv 2010.11929), with window and global attention
+as in Li et al. 2022 (arXiv 2203.16527) and ViT-Adapter's baselines; the originals' parameter names.
+
+Attention is over windows of 14 x 14 places, except in a few blocks, where it is over all of them. Windows that reach
+over the edge are filled up, and nothing masks the filling: its keys take part with logit 0 and value 0. There is no
+class token and no last norm. Uni-Perceiver's transformer (Zhu et al. 2021, arXiv 2112.01522) is the same but for its
+names, its embedding and what windows are filled with: the projection of nothing, which is the bias.
+
+Shape letters: B images, H x W patches an image, N = H * W tokens, C channels, M heads, T x T places a window.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.ops import stochastic_depth
+
+from maskrcnn.config import ViTConfig
+
+Size = tuple[int, int]  # (H, W) in patches
+
+
+class Trunk(nn.Module):
+    """The embedding of patches and the blocks; what becomes of them is the business of the two classes on it, `ViT`
+    here and `ViTAdapter`."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.eps = 1e-5 if config.uni_perceiver else 1e-6
+        block = UniPerceiverBlock if config.uni_perceiver else Block
+        blocks = nn.ModuleList(
+            block(
+                config.dim,
+                config.num_heads,
+                int(config.dim * config.mlp_ratio),
+                window=None if i in config.global_blocks else config.window_size,
+                drop_path=config.drop_path * i / max(1, config.depth - 1),
+                eps=self.eps,
+            )
+            for i in range(config.depth)
+        )
+        grid = config.pretrain_size // config.patch_size
+        if config.uni_perceiver:
+            self.visual_embed = UniPerceiverEmbed(config.dim, config.patch_size, grid, self.eps)
+            self.layers = blocks
+        else:
+            self.patch_embed = PatchEmbed(config.dim, config.patch_size)
+            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid**2, config.dim))  # first: a class token's, unused
+            self.blocks = blocks
+            nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def embed(self, pixels: Tensor) -> tuple[Tensor, Size]:
+        """(B, 3, h, w) -> tokens (B, N, C) and their (H, W)."""
+        size = (pixels.shape[2] // self.config.patch_size, pixels.shape[3] // self.config.patch_size)
+        if self.config.uni_perceiver:
+            return self.visual_embed(pixels, size), size
+        return self.patch_embed(pixels) + resize_embedding(self.pos_embed[:, 1:], size), size
+
+    def run_blocks(self, x: Tensor, size: Size, first: int, last: int) -> Tensor:
+        """The blocks from `first` to `last`, both of them included: (B, N, C) -> the same."""
+        blocks = self.layers if self.config.uni_perceiver else self.blocks
+        for i in range(first, last + 1):
+            x = self.recomputed(blocks[i], x, size)
+        return x
+
+    def recomputed(self, module: nn.Module, *args: object) -> Tensor:
+        """module(*args), whose inner results are, with `checkpointing`, computed again in the backward pass."""
+        if self.config.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(module, *args, use_reentrant=False)
+        return module(*args)
+
+
+class ViT(Trunk):
+    """A pyramid from the outputs of each quarter of the blocks, whose last one is global in the published models.
+
+    forward: (B, 3, h, w) -> {"c2": (B, C, h/4, w/4), ..., "c5": (B, C, h/32, w/32)}.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
+        dim = config.dim
+        for i in range(1, 5):
+            self.add_module(f"norm{i}", nn.LayerNorm(dim, eps=self.eps))
+        self.up1 = nn.Sequential(
+            nn.ConvTranspose2d(dim, dim, 2, stride=2),
+            nn.GroupNorm(32, dim),
+            nn.GELU(),
+            nn.ConvTranspose2d(dim, dim, 2, stride=2),
+        )
+        self.up2 = nn.ConvTranspose2d(dim, dim, 2, stride=2)
+        self.up3 = nn.Identity()
+        self.up4 = nn.MaxPool2d(2)
+        self.out_channels = {f"c{level}": dim for level in range(2, 6)}
+        self.strides = {f"c{level}": 2**level for level in range(2, 6)}
+        self.apply(initialize)
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        x, size = self.embed(pixels)
+        outputs = {}
+        for i in range(1, 5):
+            x = self.run_blocks(
+                x, size, self.config.depth * (i - 1) // 4, self.config.depth * i // 4 - 1
+            )
+            y = as_map(self.get_submodule(f"norm{i}")(x), size)
+            outputs[f"c{i + 1}"] = self.get_submodule(f"up{i}")(y)
+        return outputs
+
+
+class PatchEmbed(nn.Module):
+    """(B, 3, h, w) -> (B, N, C)."""
+
+    def __init__(self, dim: int, patch_size: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return as_tokens(self.proj(pixels))
+
+
+class UniPerceiverEmbed(nn.Module):
+    """(B, 3, h, w) -> (B, N, C), with the embeddings of the places, and normalised."""
+
+    def __init__(self, dim: int, patch_size: int, grid: int, eps: float) -> None:
+        super().__init__()
+        self.patch_embed = UniPerceiverPatchEmbed(dim, patch_size, grid)
+        self.embeddings_norm = nn.LayerNorm(dim, eps=eps)
+
+    def forward(self, pixels: Tensor, size: Size) -> Tensor:
+        return self.embeddings_norm(self.patch_embed(pixels, size))
+
+
+class UniPerceiverPatchEmbed(nn.Module):
+    """Made for videos of up to eight frames; an image is the first frame of one."""
+
+    def __init__(self, dim: int, patch_size: int, grid: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.spatial_pos_embed = nn.Embedding(grid**2, dim)
+        self.temporal_pos_embed = nn.Embedding(8, dim)
+
+    def forward(self, pixels: Tensor, size: Size) -> Tensor:
+        places = resize_embedding(self.spatial_pos_embed.weight[None], size)
+        return as_tokens(self.proj(pixels)) + (places + self.temporal_pos_embed.weight[0])
+
+
+class Block(nn.Module):
+    """Attention, then an MLP, each after a norm, with a scale a channel and a residual: (B, N, C) -> the same."""
+
+    def __init__(
+        self, dim: int, num_heads: int, hidden_dim: int, *, window: int | None, drop_path: float, eps: float
+    ) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = Attention(dim, num_heads, window)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = MLP(dim, hidden_dim)
+        self.gamma1 = nn.Parameter(torch.ones(dim))
+        self.gamma2 = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        x = x + stochastic_depth(
+            self.gamma1 * self.attn(self.norm1(x), size), self.drop_path, "row", self.training
+        )
+        return x + stochastic_depth(
+            self.gamma2 * self.mlp(self.norm2(x)), self.drop_path, "row", self.training
+        )
+
+
+class UniPerceiverBlock(nn.Module):
+    """The same under Uni-Perceiver's names. Its scales start at 0."""
+
+    def __init__(
+        self, dim: int, num_heads: int, hidden_dim: int, *, window: int | None, drop_path: float, eps: float
+    ) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.self_attn = UniPerceiverAttention(dim, num_heads, window)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.linear1 = nn.Linear(dim, hidden_dim)
+        self.linear2 = nn.Linear(hidden_dim, dim)
+        self.gamma_1 = nn.Parameter(torch.zeros(dim))
+        self.gamma_2 = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        attended = self.self_attn(self.norm1(x), size)
+        x = x + self.gamma_1 * stochastic_depth(attended, self.drop_path, "row", self.training)
+        y = self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        return x + self.gamma_2 * stochastic_depth(y, self.drop_path, "row", self.training)
+
+
+class MLP(nn.Module):
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Attention(nn.Module):
+    """Self-attention over windows of `window` squared places, or over all: (B, N, C) -> the same."""
+
+    def __init__(self, dim: int, num_heads: int, window: int | None) -> None:
+        super().__init__()
+        self.num_heads, self.window = num_heads, window
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        qkv = self.qkv(x)
+        return self.proj(attend(qkv, size, self.num_heads, self.window, qkv.new_zeros(())))
+
+
+class UniPerceiverAttention(nn.Module):
+    def __init__(self, dim: int, num_heads: int, window: int | None) -> None:
+        super().__init__()
+        self.num_heads, self.window = num_heads, window
+        self.in_proj = nn.Linear(dim, 3 * dim)
+        self.out_proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, size: Size) -> Tensor:
+        qkv = self.in_proj(x)
+        return self.out_proj(attend(qkv, size, self.num_heads, self.window, self.in_proj.bias.to(qkv.dtype)))
+
+
+def attend(qkv: Tensor, size: Size, num_heads: int, window: int | None, filling: Tensor) -> Tensor:
+    """Attention of the queries, keys and values (B, N, 3 C) within windows, or among all: (B, N, C).
+
+    Windows beyond the edge are filled with `filling`, (3 C,) or a scalar.
+    """
+    if window is None:
+        return _attend(qkv, num_heads)
+    windows = to_windows(qkv, size, window, filling)
+    return from_windows(_attend(windows, num_heads), size, window)
+
+
+def _attend(qkv: Tensor, num_heads: int) -> Tensor:
+    q, k, v = qkv.unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def to_windows(x: Tensor, size: Size, window: int, filling: Tensor) -> Tensor:
+    """(B, N, C) -> (B * windows, T * T, C)."""
+    (B, _, C), (H, W) = x.shape, size
+    down, right = -(-H // window), -(-W // window)
+    x = x.view(B, H, W, C)
+    if (H, W) != (down * window, right * window):
+        padded = filling.expand(B, down * window, right * window, C).clone()
+        padded[:, :H, :W] = x
+        x = padded
+    return x.view(B, down, window, right, window, C).transpose(2, 3).reshape(-1, window * window, C)
+
+
+def from_windows(windows: Tensor, size: Size, window: int) -> Tensor:
+    """(B * windows, T * T, C) -> (B, N, C)."""
+    H, W = size
+    down, right = -(-H // window), -(-W // window)
+    x = windows.view(-1, down, right, window, window, windows.shape[-1]).transpose(2, 3)
+    x = x.reshape(-1, down * window, right * window, windows.shape[-1])
+    return x[:, :H, :W].reshape(len(x), H * W, -1)
+
+
+def resize_embedding(embedding: Tensor, size: Size) -> Tensor:
+    """A square grid's embedding (1, G * G, C) at another size: (1, N, C), bicubic."""
+    grid = round(embedding.shape[1] ** 0.5)
+    if size == (grid, grid):
+        return embedding
+    square = as_map(embedding, (grid, grid))
+    return as_tokens(F.interpolate(square, size=size, mode="bicubic", align_corners=False))
+
+
+def as_map(tokens: Tensor, size: Size) -> Tensor:
+    """(B, N, C) -> (B, C, H, W), channels-last, without a copy."""
+    return tokens.transpose(1, 2).unflatten(2, size)
+
+
+def as_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, N, C), without a copy where the map is channels-last."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def initialize(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+        fan_out = module.weight[0, 0].numel() * module.out_channels // module.groups
+        nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

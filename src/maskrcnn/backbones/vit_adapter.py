@@ -1,0 +1,247 @@
+"""ViT-Adapter: Chen et al. 2022 (arXiv 2205.08534), with the original's parameter names.
+
+Beside a plain ViT stands a small convolutional network, the spatial prior, whose maps of strides 8, 16 and 32 are one
+sequence of tokens. Four times on the way they exchange by deformable attention: an injector adds them to the ViT's
+tokens, a few blocks run, and an extractor adds the ViT's tokens to them. What comes of both is the pyramid.
+
+Shape letters: B images, H x W patches an image (stride 16), N = H * W tokens of the ViT, S = (4 + 1 + 1/4) N tokens of
+the prior, C channels, Q queries, M heads, L maps, P points a map.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import stochastic_depth
+
+from maskrcnn.backbones.layers import make_norm
+from maskrcnn.backbones.vit import Size, Trunk, as_map, as_tokens, initialize
+from maskrcnn.config import AdapterConfig, Norm, ViTConfig
+from maskrcnn.ops.deformable import ms_deform_attn
+
+NORM: Norm = "sync_bn"  # batch normalisation over all processes; over the only one, a plain one
+
+
+class ViTAdapter(Trunk):
+    """forward: (B, 3, h, w) -> {"c2": (B, C, h/4, w/4), ..., "c5": (B, C, h/32, w/32)}; h and w multiples of 32."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__(config)
+        assert config.adapter is not None
+        adapter, dim = config.adapter, config.dim
+        self.level_embed = nn.Parameter(torch.zeros(3, dim))
+        self.spm = SpatialPrior(dim, adapter.conv_channels)
+        last = len(adapter.interactions) - 1
+        self.interactions = nn.ModuleList(
+            Interaction(dim, adapter, drop_path=config.drop_path, eps=self.eps, num_extra=2 * (i == last))
+            for i in range(last + 1)
+        )
+        self.up = nn.ConvTranspose2d(dim, dim, 2, stride=2)
+        for i in range(1, 5):
+            self.add_module(f"norm{i}", make_norm(NORM, dim))
+        self.out_channels = {f"c{level}": dim for level in range(2, 6)}
+        self.strides = {f"c{level}": 2**level for level in range(2, 6)}
+        self.apply(initialize)
+        self.apply(_start_deformable_attention)
+        nn.init.normal_(self.level_embed)
+
+    def forward(self, pixels: Tensor) -> dict[str, Tensor]:
+        assert self.config.adapter is not None
+        c1, *levels = self.spm(pixels)
+        c = torch.cat([level + embed for level, embed in zip(levels, self.level_embed, strict=True)], dim=1)
+        x, size = self.embed(pixels)
+        for interaction, (first, last) in zip(
+            self.interactions, self.config.adapter.interactions, strict=True
+        ):
+            x = self.recomputed(interaction.injector, x, c, size)
+            x = self.run_blocks(x, size, first, last)
+            for extractor in (interaction.extractor, *interaction.extra_extractors):
+                c = self.recomputed(extractor, c, x, size)
+        return self._pyramid(c1, c, x, size)
+
+    def _pyramid(self, c1: Tensor, c: Tensor, x: Tensor, size: Size) -> dict[str, Tensor]:
+        sizes = pyramid(size)
+        c2, c3, c4 = (
+            as_map(level, s) for level, s in zip(c.split([h * w for h, w in sizes], 1), sizes, strict=True)
+        )
+        vit = as_map(x, size)
+        outputs = {}
+        for i, level in enumerate((self.up(c2) + c1, c2, c3, c4)):
+            added = vit if i == 2 else F.interpolate(vit, scale_factor=2.0 ** (2 - i), mode="bilinear")
+            outputs[f"c{i + 2}"] = self.get_submodule(f"norm{i + 1}")(level + added)
+        return outputs
+
+
+class SpatialPrior(nn.Module):
+    """(B, 3, h, w) -> the map of stride 4, (B, C, h/4, w/4), and the tokens of strides 8, 16 and 32."""
+
+    def __init__(self, dim: int, channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            *_conv_norm_relu(3, channels, stride=2),
+            *_conv_norm_relu(channels, channels, stride=1),
+            *_conv_norm_relu(channels, channels, stride=1),
+            nn.MaxPool2d(3, stride=2, padding=1),
+        )
+        self.conv2 = nn.Sequential(*_conv_norm_relu(channels, 2 * channels, stride=2))
+        self.conv3 = nn.Sequential(*_conv_norm_relu(2 * channels, 4 * channels, stride=2))
+        self.conv4 = nn.Sequential(*_conv_norm_relu(4 * channels, 4 * channels, stride=2))
+        self.fc1 = nn.Conv2d(channels, dim, 1)
+        self.fc2 = nn.Conv2d(2 * channels, dim, 1)
+        self.fc3 = nn.Conv2d(4 * channels, dim, 1)
+        self.fc4 = nn.Conv2d(4 * channels, dim, 1)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        c1 = self.stem(pixels)
+        c2 = self.conv2(c1)
+        c3 = self.conv3(c2)
+        c4 = self.conv4(c3)
+        return self.fc1(c1), as_tokens(self.fc2(c2)), as_tokens(self.fc3(c3)), as_tokens(self.fc4(c4))
+
+
+def _conv_norm_relu(in_channels: int, out_channels: int, *, stride: int) -> list[nn.Module]:
+    norm = make_norm(NORM, out_channels)
+    assert norm is not None
+    conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
+    return [conv, norm, nn.ReLU(inplace=True)]
+
+
+class Interaction(nn.Module):
+    """An injector before and an extractor after some blocks of the ViT; after the last ones two more extractors."""
+
+    def __init__(
+        self, dim: int, config: AdapterConfig, *, drop_path: float, eps: float, num_extra: int
+    ) -> None:
+        super().__init__()
+        self.injector = Injector(dim, config, eps=eps)
+        self.extractor = Extractor(dim, config, drop_path=drop_path, eps=eps)
+        self.extra_extractors = nn.ModuleList(
+            Extractor(dim, config, drop_path=drop_path, eps=eps) for _ in range(num_extra)
+        )
+
+
+class Injector(nn.Module):
+    """The ViT's tokens, with what they sample from the prior's three maps: (B, N, C), (B, S, C) -> (B, N, C)."""
+
+    def __init__(self, dim: int, config: AdapterConfig, *, eps: float) -> None:
+        super().__init__()
+        self.query_norm = nn.LayerNorm(dim, eps=eps)
+        self.feat_norm = nn.LayerNorm(dim, eps=eps)
+        self.attn = DeformableAttention(dim, config, num_levels=3)
+        self.gamma = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor, c: Tensor, size: Size) -> Tensor:
+        sampled = self.attn(self.query_norm(x), [size], self.feat_norm(c), pyramid(size))
+        return x + self.gamma * sampled
+
+
+class Extractor(nn.Module):
+    """The prior's tokens, with what they sample from the ViT's map: (B, S, C), (B, N, C) -> (B, S, C)."""
+
+    def __init__(self, dim: int, config: AdapterConfig, *, drop_path: float, eps: float) -> None:
+        super().__init__()
+        self.drop_path = drop_path
+        self.query_norm = nn.LayerNorm(dim, eps=eps)
+        self.feat_norm = nn.LayerNorm(dim, eps=eps)
+        self.attn = DeformableAttention(dim, config, num_levels=1)
+        self.ffn = ConvFFN(dim, int(dim * config.ffn_ratio))
+        self.ffn_norm = nn.LayerNorm(dim, eps=eps)
+
+    def forward(self, c: Tensor, x: Tensor, size: Size) -> Tensor:
+        c = c + self.attn(self.query_norm(c), pyramid(size), self.feat_norm(x), [size])
+        return c + stochastic_depth(
+            self.ffn(self.ffn_norm(c), size), self.drop_path, "row", self.training
+        )
+
+
+class DeformableAttention(nn.Module):
+    """Each head of each query sums P samples of each of L maps, at places and with weights that the query tells.
+
+    forward: query (B, Q, C), the maps whose places the queries are, in (H, W); feat (B, S, C) and its L maps -> (B, Q, C).
+    """
+
+    def __init__(self, dim: int, config: AdapterConfig, *, num_levels: int) -> None:
+        super().__init__()
+        self.num_heads, self.num_levels, self.num_points = config.num_heads, num_levels, config.num_points
+        points = self.num_heads * num_levels * self.num_points
+        value_dim = int(dim * config.deform_ratio)
+        self.sampling_offsets = nn.Linear(dim, 2 * points)
+        self.attention_weights = nn.Linear(dim, points)
+        self.value_proj = nn.Linear(dim, value_dim)
+        self.output_proj = nn.Linear(value_dim, dim)
+
+    def forward(self, query: Tensor, query_sizes: list[Size], feat: Tensor, sizes: list[Size]) -> Tensor:
+        M, L, P = self.num_heads, self.num_levels, self.num_points
+        # Places in float32 at least: bfloat16 has 8 bits, and a map more places than that.
+        real = torch.promote_types(query.dtype, torch.float32)
+        value = self.value_proj(feat).unflatten(-1, (M, -1))
+        offsets = self.sampling_offsets(query).unflatten(-1, (M, L, P, 2)).to(real)
+        weights = self.attention_weights(query).unflatten(-1, (M, L * P)).softmax(-1, dtype=real)
+        extent = torch.tensor(sizes, dtype=real, device=query.device).flip(1)[:, None]  # (L, 1, 2): W, H
+        locations = centres(query_sizes, real, query.device)[:, None, None, None] + offsets / extent
+        if torch.is_autocast_enabled(query.device.type):
+            value = value.to(real)
+        sampled = ms_deform_attn(value, sizes, locations, weights.unflatten(-1, (L, P)))
+        return self.output_proj(sampled)
+
+
+class ConvFFN(nn.Module):
+    """An MLP with a depthwise 3x3 convolution on each of the three maps in between: (B, S, C) -> the same."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.dwconv = DepthwiseConv(hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, c: Tensor, size: Size) -> Tensor:
+        return self.fc2(F.gelu(self.dwconv(self.fc1(c), size)))
+
+
+class DepthwiseConv(nn.Module):
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dwconv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
+
+    def forward(self, c: Tensor, size: Size) -> Tensor:
+        sizes = pyramid(size)
+        levels = c.split([h * w for h, w in sizes], dim=1)
+        return torch.cat(
+            [as_tokens(self.dwconv(as_map(level, s))) for level, s in zip(levels, sizes, strict=True)], dim=1
+        )
+
+
+def pyramid(size: Size) -> list[Size]:
+    """(H, W) of the prior's maps, strides 8, 16 and 32, beside H x W patches."""
+    h, w = size
+    return [(2 * h, 2 * w), (h, w), (h // 2, w // 2)]
+
+
+def centres(sizes: list[Size], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """(places of all maps, 2): the (x, y) of every cell's centre, 0..1 from edge to edge of its map."""
+    places = []
+    for h, w in sizes:
+        y = (torch.arange(h, dtype=dtype, device=device) + 0.5) / h
+        x = (torch.arange(w, dtype=dtype, device=device) + 0.5) / w
+        places.append(torch.stack([x.expand(h, w), y[:, None].expand(h, w)], dim=-1).flatten(0, 1))
+    return torch.cat(places)
+
+
+def _start_deformable_attention(module: nn.Module) -> None:
+    """Equal weights, and each head's points in its own direction, one cell further each (Zhu et al. 2021)."""
+    if not isinstance(module, DeformableAttention):
+        return
+    M, L, P = module.num_heads, module.num_levels, module.num_points
+    angle = torch.arange(M, dtype=torch.float32) * (2 * math.pi / M)
+    direction = torch.stack([angle.cos(), angle.sin()], dim=-1)
+    direction = direction / direction.abs().amax(-1, keepdim=True)
+    steps = torch.arange(1, P + 1, dtype=torch.float32)[:, None]
+    nn.init.zeros_(module.sampling_offsets.weight)
+    with torch.no_grad():
+        module.sampling_offsets.bias.copy_((direction[:, None, None] * steps).expand(M, L, P, 2).flatten())
+    nn.init.zeros_(module.attention_weights.weight)
+    for linear in (module.value_proj, module.output_proj):
+        nn.init.xavier_uniform_(linear.weight)

@@ -1,0 +1,128 @@
+"""ViT and ViT-Adapter: each part's output and gradients against the originals', and what holds without them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from maskrcnn.backbones.fpn import FPN, LevelConvs
+from maskrcnn.backbones.vit import Block, UniPerceiverBlock, ViT, from_windows, resize_embedding, to_windows
+from maskrcnn.backbones.vit_adapter import Extractor, Injector, SpatialPrior, ViTAdapter
+from maskrcnn.config import AdapterConfig, FPNConfig, ViTConfig
+from tests.references import load_module, read_npz
+
+PATCHES = (4, 6)  # of the units' 64x96 image
+PLACES = (5, 9)  # of the units' blocks
+FPN_NAMES = {"lateral.": "lateral_convs.", "output.": "fpn_convs."}
+
+
+def adapter(deform_ratio: float = 1.0) -> AdapterConfig:
+    return AdapterConfig(
+        conv_channels=8, deform_ratio=deform_ratio, interactions=((0, 0), (1, 1), (2, 2), (3, 3))
+    )
+
+
+def mini(dim: int = 24, num_heads: int = 3, **changes: Any) -> ViTConfig:
+    return ViTConfig(dim=dim, depth=4, num_heads=num_heads, window_size=3, global_blocks=(1, 3), **changes)
+
+
+def block(kind: type[nn.Module], window: int | None) -> nn.Module:
+    return kind(24, 3, 96, window=window, drop_path=0.0, eps=1e-6 if kind is Block else 1e-5)
+
+
+# name -> module, what its forward takes besides the inputs, and how its parameters are called in the original.
+UNITS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...], dict[str, str]]] = {
+    "injector_r1.0": (lambda: Injector(24, adapter(), eps=1e-6), (PATCHES,), {}),
+    "injector_r0.5": (lambda: Injector(24, adapter(0.5), eps=1e-6), (PATCHES,), {}),
+    "extractor_r1.0": (lambda: Extractor(24, adapter(), drop_path=0.0, eps=1e-6), (PATCHES,), {}),
+    "extractor_r0.5": (lambda: Extractor(24, adapter(0.5), drop_path=0.0, eps=1e-6), (PATCHES,), {}),
+    "spm": (lambda: SpatialPrior(24, 8), (), {}),
+    "vitblock_win1_ls1": (lambda: block(Block, 4), (PLACES,), {}),
+    "vitblock_win0_ls1": (lambda: block(Block, None), (PLACES,), {}),
+    "vitblock_win1_ls0": (lambda: block(Block, 4), (PLACES,), {}),
+    "vitblock_win0_ls0": (lambda: block(Block, None), (PLACES,), {}),
+    "bertlayer_win1": (lambda: block(UniPerceiverBlock, 4), (PLACES,), {}),
+    "bertlayer_win0": (lambda: block(UniPerceiverBlock, None), (PLACES,), {}),
+    "backbone.vitadapter_mini": (lambda: ViTAdapter(mini(adapter=adapter())), (), {}),
+    "backbone.uniperceiver_mini": (
+        lambda: ViTAdapter(mini(adapter=adapter(), uni_perceiver=True)),
+        (),
+        {},
+    ),
+    "backbone.vitbaseline_mini": (lambda: ViT(mini(32, 4)), (), {}),
+    "neck_fpn": (lambda: FPN([6, 8, 10, 12], FPNConfig(out_channels=16)), (), FPN_NAMES),
+    "neck_mapper": (
+        lambda: LevelConvs([6, 8, 10, 12], FPNConfig(out_channels=16, top_down=False)),
+        (),
+        {"lateral.": "convs."},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def reference(shared: Path) -> dict[str, np.ndarray]:
+    return read_npz(shared / "reference" / "mmdetection" / "unit_modules_vitadapter.npz")
+
+
+def original_name(name: str, renamed: dict[str, str]) -> str:
+    for ours, theirs in renamed.items():
+        if name.startswith(ours):
+            index, last = name.removeprefix(ours).split(".")
+            return f"{theirs}{index}.conv.{last}"
+    return name
+
+
+def outputs(result: Any) -> list[Tensor]:
+    if isinstance(result, Tensor):
+        return [result]
+    return list(result.values() if isinstance(result, dict) else result)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("unit", UNITS)
+def test_outputs_and_gradients_are_the_originals(
+    shared: Path, reference: dict[str, np.ndarray], unit: str, dtype: torch.dtype
+) -> None:
+    build, extra, renamed = UNITS[unit]
+    module = build().eval()
+    fill = load_module(shared / "reference" / "mmdetection" / "fill.py")
+    shapes = {k.removeprefix(p): v.tolist() for k, v in reference.items() if k.startswith(p := f"{unit}/sd_shape/")}
+    state = {original_name(k, renamed): v for k, v in module.state_dict().items()}
+    absent = {"gamma1", "gamma2"} if unit.endswith("ls0") else set()  # without a scale: where it is 1
+    assert {k: list(v.shape) for k, v in state.items() if k not in absent} == shapes
+    with torch.no_grad():
+        for name, value in state.items():
+            array = fill.fill_array(f"{unit}.{name}", value.shape) if name not in absent else None
+            if array is not None:
+                value.copy_(torch.from_numpy(array))
+    module.to(dtype)
+
+    def tensor(key: str) -> Tensor:
+        return torch.from_numpy(reference[f"{unit}/{key}"]).to(dtype)
+
+    names = [k.split("/")[-1] for k in reference if k.startswith(f"{unit}/in/")]
+    inputs = {name: tensor(f"in/{name}").requires_grad_() for name in names}
+    arguments = [list(inputs.values())] if unit.startswith("neck") else list(inputs.values())
+    results = outputs(module(*arguments, *extra))
+    tolerance = 2e-5  # of the largest value: the reference is in float32
+    for i, result in enumerate(results):
+        expected = tensor(f"out{i}")
+        assert (result - expected).abs().max() <= tolerance * expected.abs().max()
+    torch.autograd.backward(results, [tensor(f"gout{i}") for i in range(len(results))])
+    for name, value in inputs.items():
+        expected = tensor(f"gin/{name}")
+        assert (value.grad - expected).abs().max() <= 10 * tolerance * expected.abs().max()
+    for name, parameter in module.named_parameters():
+        name = original_name(name, renamed)
+        if name in absent:
+            continue
+        norm = float(reference[f"{unit}/gparam_norm/{name}"])
+        gradient = torch.zeros(()) if parameter.grad is None else parameter.grad
+        assert float(gradient.norm()) == pytest.approx(norm, rel=1e-4, abs=1e-5), name
