@@ -16,8 +16,8 @@ from maskrcnn.config import BoxHeadConfig
 from maskrcnn.models.linear import Linear
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import Proposals
-from maskrcnn.ops.boxes import batched_nms, clip_boxes, decode_boxes, encode_boxes
-from maskrcnn.ops.matching import match_boxes, subsample
+from maskrcnn.ops.boxes import batched_nms, clip_boxes, decode_boxes, encode_boxes, scale_boxes
+from maskrcnn.ops.matching import Matches, match_boxes, subsample
 from maskrcnn.ops.processes import mean_over_processes
 from maskrcnn.structures import GroundTruth
 
@@ -103,15 +103,24 @@ class BoxHead(nn.Module):
         proposals: list[Proposals],
         image_sizes: list[tuple[int, int]],
         score_threshold: float | None = None,
+        original_sizes: list[tuple[int, int]] | None = None,
     ) -> list[Detections]:
-        """The detections of each image, of a score above the threshold: by default the config's."""
+        """The detections of each image, of a score above the threshold: by default the config's.
+
+        original_sizes: of the pictures, in whose pixels overlaps are measured where the config says so.
+        """
         boxes = [p.boxes for p in proposals]
         logits, deltas = self.predict_rois(features, boxes)
         counts = [len(b) for b in boxes]
         return [
-            self.detect(box, scores, delta, size, score_threshold)
-            for box, scores, delta, size in zip(
-                boxes, logits.softmax(1).split(counts), deltas.split(counts), image_sizes, strict=True
+            self.detect(*of_one, score_threshold, original_size)
+            for *of_one, original_size in zip(
+                boxes,
+                logits.softmax(1).split(counts),
+                deltas.split(counts),
+                image_sizes,
+                original_sizes or image_sizes,
+                strict=True,
             )
         ]
 
@@ -122,6 +131,7 @@ class BoxHead(nn.Module):
         deltas: Tensor,
         size: tuple[int, int],
         threshold: float | None = None,
+        original_size: tuple[int, int] | None = None,
     ) -> Detections:
         """The best detections of one image of `size`: RoIs (P, 4), their scores (P, K + 1) and box_deltas."""
         c = self.config
@@ -129,10 +139,13 @@ class BoxHead(nn.Module):
         proposal, label = (scores[:, :-1] > threshold).nonzero(as_tuple=True)
         score = scores[proposal, label]
         delta = deltas[proposal, 0 if c.class_agnostic else label]
-        box = clip_boxes(decode_boxes(delta, boxes[proposal], self.box_weights), size)
+        box = decode_boxes(delta, boxes[proposal], self.box_weights, c.limit_shrinking)
+        box = clip_boxes(box, size)
         keep = torch.isfinite(box).all(1) & torch.isfinite(score)
         box, score, label, proposal = box[keep], score[keep], label[keep], proposal[keep]
-        keep = self.suppress(box, score, label)
+        # Rounding to whole pixels resizes height and width by slightly different factors.
+        compared = scale_boxes(box, size, original_size or size) if c.nms_in_original else box
+        keep = self.suppress(compared, score, label)
         return Detections(box[keep], score[keep], label[keep], proposal[keep])
 
     def suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
@@ -148,7 +161,7 @@ class BoxHead(nn.Module):
         sampled = []
         for proposal, target in zip(proposals, targets, strict=True):
             boxes = torch.cat([proposal.boxes, target.boxes.to(proposal.boxes.dtype)])
-            matches = match_boxes(boxes, target.boxes, self.iou_positive, self.iou_positive)
+            matches = self.match(boxes, target)
             foreground, background = subsample(
                 matches.labels, c.num_samples, c.positive_fraction, target.seed
             )
@@ -158,6 +171,19 @@ class BoxHead(nn.Module):
                 labels[: len(foreground)] = target.labels[matches.gt_index[foreground]]
             sampled.append(SampledRoIs(boxes[index], labels, matches.gt_index[index]))
         return sampled
+
+    def match(self, boxes: Tensor, target: GroundTruth) -> Matches:
+        """What each of one image's RoIs, proposals and then its objects themselves, is to learn."""
+        iou = self.iou_positive
+        if not self.config.best_reassigns:
+            return match_boxes(boxes, target.boxes, iou, iou)
+        # The objects' own boxes would be the best of all.
+        proposals = boxes[: len(boxes) - len(target)]
+        matches = match_boxes(
+            proposals, target.boxes, iou, iou, keep_best=True, min_best=iou, best_reassigns=True
+        )
+        own = torch.arange(len(target), device=boxes.device)
+        return Matches(torch.cat([matches.gt_index, own]), torch.cat([matches.labels, torch.ones_like(own)]))
 
     def loss(
         self,

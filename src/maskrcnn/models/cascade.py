@@ -40,6 +40,7 @@ class CascadeHead(nn.Module):
         proposals: list[Proposals],
         image_sizes: list[tuple[int, int]],
         score_threshold: float | None = None,
+        original_sizes: list[tuple[int, int]] | None = None,
     ) -> list[Detections]:
         """The detections of each image, of a score above the threshold: by default the config's."""
         first, *later = self.heads
@@ -53,8 +54,15 @@ class CascadeHead(nn.Module):
         counts = [len(b) for b in boxes]
         mean = torch.stack(scores).mean(0).split(counts)
         return [
-            self.heads[-1].detect(box, score, delta, size, score_threshold)
-            for box, score, delta, size in zip(boxes, mean, deltas.split(counts), image_sizes, strict=True)
+            self.heads[-1].detect(*of_one, score_threshold, original_size)
+            for *of_one, original_size in zip(
+                boxes,
+                mean,
+                deltas.split(counts),
+                image_sizes,
+                original_sizes or image_sizes,
+                strict=True,
+            )
         ]
 
     def suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:

@@ -87,5 +87,9 @@ class MaskHead(nn.Module):
         rasters = []
         for rois, target in zip(foreground, targets, strict=True):
             assert target.masks is not None
-            rasters.append(target.masks.rasterize(rois.boxes.float().cpu(), rois.gt_index.cpu(), size))
+            masks, index = target.masks, rois.gt_index.cpu()
+            if self.config.targets == "bitmaps":
+                used, index = index.unique(return_inverse=True)
+                masks = masks.select(used).filled()
+            rasters.append(masks.rasterize(rois.boxes.float().cpu(), index, size))
         return torch.cat(rasters)

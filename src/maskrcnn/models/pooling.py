@@ -12,14 +12,15 @@ from maskrcnn.ops.boxes import box_area
 from maskrcnn.ops.sampling import roi_align
 
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # a RoI of 224x224 belongs to P4
+EPSILON = 1e-8  # detectron2's: a RoI a hair smaller belongs there too
 
 # RoIs that go through C4's last stage at a time, in inference: all 1,000 would take gigabytes.
 CHUNK = 64
 
 
-def assign_levels(boxes: Tensor, min_level: int, max_level: int) -> Tensor:
-    """(R, 4) -> (R,) int64 level, floor(4 + log2(sqrt(area) / 224)) within the given range."""
-    level = torch.floor(CANONICAL_LEVEL + torch.log2(box_area(boxes).sqrt() / CANONICAL_SIZE + 1e-8))
+def assign_levels(boxes: Tensor, min_level: int, max_level: int, epsilon: float = EPSILON) -> Tensor:
+    """(R, 4) -> (R,) int64 level, floor(4 + log2(sqrt(area) / 224 + epsilon)) within the given range."""
+    level = torch.floor(CANONICAL_LEVEL + torch.log2(box_area(boxes).sqrt() / CANONICAL_SIZE + epsilon))
     return level.clamp(min_level, max_level).to(torch.int64)
 
 
@@ -27,17 +28,24 @@ class RoIFeatures:
     """Where the heads of one batch look.
 
     maps: (B, C, H, W) each, finest first, of `strides`. res5: what pooled RoIs go through before the heads see them,
-    of stride 2 (C4); None otherwise.
+    of stride 2 (C4); None otherwise. level_epsilon: see `assign_levels`.
     """
 
-    def __init__(self, maps: list[Tensor], strides: tuple[int, ...], res5: nn.Module | None = None) -> None:
-        self.maps, self.strides, self.res5 = maps, strides, res5
+    def __init__(
+        self,
+        maps: list[Tensor],
+        strides: tuple[int, ...],
+        res5: nn.Module | None = None,
+        level_epsilon: float = EPSILON,
+    ) -> None:
+        self.maps, self.strides, self.res5, self.level_epsilon = maps, strides, res5, level_epsilon
         self._last: tuple[list[Tensor], Tensor] | None = None  # boxes and what came of them
 
     def pool(self, boxes: list[Tensor], size: int) -> Tensor:
         """(R, C, size, size) of every image's boxes (R_i, 4) in the network's pixels, images one after the other."""
         if self.res5 is None:
-            return pool_rois(self.maps, self.strides, with_image_index(boxes), size)
+            rois = with_image_index(boxes)
+            return pool_rois(self.maps, self.strides, rois, size, self.level_epsilon)
         if not torch.is_grad_enabled():
             chunks = with_image_index(boxes).split(CHUNK)
             return torch.cat([self._through_res5(rois, size) for rois in chunks])
@@ -61,7 +69,9 @@ def with_image_index(boxes: list[Tensor]) -> Tensor:
     return torch.cat([torch.cat([torch.full_like(b[:, :1], i), b], dim=1) for i, b in enumerate(boxes)])
 
 
-def pool_rois(maps: list[Tensor], strides: tuple[int, ...], rois: Tensor, size: int) -> Tensor:
+def pool_rois(
+    maps: list[Tensor], strides: tuple[int, ...], rois: Tensor, size: int, level_epsilon: float = EPSILON
+) -> Tensor:
     """Pool RoIs from a pyramid.
 
     maps: (B, C, H, W), finest first, of `strides`; rois: (R, 5), image and box in the network's pixels.
@@ -69,8 +79,8 @@ def pool_rois(maps: list[Tensor], strides: tuple[int, ...], rois: Tensor, size: 
     """
     if len(maps) == 1:
         return roi_align(maps[0], rois, size, 1 / strides[0], 0, True)
-    levels = assign_levels(rois[:, 1:], int(math.log2(strides[0])), int(math.log2(strides[-1])))
-    levels -= int(math.log2(strides[0]))
+    finest, coarsest = (int(math.log2(stride)) for stride in (strides[0], strides[-1]))
+    levels = assign_levels(rois[:, 1:], finest, coarsest, level_epsilon) - finest
     parts, places = [], []
     for i, (feature, stride) in enumerate(zip(maps, strides, strict=True)):
         place = (levels == i).nonzero()[:, 0]

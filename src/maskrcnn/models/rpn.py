@@ -15,7 +15,8 @@ from maskrcnn.backbones.layers import Conv
 from maskrcnn.config import RPNConfig
 from maskrcnn.models.anchors import cell_anchors, grid_anchors
 from maskrcnn.ops.boxes import batched_nms, clip_boxes, decode_boxes, encode_boxes, nonempty
-from maskrcnn.ops.matching import match_boxes, subsample
+from maskrcnn.ops.matching import Matches, match_boxes, subsample
+from maskrcnn.ops.processes import mean_over_processes
 from maskrcnn.structures import GroundTruth
 
 BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -103,6 +104,14 @@ def _neighbourhoods(feature: Tensor, image: Tensor, place: Tensor) -> Tensor:
     return (rows * inside.flatten()[:, None]).view(len(place), 9 * channels)
 
 
+def _within_padded(anchors: Tensor, size: tuple[int, int], strides: tuple[int, ...]) -> Tensor:
+    """(A,) bool: anchors centred on an image of `size`, padded to the stride of a pyramid's last but one level."""
+    multiple = strides[max(0, len(strides) - 2)]
+    height, width = (-(-side // multiple) * multiple for side in size)
+    x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).unbind(1)
+    return (x < width - 0.5) & (y < height - 0.5)  # centres are whole numbers but for rounding
+
+
 class RPN(nn.Module):
     def __init__(self, channels: int, strides: tuple[int, ...], config: RPNConfig) -> None:
         super().__init__()
@@ -143,7 +152,7 @@ class RPN(nn.Module):
         proposals = self.propose(
             anchors, logits, deltas, image_sizes, c.pre_nms_topk_train, c.post_nms_topk_train
         )
-        return proposals, self._losses(torch.cat(anchors), features, targets)
+        return proposals, self._losses(torch.cat(anchors), features, image_sizes, targets)
 
     @torch.no_grad()
     def propose(
@@ -160,7 +169,7 @@ class RPN(nn.Module):
         for level, (anchor, logit, delta) in enumerate(zip(anchors, logits, deltas, strict=True)):
             score, index = logit.topk(min(pre_nms_topk, logit.shape[1]), dim=1)
             delta = delta.gather(1, index[..., None].expand(-1, -1, 4))
-            boxes.append(decode_boxes(delta, anchor[index], BOX_WEIGHTS))
+            boxes.append(decode_boxes(delta, anchor[index], BOX_WEIGHTS, self.config.limit_shrinking))
             scores.append(score)
             levels.append(torch.full_like(index, level))
         proposals = []
@@ -174,15 +183,41 @@ class RPN(nn.Module):
             proposals.append(Proposals(box[keep], score[keep]))
         return proposals
 
+    def match(self, anchors: Tensor, size: tuple[int, int], target: GroundTruth) -> Matches:
+        """What each of one image's anchors is to learn."""
+        c = self.config
+        everywhere = slice(None)
+        part = _within_padded(anchors, size, self.strides) if c.ignore_padding else everywhere
+        matches = match_boxes(
+            anchors[part],
+            target.boxes,
+            c.iou_negative,
+            c.iou_positive,
+            keep_best=True,
+            min_best=c.iou_best,
+            best_reassigns=c.best_reassigns,
+        )
+        if part is everywhere:
+            return matches
+        labels = torch.full_like(anchors[:, 0], -1, dtype=torch.int64)
+        gt_index = torch.zeros_like(labels)
+        gt_index[part], labels[part] = matches
+        return Matches(gt_index, labels)
+
     def _losses(
-        self, anchors: Tensor, features: list[Tensor], targets: list[GroundTruth]
+        self,
+        anchors: Tensor,
+        features: list[Tensor],
+        image_sizes: list[tuple[int, int]],
+        targets: list[GroundTruth],
     ) -> dict[str, Tensor]:
         c = self.config
-        images, indices, labels, wanted = [], [], [], []
-        for image, target in enumerate(targets):
-            matches = match_boxes(anchors, target.boxes, c.iou_negative, c.iou_positive, keep_best=True)
+        images, indices, labels, wanted, num_sampled = [], [], [], [], 0
+        for image, (size, target) in enumerate(zip(image_sizes, targets, strict=True)):
+            matches = self.match(anchors, size, target)
             positive, negative = subsample(matches.labels, c.num_samples, c.positive_fraction, target.seed)
             sampled = torch.cat([positive, negative])
+            num_sampled += max(len(positive), 1) + max(len(negative), 1)  # as MMDetection counts
             images.append(torch.full_like(sampled, image))
             indices.append(sampled)
             labels.append(matches.labels[sampled])
@@ -194,7 +229,9 @@ class RPN(nn.Module):
         loss_loc = F.smooth_l1_loss(
             deltas[label == 1], torch.cat(wanted), reduction="sum", beta=c.smooth_l1_beta
         )
-        normalizer = c.num_samples * len(targets)
+        normalizer: float | Tensor = c.num_samples * len(targets)
+        if c.normalize_by == "sampled":
+            normalizer = mean_over_processes(num_sampled, logits.device)
         return {
             "loss_rpn_cls": loss_cls * (c.loss_weight / normalizer),
             "loss_rpn_loc": loss_loc * (c.loss_weight / normalizer),

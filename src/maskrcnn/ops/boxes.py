@@ -58,12 +58,21 @@ def encode_boxes(boxes: Tensor, targets: Tensor, weights: tuple[float, float, fl
     return deltas * deltas.new_tensor(weights)
 
 
-def decode_boxes(deltas: Tensor, boxes: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
-    """The inverse of `encode_boxes`. (..., 4), (..., 4) -> (..., 4), in the boxes' precision."""
+def decode_boxes(
+    deltas: Tensor,
+    boxes: Tensor,
+    weights: tuple[float, float, float, float],
+    limit_shrinking: bool = False,
+) -> Tensor:
+    """The inverse of `encode_boxes`. (..., 4), (..., 4) -> (..., 4), in the boxes' precision.
+
+    A size grows by 1000 / 16 at most; with `limit_shrinking` it does not shrink further than that either.
+    """
     deltas = deltas.to(boxes.dtype) / boxes.new_tensor(weights)
     size = boxes[..., 2:] - boxes[..., :2]
     center = deltas[..., :2] * size + (boxes[..., :2] + 0.5 * size)
-    half = 0.5 * torch.exp(deltas[..., 2:].clamp(max=MAX_LOG_SCALE)) * size
+    lowest = -MAX_LOG_SCALE if limit_shrinking else None
+    half = 0.5 * torch.exp(deltas[..., 2:].clamp(lowest, MAX_LOG_SCALE)) * size
     return torch.cat([center - half, center + half], dim=-1)
 
 

@@ -142,6 +142,23 @@ class InstanceMasks:
                 return self._mapped([[0.0, -1.0], [1.0, 0.0]], [height, 0.0])
         return self
 
+    def filled(self) -> InstanceMasks:
+        """The same with polygons filled where they were drawn, as the COCO API fills them: bitmaps from there on."""
+        s = self.store
+        bits, crops = [], np.zeros((len(self), 4), np.int64)
+        for k, i in enumerate(self.order.tolist()):
+            bitmap, crop = s.bitmap(i), s.crops[i]
+            if crop[2] == 0:
+                first, last = s.mask_starts[i], s.mask_starts[i + 1]
+                bitmap, crop = _fill_one(s, range(first, last))
+            bits.append(bitmap.ravel())
+            crops[k] = crop
+        nothing = np.zeros(len(self) + 1, np.int64)
+        flat = np.concatenate([np.zeros(0, np.uint8), *bits])
+        lengths = crops[:, 2] * crops[:, 3]
+        store = MaskStore(s.size, s.points[:0], nothing[:1], nothing, flat, _offsets(lengths), crops)
+        return replace(self, store=store, order=np.arange(len(self)))
+
     def tight_boxes(self, window: Window | None = None) -> Tensor:
         """(N, 4) float32 boxes of what of each mask lies in `window`; zeros where nothing does."""
         boxes = np.zeros((len(self), 4))
@@ -309,6 +326,27 @@ def _fill_polygons(
         mine = owner[begin : begin + step]
         firsts = np.flatnonzero(np.concatenate([[True], mine[1:] != mine[:-1]]))
         out[mine[firsts]] |= np.maximum.reduceat(masks, firsts) if len(firsts) < len(mine) else masks
+
+
+def _fill_one(store: MaskStore, polygons: range) -> tuple[np.ndarray, np.ndarray]:
+    """One mask's bitmap (w, h) uint8 and its x, y, w, h; 0 x 0 where it covers no pixel."""
+    height, width = store.size
+    rings = [store.points[store.polygon_starts[p] : store.polygon_starts[p + 1]] for p in polygons]
+    none = np.zeros((0, 0), np.uint8), np.zeros(4, np.int64)
+    if not rings:
+        return none
+    low = np.floor(np.min([r.min(0) for r in rings], axis=0)).astype(np.int64)
+    high = np.ceil(np.max([r.max(0) for r in rings], axis=0)).astype(np.int64) + 1
+    if (low < 0).any() or (high > [width, height]).any():
+        low, high = np.zeros(2, np.int64), np.array([width, height])  # the edge cuts: fill the picture
+    size = int(high[1] - low[1]), int(high[0] - low[0])
+    # Moved by whole pixels, polygons are filled just the same.
+    filled = coco_api.fill_polygons([(r - low).ravel() for r in rings], size).max(0).T
+    columns, rows = np.flatnonzero(filled.any(1)), np.flatnonzero(filled.any(0))
+    if not len(columns):
+        return none
+    x, y, w, h = columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]
+    return filled[x : x + w, y : y + h], np.array([low[0] + x, low[1] + y, w, h])
 
 
 def _read_bitmaps(rles: Mapping[int, Mapping[str, Any]], n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -26,13 +26,22 @@ class Matches(NamedTuple):
 
 
 def match_boxes(
-    boxes: Tensor, gt_boxes: Tensor, negative: float, positive: float, *, keep_best: bool = False
+    boxes: Tensor,
+    gt_boxes: Tensor,
+    negative: float,
+    positive: float,
+    *,
+    keep_best: bool = False,
+    min_best: float = 0.0,
+    best_reassigns: bool = False,
 ) -> Matches:
     """Match (P, 4) boxes to (G, 4) objects by IoU.
 
     IoU >= positive: object; < negative: background; between: ignored. With `keep_best` the boxes that overlap
-    an object more than any other box does are objects too, so that none is left without (their index stays that
-    of the object that they overlap most). No objects: everything is background.
+    an object more than any other box does are objects too, so that none is left without, unless even they overlap
+    it less than `min_best`. Their index stays that of the object that they overlap most, or with `best_reassigns`
+    becomes that of the object that they are the best of (the last one, of several). No objects: everything is
+    background.
     """
     if len(gt_boxes) == 0:
         zeros = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
@@ -55,9 +64,13 @@ def match_boxes(
     labels = torch.where(iou >= positive, 1, torch.where(iou < negative, 0, -1))
     if keep_best:
         # An object outside every box has no best one; without this, all boxes would tie at 0.
-        best_of_gt = torch.where(best_of_gt > 0, best_of_gt, 2.0)[:, None]
-        is_best = [(overlaps(i) == best_of_gt).any(dim=0) for i in range(len(chunks))]
-        labels[torch.cat(is_best)] = 1
+        enough = (best_of_gt > 0) & (best_of_gt >= min_best)
+        best_of_gt = torch.where(enough, best_of_gt, 2.0)[:, None]
+        number = torch.arange(1, len(gt_boxes) + 1, device=boxes.device, dtype=torch.int32)[:, None]
+        last = torch.cat([((overlaps(i) == best_of_gt) * number).amax(dim=0) for i in range(len(chunks))])
+        labels[last > 0] = 1
+        if best_reassigns:
+            return Matches(torch.where(last > 0, last.long() - 1, torch.cat(index)), labels)
     return Matches(torch.cat(index), labels)
 
 

@@ -41,20 +41,20 @@ def mmdetection_model(
         name=name,
         input=InputConfig(pixel_mean=pixel_mean, pixel_std=pixel_std, channel_order="RGB", resize="opencv"),
         backbone=backbone,
-        fpn=FPNConfig(top_down=top_down),
+        fpn=FPNConfig(top_down=top_down, level_epsilon=level_epsilon),
         rpn=RPNConfig(
             iou_best=0.3,
             best_reassigns=True,
             limit_shrinking=True,
             normalize_by="sampled",
+            ignore_padding=True,
         ),
         box_head=BoxHeadConfig(
             best_reassigns=True,
             limit_shrinking=True,
-            level_epsilon=level_epsilon,
             nms_in_original=True,
         ),
-        mask_head=MaskHeadConfig(level_epsilon=level_epsilon, targets="bitmaps"),
+        mask_head=MaskHeadConfig(targets="bitmaps"),
     )
 
 

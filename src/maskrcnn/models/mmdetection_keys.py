@@ -1,0 +1,48 @@
+"""Parameter names of MMDetection 2.x's Mask R-CNN, and ours.
+
+One table of name beginnings, as for detectron2; what follows and all shapes are the same on both sides. The backbone's
+own names are the originals' (`backbones.internimage`, `backbones.vit`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+# MMDetection's beginning -> ours. None is the beginning of another.
+BEGINNINGS: dict[str, str] = {
+    "backbone.": "backbone.body.",
+    **{f"neck.lateral_convs.{k}.conv.": f"backbone.fpn.lateral.{k}." for k in range(4)},
+    **{f"neck.fpn_convs.{k}.conv.": f"backbone.fpn.output.{k}." for k in range(4)},
+    "rpn_head.rpn_conv.": "rpn.head.conv.",
+    "rpn_head.rpn_cls.": "rpn.head.objectness.",
+    "rpn_head.rpn_reg.": "rpn.head.deltas.",
+    **{f"roi_head.bbox_head.shared_fcs.{k}.": f"box_head.fcs.{k}." for k in range(2)},
+    "roi_head.bbox_head.fc_cls.": "box_head.class_predictor.",
+    "roi_head.bbox_head.fc_reg.": "box_head.box_predictor.",
+    **{f"roi_head.mask_head.convs.{k}.conv.": f"mask_head.convs.{k}." for k in range(4)},
+    "roi_head.mask_head.upsample.": "mask_head.deconv.",
+    "roi_head.mask_head.conv_logits.": "mask_head.predictor.",
+}
+# Without a pyramid, one 1x1 convolution a level.
+NO_PYRAMID_BEGINNINGS: dict[str, str] = {
+    f"neck.convs.{k}.conv.": f"backbone.fpn.lateral.{k}." for k in range(4)
+}
+_FROM = BEGINNINGS | NO_PYRAMID_BEGINNINGS
+
+
+def is_mmdetection(names: Iterable[str]) -> bool:
+    """Whether these are names of one of MMDetection's detectors."""
+    return any(n.startswith(("neck.", "rpn_head.", "roi_head.")) for n in names)
+
+
+def from_mmdetection(name: str) -> str:
+    """Our name of MMDetection's `name`; `name` itself where it has no place."""
+    return next((ours + name[len(k) :] for k, ours in _FROM.items() if name.startswith(k)), name)
+
+
+def to_mmdetection(name: str, *, pyramid: bool = True) -> str:
+    """The inverse of `from_mmdetection`; pyramid: whether the model has one (`FPNConfig.top_down`)."""
+    table = BEGINNINGS if pyramid else BEGINNINGS | NO_PYRAMID_BEGINNINGS
+    # Later entries first: without a pyramid the lateral convolutions go by their other name.
+    found = ((theirs, ours) for theirs, ours in reversed(table.items()) if name.startswith(ours))
+    return next((theirs + name[len(ours) :] for theirs, ours in found), name)
