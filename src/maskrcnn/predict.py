@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from maskrcnn.data.stream import StreamedImage, stream_images
+from maskrcnn.engine.inference import detect_images
 from maskrcnn.errors import UserError, did_you_mean
 from maskrcnn.files import atomic_path
 
 if TYPE_CHECKING:
+    from maskrcnn.config import TTAConfig
     from maskrcnn.models.mask_rcnn import MaskRCNN
     from maskrcnn.structures import Instances
 
@@ -78,6 +80,7 @@ def predict_stream(
     num_threads: int = 2,
     min_size: int | None = None,
     max_size: int | None = None,
+    tta: TTAConfig | None = None,
 ) -> Iterator[tuple[str | Path, Instances | UserError]]:
     """Each path with its detections, or with what is wrong with the file, in the order of `paths`.
 
@@ -85,20 +88,19 @@ def predict_stream(
     image does not depend on its neighbours. `num_threads` of them are read at a time, ahead of the model.
 
     min_size, max_size: shortest and longest side that the network sees, by default the model's own.
+    tta: look at each picture in these sizes instead, one view at a time.
     """
     c = model.config.input
     model.eval()
     window = batch_size * _WINDOW if batch_size > 1 else 1
-    stream = stream_images(
-        paths, min_size or c.min_size, max_size or c.max_size, window, num_threads, c.resize
-    )
+    sizes = (None, None) if tta else (min_size or c.min_size, max_size or c.max_size)
+    stream = stream_images(paths, *sizes, window, num_threads, c.resize)
     for images, errors in stream:
         results: dict[int, tuple[str | Path, Instances | UserError]] = {
             e.index: (e.path, e.error) for e in errors
         }
         for batch in _batches_of_one_size(images, batch_size, c.size_divisor):
-            inputs = model.preprocess([i.pixels for i in batch], [i.original_size for i in batch])
-            for image, instances in zip(batch, model.detect(inputs), strict=True):
+            for image, instances in zip(batch, detect_images(model, batch, tta), strict=True):
                 results[image.index] = (image.path, _on_cpu(instances, image.path))
         yield from (results.pop(index) for index in sorted(results))
 

@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskrcnn.cli.model_options import add_model_options, given_options, load_model, tta_of, whole_number
 from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
     from maskrcnn.engine.evaluate import EvaluationResult
 
-_MODEL_ONLY = ("images", "weights", "save_results", "device", "min_size", "max_size", "num_threads")
 _TITLES = {"bbox": "boxes", "segm": "masks", "keypoints": "key points"}
 
 
@@ -29,10 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--data", required=True, type=Path, metavar="JSON", help="the COCO data set to score against")
     add("--results", type=Path, metavar="FILE", help="COCO results to score, instead of a model's")
-    add(
-        "--model", metavar="NAME", help="a name that `maskrcnn list` shows, a run folder or a checkpoint file"
-    )
-    add("--weights", metavar="FILE", help="weights for a model given by name")
     add(
         "--images",
         type=Path,
@@ -46,17 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--kinds", nargs="+", metavar="KIND", help="bbox, segm, keypoints (default: what the results hold)")
     add(
         "--max-detections",
-        type=_positive,
+        type=whole_number,
         default=100,
         metavar="N",
         help="detections that count in an image; raise it where images have more objects (100)",
     )
-    add("--min-size", type=_positive, metavar="PIXELS", help="shortest side that the network sees")
-    add("--max-size", type=_positive, metavar="PIXELS", help="longest side that the network sees")
-    add("--device", choices=("cpu", "cuda"), help="where to run (cuda if there is one)")
-    add("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
-    add("--num-threads", type=_positive, metavar="N", help="CPU threads (all cores)")
-    add("--batch-size", type=_positive, default=1, metavar="N", help="images at a time (1)")
+    add("--batch-size", type=whole_number, default=1, metavar="N", help="images at a time (1)")
+    add_model_options(parser, model_required=False)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -97,9 +89,9 @@ def _check_form(args: argparse.Namespace) -> None:
     if (args.results is None) == (args.model is None):
         got = "none" if args.model is None else "both"
         raise UserError(f"evaluate: expected either --results or --model, got {got}.")
-    for name in _MODEL_ONLY:
-        if args.results and getattr(args, name) is not None:
-            raise UserError(f"evaluate: --{name.replace('_', '-')} goes with --model, not with --results.")
+    images = [f"--{name}" for name in ("images", "save-results") if getattr(args, name.replace("-", "_"))]
+    if args.results and (extra := images + given_options(args)):
+        raise UserError(f"evaluate: {extra[0]} goes with --model, not with --results.")
 
 
 def _run_model(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -112,7 +104,10 @@ def _run_model(args: argparse.Namespace) -> list[dict[str, Any]]:
     from maskrcnn.engine.inference import run_inference
 
     data = read_coco(*find_images(args.data, args.images or ""))
-    model = _load_model(args)
+    model = load_model(args)
+    if args.detections_per_image is None:
+        head = model.config.box_head
+        head.detections_per_image = max(head.detections_per_image, args.max_detections)
     threads = min(4, args.num_threads or 2)
     console = Console(stderr=True)
     columns = (TextColumn("evaluate"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -123,25 +118,9 @@ def _run_model(args: argparse.Namespace) -> list[dict[str, Any]]:
             data,
             batch_size=args.batch_size,
             num_threads=threads,
+            tta=tta_of(args),
             progress=lambda done: progress.update(task, completed=done),
         )
-
-
-def _load_model(args: argparse.Namespace) -> Any:
-    import torch
-
-    from maskrcnn.zoo import load
-
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
-    model = load(args.model, weights=args.weights, device=args.device, precision=args.precision)
-    head = model.config.box_head
-    head.detections_per_image = max(head.detections_per_image, args.max_detections)
-    if args.min_size:
-        model.config.input.min_size = args.min_size
-    if args.max_size:
-        model.config.input.max_size = args.max_size
-    return model
 
 
 def _print_tables(scores: EvaluationResult) -> None:
@@ -164,9 +143,3 @@ def _print_tables(scores: EvaluationResult) -> None:
                 ap, ap50, ap75 = (f"{values[k]:.3f}" for k in ("AP", "AP50", "AP75"))
                 table.add_row(name, ap, ap50, ap75, str(values["objects"]))
         console.print(table)
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskrcnn.cli.model_options import add_model_options, load_model, tta_of, whole_number
 from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,10 +29,6 @@ _DRAW_THRESHOLD = 0.5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGES", help="files, folders or quoted patterns")
     parser.add_argument(
-        "--model", required=True, help="a name that `maskrcnn list` shows, a run folder, or a checkpoint file"
-    )
-    parser.add_argument("--weights", metavar="FILE", help="weights for a model given by name")
-    parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="folder to write in; made if missing"
     )
     parser.add_argument(
@@ -41,30 +38,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="COCO JSON with the category ids and names to use in the results",
     )
     parser.add_argument(
-        "--min-size",
-        type=_positive,
-        metavar="PIXELS",
-        help="shortest side that the network sees (the model's own)",
+        "--no-draw",
+        action="store_true",
+        help=f"write no pictures (they show what scores {_DRAW_THRESHOLD}, or --score-threshold)",
     )
     parser.add_argument(
-        "--max-size",
-        type=_positive,
-        metavar="PIXELS",
-        help="longest side that the network sees (the model's own)",
+        "--batch-size", type=whole_number, metavar="N", help="images at a time (1 on a CPU, 8 on a GPU)"
     )
-    parser.add_argument(
-        "--score-threshold",
-        type=_fraction,
-        metavar="S",
-        help=f"leave out detections that score less (the model's own, 0.05; pictures: {_DRAW_THRESHOLD})",
-    )
-    parser.add_argument("--no-draw", action="store_true", help="write no pictures")
-    parser.add_argument("--device", choices=("cpu", "cuda"), help="where to run (cuda if there is one)")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
-    parser.add_argument("--num-threads", type=_positive, metavar="N", help="CPU threads (all cores)")
-    parser.add_argument(
-        "--batch-size", type=_positive, metavar="N", help="images at a time (1 on a CPU, 8 on a GPU)"
-    )
+    add_model_options(parser)
 
 
 def main(args: argparse.Namespace) -> int:
@@ -82,8 +63,7 @@ def main(args: argparse.Namespace) -> int:
         images,
         batch_size=args.batch_size or (1 if model.device.type == "cpu" else 8),
         num_threads=threads,
-        min_size=args.min_size,
-        max_size=args.max_size,
+        tta=tta_of(args),
     )
     started = time.perf_counter()
     written = write_predictions(
@@ -106,14 +86,8 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _load_model(args: argparse.Namespace) -> MaskRCNN:
-    import torch
-
-    from maskrcnn.zoo import load
-
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
     categories = _read_categories(args.data) if args.data else None
-    model = load(args.model, weights=args.weights, device=args.device, precision=args.precision)
+    model = load_model(args)
     c = model.config
     if categories is not None:
         ids, names = categories
@@ -123,8 +97,6 @@ def _load_model(args: argparse.Namespace) -> MaskRCNN:
                 "Give the data set that it was trained on."
             )
         c.category_ids, c.class_names = ids, names
-    if args.score_threshold is not None:
-        c.box_head.score_threshold = args.score_threshold
     return model
 
 
@@ -166,19 +138,3 @@ def _num_cores() -> int:
     import os
 
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1, got {text!r}")
-    return int(text)
-
-
-def _fraction(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"expected a number from 0 to 1, got {text!r}")
-    return value

@@ -45,13 +45,15 @@ class StreamedBatch(NamedTuple):
 
 def stream_images(
     paths: Iterable[str | Path],
-    min_size: int,
-    max_size: int,
+    min_size: int | None,
+    max_size: int | None,
     batch_size: int = 1,
     num_threads: int = 2,
     resize: Resize = "pillow",
 ) -> Iterator[StreamedBatch]:
     """Batches of the pictures in `paths`, in order, while worker threads decode and resize those that follow.
+
+    min_size, max_size: of the sides, see `resize_size`; both None: the pictures stay as they are.
 
     Decoding and Pillow's resize release the interpreter lock, so threads do as well as processes and
     copy nothing. At most two batches (and two images a thread) are held ahead of the caller; `paths` may
@@ -83,12 +85,13 @@ def stream_images(
 
 
 def _load(
-    index: int, path: str | Path, min_size: int, max_size: int, resize: Resize
+    index: int, path: str | Path, min_size: int | None, max_size: int | None, resize: Resize
 ) -> StreamedImage | UnreadableImage:
     try:
         image = read_image(path)
     except UserError as e:
         return UnreadableImage(index, path, e)
     height, width = image.shape[:2]
-    resized = resize_image(image, resize_size(height, width, min_size, max_size, resize), resize)
-    return StreamedImage(index, path, torch.from_numpy(resized).permute(2, 0, 1), (height, width))
+    if min_size is not None and max_size is not None:
+        image = resize_image(image, resize_size(height, width, min_size, max_size, resize), resize)
+    return StreamedImage(index, path, torch.from_numpy(image).permute(2, 0, 1), (height, width))

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from maskrcnn.data.stream import stream_images
+from maskrcnn.data.stream import StreamedImage, stream_images
 from maskrcnn.errors import UserError
+from maskrcnn.models.tta import detect_in_views
 from maskrcnn.structures import Instances
 
 if TYPE_CHECKING:
+    from maskrcnn.config import TTAConfig
     from maskrcnn.data.coco import CocoData
     from maskrcnn.models.mask_rcnn import MaskRCNN
 
@@ -26,6 +28,15 @@ def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractC
     return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
+def detect_images(
+    model: MaskRCNN, images: Sequence[StreamedImage], tta: TTAConfig | None = None
+) -> list[Instances]:
+    """The detections of images, resized for the network; with `tta` of whole pictures, one view at a time."""
+    if tta is None:
+        return model.detect(model.preprocess([i.pixels for i in images], [i.original_size for i in images]))
+    return [detect_in_views(model, i.pixels.permute(1, 2, 0).numpy(), tta) for i in images]
+
+
 def stream_inference(
     model: MaskRCNN,
     data: CocoData,
@@ -33,6 +44,7 @@ def stream_inference(
     indices: Sequence[int] | None = None,
     batch_size: int = 1,
     num_threads: int = 2,
+    tta: TTAConfig | None = None,
 ) -> Iterator[tuple[int, Instances]]:
     """Image number and detections, in the order of `indices` (default: all), as they are made.
 
@@ -43,17 +55,15 @@ def stream_inference(
     """
     order = range(data.num_images) if indices is None else indices
     paths = (data.image_path(i) for i in order)
-    size = model.config.input
+    c = model.config.input
+    sizes = (None, None) if tta else (c.min_size, c.max_size)
     was_training = model.training
     model.eval()
     try:
-        for batch in stream_images(
-            paths, size.min_size, size.max_size, batch_size, num_threads, size.resize
-        ):
+        for batch in stream_images(paths, *sizes, batch_size, num_threads, c.resize):
             if batch.errors:
                 raise batch.errors[0].error
-            sizes = [image.original_size for image in batch.images]
-            found = model.detect(model.preprocess([image.pixels for image in batch.images], sizes))
+            found = detect_images(model, batch.images, tta)
             yield from ((order[image.index], f) for image, f in zip(batch.images, found, strict=True))
     finally:
         model.train(was_training)
@@ -66,6 +76,7 @@ def run_inference(
     indices: Sequence[int] | None = None,
     batch_size: int = 1,
     num_threads: int = 2,
+    tta: TTAConfig | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> list[dict[str, Any]]:
     """COCO results of the images `indices` (default: all), with `bbox` and `segmentation`, in the data's ids.
@@ -81,7 +92,9 @@ def run_inference(
             f"{len(data.category_ids)}. Use a model trained on these classes."
         )
     results: list[dict[str, Any]] = []
-    stream = stream_inference(model, data, indices=indices, batch_size=batch_size, num_threads=num_threads)
+    stream = stream_inference(
+        model, data, indices=indices, batch_size=batch_size, num_threads=num_threads, tta=tta
+    )
     for done, (i, instances) in enumerate(stream, start=1):
         results += instances.to_coco(data.image_ids[i].item(), data.category_ids)
         if progress:
