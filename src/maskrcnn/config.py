@@ -326,7 +326,7 @@ class TrainConfig:
     keep_checkpoints: int = 2  # older ones are removed; the best is always kept
     evaluate_every: int = 5000  # 0: only at the end
     evaluate_max_detections: int = 100
-    early_stopping: int = 0  # evaluations without a better mask AP before stopping; 0: never
+    early_stopping: int = 0  # evaluations without a better AP before stopping; 0: never
     weights: str = ""  # initial weights: a file, or empty for random
     tensorboard: bool = False
 

@@ -269,7 +269,7 @@ def _look(run: Path, config: Config) -> tuple[Any, list[Any]]:
     from maskrcnn.report import Curve, Panel, Scores
     from maskrcnn.visualize import draw_ground_truth, draw_instances
 
-    _, data = open_data(config.data, say=lambda text: None)
+    _, data = open_data(config.data, lambda text: None, config.model)
     assert data is not None
     model = zoo.load(run, precision=config.train.precision)
     result = evaluate_results(data.json_path, run_inference(model, data), ("bbox", "segm"))

@@ -411,15 +411,27 @@ class TestMistakes:
         with pytest.raises(UserError, match="is the name of 2 images"):
             evaluate_results(truth, results)
 
-    def test_key_points_of_another_skeleton_need_sigmas(self) -> None:
+    def test_key_points_of_another_skeleton_have_stated_or_given_sigmas(self) -> None:
         truth, results = simple_case()
         points = [12, 6, 2, 20, 9, 2]
         for entry in (*truth["annotations"], *results):
             entry |= {"keypoints": points, "num_keypoints": 2}
-        with pytest.raises(UserError, match="expected 17 key points, got 2"):
-            evaluate_results(truth, results)
+        scores = evaluate_results(truth, results, kinds=["keypoints"])
+        assert scores.numbers["keypoints"]["AP"] == HALF
+        assert "2 key points are not COCO's 17: scored with sigma 0.0635 for each" in scores.warnings[0]
         scores = evaluate_results(truth, results, kinds=["keypoints"], keypoint_sigmas=[0.05, 0.05])
         assert scores.numbers["keypoints"]["AP"] == HALF
+        assert not scores.warnings
+        with pytest.raises(UserError, match="expected 2 numbers above 0, one for each key point"):
+            evaluate_results(truth, results, kinds=["keypoints"], keypoint_sigmas=[0.05])
+
+    def test_objects_without_key_points_are_not_to_find(self) -> None:
+        truth, results = simple_case()
+        truth["annotations"][0]["keypoints"] = [12, 6, 2, 20, 9, 2]  # the dog has none
+        results[0]["keypoints"] = [12, 6, 0.9, 20, 9, 0.8]
+        scores = evaluate_results(truth, results, kinds=["keypoints"])
+        assert scores.numbers["keypoints"]["AP"] == ONE
+        assert scores.per_class["keypoints"]["dog"]["AP"] == -1
 
     def test_an_unknown_backend_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("MASKRCNN_COCO_BACKEND", "fast")

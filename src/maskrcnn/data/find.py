@@ -11,7 +11,7 @@ import numpy as np
 from maskrcnn.data import coco_arrays
 from maskrcnn.data.coco import SHARE_FROM_BYTES, CocoData, read_coco
 from maskrcnn.data.mask_extents import measure_rings, measure_rles, merge_rings
-from maskrcnn.data.readers import FORMATS, numbered
+from maskrcnn.data.readers import FORMATS, coco, numbered
 from maskrcnn.data.readers.coco import find_images
 from maskrcnn.data.shared_arrays import load_or_make
 from maskrcnn.data.source import Source, Sources, divided
@@ -22,11 +22,13 @@ __all__ = ["find_data", "find_images", "read_data"]
 VERSION = 1  # of what the readers make of their files
 
 
-def find_data(path: str | Path, images: str | Path = "", format: str = "") -> Sources:
+def find_data(
+    path: str | Path, images: str | Path = "", format: str = "", keypoints: bool = False
+) -> Sources:
     """The training set, and the validation set if there is one, in a folder or label file of any known format.
 
     `images` is the folder of the images where it is not found by itself; `format` is a key of `FORMATS`, or empty
-    to find it out.
+    to find it out; `keypoints`: look for COCO's annotations with key points first.
 
     Raises:
         UserError: nothing there, nothing of a known format, or too much to choose from.
@@ -37,6 +39,8 @@ def find_data(path: str | Path, images: str | Path = "", format: str = "") -> So
         raise UserError(f"--format {format!r}: expected one of {', '.join(FORMATS)}. {near}".rstrip())
     if not path.exists():
         raise UserError(f"{path}: expected a data set's folder or label file, but it does not exist.")
+    if keypoints and format in ("", "coco") and (parts := coco.find(path, images, keypoints=True)):
+        return divided(parts)
     for name in [format] if format else FORMATS:
         if parts := FORMATS[name].find(path, images):
             return divided(parts)

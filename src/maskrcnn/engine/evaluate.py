@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from maskrcnn.config import ModelConfig
 from maskrcnn.engine.results import check_results
 from maskrcnn.engine.truth import FIELDS, KINDS, Truth, load_truth, read_json
 from maskrcnn.errors import UserError
@@ -23,6 +24,7 @@ from maskrcnn.ops.coco_api import precision_recall
 MAX_KEYPOINT_DETECTIONS = 20
 RECALL_LEVELS = np.linspace(0, 1, 101)
 NUM_COCO_KEYPOINTS = 17
+OTHER_SIGMA = 0.0635  # of each key point that is not COCO's: the mean of COCO's 17
 
 
 @dataclass(slots=True)
@@ -82,7 +84,8 @@ def evaluate_results(
         data, results: files, or what is in them.
         kinds: of "bbox", "segm", "keypoints"; by default those that the results hold (of no results: the data).
         max_detections: how many detections of a class count in an image (boxes and masks; key points: 20).
-        keypoint_sigmas: how far key points may be off, one each; by default COCO's for its 17.
+        keypoint_sigmas: how far key points may be off, one each; by default COCO's where there are 17, else
+            `OTHER_SIGMA` for each.
 
     Raises:
         UserError: a file that is not what it should be, naming the entry.
@@ -94,11 +97,19 @@ def evaluate_results(
     if not isinstance(entries, Sequence) or isinstance(entries, (str, bytes)):
         raise UserError(f"{name}: expected COCO results, a list of detections, got {type(entries).__name__}.")
     chosen = _choose_kinds(kinds, truth, entries, name)
+    warnings = _crowded(truth, max_detections) if set(chosen) & {"bbox", "segm"} else ()
     if "keypoints" in chosen:
-        _check_sigmas(truth, keypoint_sigmas)
+        keypoint_sigmas, said = _sigmas(truth, keypoint_sigmas)
+        warnings += said
     checked = check_results(entries, truth, chosen, name)
     scored = {kind: _score(kind, truth, checked, max_detections, keypoint_sigmas) for kind in chosen}
-    return EvaluationResult(scored, _crowded(truth, max_detections) if set(chosen) & {"bbox", "segm"} else ())
+    return EvaluationResult(scored, warnings)
+
+
+def scored_kinds(model: ModelConfig) -> tuple[str, ...]:
+    """What a model's detections are scored by: its heads decide."""
+    heads = {"bbox": model.box_head, "segm": model.mask_head, "keypoints": model.keypoint_head}
+    return tuple(kind for kind, head in heads.items() if head is not None)
 
 
 def check_limits(kinds: Sequence[str] | None, max_detections: int) -> None:
@@ -133,16 +144,20 @@ def _choose_kinds(kinds: Sequence[str] | None, truth: Truth, entries: Sequence[A
     return chosen
 
 
-def _check_sigmas(truth: Truth, sigmas: Sequence[float] | None) -> None:
-    expected = NUM_COCO_KEYPOINTS if sigmas is None else len(sigmas)
-    for a in truth.annotations:
-        if "keypoints" not in a:
-            raise UserError(f"{truth.name}: annotation {a.get('id')}: expected keypoints, got none.")
-        if len(a["keypoints"]) != 3 * expected:
-            raise UserError(
-                f"{truth.name}: annotation {a.get('id')}: expected {expected} key points, got "
-                f"{len(a['keypoints']) / 3:g}. Give keypoint_sigmas, one for each."
-            )
+def _sigmas(truth: Truth, given: Sequence[float] | None) -> tuple[Sequence[float] | None, tuple[str, ...]]:
+    """The sigmas to score with, None for COCO's own, and what to tell about them."""
+    count = truth.num_keypoints
+    if given is not None and (len(given) != count or not all(s > 0 for s in given)):
+        raise UserError(
+            f"keypoint_sigmas: expected {count} numbers above 0, one for each key point of {truth.name}, "
+            f"got {', '.join(map(str, given))}."
+        )
+    if given is not None or count in (0, NUM_COCO_KEYPOINTS):
+        return given, ()
+    told = (
+        f"{count} key points are not COCO's 17: scored with sigma {OTHER_SIGMA} for each (--keypoint-sigmas)"
+    )
+    return [OTHER_SIGMA] * count, (told,)
 
 
 def _score(

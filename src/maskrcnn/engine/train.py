@@ -10,18 +10,19 @@ from typing import Any
 
 import torch
 
-from maskrcnn.config import AugmentConfig, Config, DataConfig
+from maskrcnn.config import AugmentConfig, Config, DataConfig, ModelConfig
 from maskrcnn.data.check import checked
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.export import to_coco
 from maskrcnn.data.find import find_data, read_data
+from maskrcnn.data.keypoint_names import mirrored_pairs
 from maskrcnn.data.loader import TrainLoader
 from maskrcnn.data.source import Source
 from maskrcnn.data.split import split_off
 from maskrcnn.engine import checkpoint as disk
 from maskrcnn.engine import distributed
 from maskrcnn.engine.distributed import Process
-from maskrcnn.engine.evaluate import EvaluationResult, evaluate_results
+from maskrcnn.engine.evaluate import EvaluationResult, evaluate_results, scored_kinds
 from maskrcnn.engine.inference import autocast, run_inference
 from maskrcnn.engine.runlog import Display
 from maskrcnn.engine.settings import check_settings
@@ -35,8 +36,20 @@ from maskrcnn.models.mask_rcnn import MaskRCNN
 VALIDATION_LOSS_IMAGES = 500  # at most, in the order of a fixed seed: the curve needs no more
 
 
-def train(config: Config, out: str | Path, *, resume: bool = False, device: str | None = None) -> TrainResult:
+Choose = Callable[[Config, int, Process], str]  # what `train` does with its argument `choose`
+
+
+def train(
+    config: Config,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    choose: Choose | None = None,
+) -> TrainResult:
     """Train by `config` into the folder `out`; under `torchrun`, on all its processes.
+
+    `choose` may change the config once the number of training images is known, and returns a sentence on it.
 
     The classes are taken from the data set into `config.model`. With `resume` an interrupted run goes on from
     its last complete checkpoint, or starts if it has none. Files: see `engine.checkpoint`; log: `engine.runlog`.
@@ -49,10 +62,12 @@ def train(config: Config, out: str | Path, *, resume: bool = False, device: str 
     process = distributed.join(device)
     try:
         display = Display(active=process.is_main)
-        check_settings(config, process)
+        if choose is None:
+            check_settings(config, process)
         start = distributed.on_main(lambda: disk.claim(out, resume=resume))
-        train_data, val_data = open_data(config.data, display.say)
+        train_data, val_data = open_data(config.data, display.say, config.model)
         adopt_classes(config, train_data, display.say)
+        train_data = adopt_keypoints(config, train_data, display.say)
         model = initial_model(config, display.say if start is None else None)
         trainer = Trainer(
             model,
@@ -69,22 +84,25 @@ def train(config: Config, out: str | Path, *, resume: bool = False, device: str 
         distributed.leave()
 
 
-def open_data(config: DataConfig, say: Callable[[str], object]) -> tuple[CocoData, CocoData | None]:
-    """The training and the validation set, checked; defects are repaired and told, or refused.
+def open_data(
+    config: DataConfig, say: Callable[[str], object], model: ModelConfig
+) -> tuple[CocoData, CocoData | None]:
+    """The training and the validation set for the model's heads, checked; defects are repaired and told, or refused.
 
     A folder given as `train` may hold the validation set too; `val` overrides it. Without either, `val_fraction` of
     the images is split off, always the same ones.
     """
     if not config.train:
         raise UserError("--data: expected a data set's folder or label file, got none. Give its path.")
-    sources = find_data(config.train, config.train_images, config.format)
-    train = _open(sources.train, config, "training", say)
+    keypoints, masks = model.keypoint_head is not None, model.mask_head is not None
+    sources = find_data(config.train, config.train_images, config.format, keypoints)
+    train = _open(sources.train, config, "training", say, masks)
     source = sources.val
     if config.val:
-        found = find_data(config.val, config.val_images, config.format)
+        found = find_data(config.val, config.val_images, config.format, keypoints)
         source = found.val or found.train
     if source is not None:
-        return train, _open(source, config, "validation", say, train.class_names)
+        return train, _open(source, config, "validation", say, masks, train.class_names)
     if not config.val_fraction:
         return train, None
     rest, val = split_off(train, config.val_fraction)
@@ -103,9 +121,11 @@ def _open(
     config: DataConfig,
     role: str,
     say: Callable[[str], object],
+    masks: bool,
     classes: tuple[str, ...] = (),
 ) -> CocoData:
-    data, report = checked(read_data(source, classes), config.on_error)
+    data = read_data(source, classes)
+    data, report = checked(data if masks else data.without_masks(), config.on_error)
     say(
         f"{role}: {data.num_images} images, {int(data.num_objects.sum())} objects from {source.labels} "
         f"({source.format})"
@@ -122,6 +142,35 @@ def adopt_classes(config: Config, data: CocoData, say: Callable[[str], object]) 
     say(f"{len(names)} class{'es' * (len(names) > 1)} from the data set: {shown}")
     config.model.num_classes = len(names)
     config.model.class_names, config.model.category_ids = names, data.category_ids
+
+
+def adopt_keypoints(config: Config, data: CocoData, say: Callable[[str], object]) -> CocoData:
+    """Put the data set's key points into the config of a model that has them.
+
+    Returns the images to learn from: those without a visible key point are left out, unless empty ones are wanted.
+    """
+    head = config.model.keypoint_head
+    if head is None:
+        return data
+    if not data.num_visible_keypoints.any():
+        raise UserError(
+            f"{data.json_path}: expected objects with key points for this model, got none. Give a data set that has "
+            "`keypoints`, or train a model without them."
+        )
+    known = not data.keypoint_names or data.keypoint_names == head.names
+    if not known or data.num_keypoints != head.num_keypoints:
+        names, given = data.keypoint_names, () if head.names else head.flip_pairs
+        head.num_keypoints, head.names, head.skeleton = data.num_keypoints, names, data.skeleton
+        head.flip_pairs = mirrored_pairs(names) if names else given
+        say(
+            f"{data.num_keypoints} key points from the data set; {len(head.flip_pairs)} left and right pairs change "
+            "places in mirrored images"
+        )
+    seen = data.num_visible_keypoints > 0
+    if not config.data.skip_empty or seen.all():
+        return data
+    say(f"{int((~seen).sum())} images without a visible key point are left out of training")
+    return data.subset(seen)
 
 
 def initial_model(config: Config, say: Callable[[str], object] | None) -> MaskRCNN:
@@ -142,11 +191,13 @@ def initial_model(config: Config, say: Callable[[str], object] | None) -> MaskRC
 def batches_of(config: Config, data: CocoData, process: Process) -> Callable[[int], Iterator[Batch]]:
     """This process's batches from an iteration on; one batch is one optimiser step, accumulation included."""
     share = config.data.batch_size // process.world_size
+    head = config.model.keypoint_head
+    pairs = () if head is None else head.flip_pairs
 
     def batches(iteration: int) -> Iterator[Batch]:
         seed, rank, world = config.train.seed, process.rank, process.world_size
         source: Any = data  # its cached properties are properties, whatever pyright says
-        return iter(TrainLoader(source, config.data, seed, share, rank, world, start_batch=iteration))
+        return iter(TrainLoader(source, config.data, seed, share, rank, world, iteration, pairs))
 
     return batches
 
@@ -163,6 +214,12 @@ def validation(
             f"--val {data.json_path}: expected the training set's categories {list(config.model.category_ids)[:8]}, "
             f"got {list(data.category_ids)[:8]}. Give both sets the same category ids."
         )
+    head, kinds = config.model.keypoint_head, scored_kinds(config.model)
+    if head is not None and data.num_keypoints != head.num_keypoints:
+        raise UserError(
+            f"--val {data.json_path}: expected the training set's {head.num_keypoints} key points an object, "
+            f"got {data.num_keypoints}."
+        )
     share = range(process.rank, data.num_images, process.world_size)
     told: set[str] = set()
     truths: list[Truth] = []  # what is scored against, made when it is first needed and where it is needed
@@ -171,7 +228,7 @@ def validation(
         if not truths:
             truths.append(load_truth(to_coco(data)))
         limit = config.train.evaluate_max_detections
-        return evaluate_results(truths[0], results, ("bbox", "segm"), max_detections=limit)
+        return evaluate_results(truths[0], results, kinds, max_detections=limit)
 
     def validate(model: MaskRCNN) -> dict[str, Any]:
         losses = validation_losses(model, config, data, process)

@@ -379,8 +379,9 @@ class Trainer:
 
 
 def score(evaluation: dict[str, Any]) -> float:
-    """What the best checkpoint is best at: mask AP, or box AP where there are no masks."""
-    value = evaluation.get("segm", evaluation.get("bbox", {})).get("AP")
+    """What the best checkpoint is best at: AP of key points, else of masks, else of boxes: the first that there is."""
+    kind = next((kind for kind in ("keypoints", "segm", "bbox") if kind in evaluation), "")
+    value = evaluation.get(kind, {}).get("AP")
     return -math.inf if value is None or math.isnan(value) else value
 
 

@@ -61,15 +61,17 @@ class Truth:
         """A COCO dict with numbers for ids and only what scoring `kind` reads.
 
         Raises:
-            UserError: an object has no mask where masks are compared, or a broken one.
+            UserError: an object has no mask where masks are compared, or a broken one; or broken key points.
         """
-        kept = {"bbox", "iscrowd"} | ({"keypoints", "num_keypoints"} if kind == "keypoints" else set())
-        objects = []
+        kept, objects = {"bbox", "iscrowd"}, []
+        num_keypoints = self.num_keypoints if kind == "keypoints" else 0
         for number, a in enumerate(self.annotations, start=1):
             entry = {k: v for k, v in a.items() if k in kept}
             entry |= {"id": number, "image_id": self.image_number[a["image_id"]]}
             entry["category_id"] = self.category_number[a["category_id"]]
             entry["iscrowd"] = int(entry.get("iscrowd") or 0)
+            if kind == "keypoints":
+                entry |= self._keypoints(number - 1, num_keypoints)
             entry["area"] = a["area"] if is_number(a.get("area")) else self._area(number - 1)
             objects.append(entry)
         if kind == "segm":
@@ -81,6 +83,18 @@ class Truth:
                 image["height"], image["width"] = size
         categories = [{"id": n, "name": c} for n, c in enumerate(self.class_names, start=1)]
         return {"info": {}, "images": images, "annotations": objects, "categories": categories}
+
+    def _keypoints(self, i: int, num_keypoints: int) -> dict[str, Any]:
+        """Those of annotation i and how many are visible; none visible where it has none."""
+        a, expected = self.annotations[i], 3 * num_keypoints
+        points = a.get("keypoints") or [0] * expected
+        if not isinstance(points, list) or len(points) != expected or not all(map(is_number, points)):
+            raise UserError(
+                f"{self.where(i)}: expected keypoints as {expected} numbers, as others have, got {short(points)}."
+            )
+        visible = sum(v > 0 for v in points[2::3])
+        given = a.get("num_keypoints")
+        return {"keypoints": points, "num_keypoints": given if isinstance(given, int) else visible}
 
     def drawn(self, i: int) -> InstanceMasks | None:
         """The mask of annotation i, if it has one."""

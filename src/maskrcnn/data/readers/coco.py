@@ -15,7 +15,8 @@ from maskrcnn.errors import UserError
 LOOKS_FOR = "a COCO JSON in it, in its annotations/ or in its other subfolders"
 MEMBERS = ("images", "annotations", "categories")
 # COCO's companions of instances_*.json, with other tasks' annotations
-_OTHER_TASKS = ("person_keypoints", "captions", "stuff", "panoptic", "image_info")
+_KEYPOINTS = "person_keypoints"
+_OTHER_TASKS = (_KEYPOINTS, "captions", "stuff", "panoptic", "image_info")
 _PEEK = 20  # file names that are looked for first
 
 
@@ -43,11 +44,11 @@ def find_coco(path: str | Path, images: str | Path = "") -> Sources:
     return divided(parts)
 
 
-def find(path: Path, images: str | Path = "") -> dict[str, Source]:
-    """As `readers.Reader` says."""
+def find(path: Path, images: str | Path = "", keypoints: bool = False) -> dict[str, Source]:
+    """As `readers.Reader` says; with `keypoints`, of COCO's JSONs of one folder those that have them."""
     if path.is_file():
         return {"": find_images(path, images)} if _is_coco(path) else {}
-    found = _instance_files(path)
+    found = _instance_files(path, keypoints)
     splits = {p: split_of(p.relative_to(path).stem, p.parent.name if p.parent != path else "") for p in found}
     train = [p for p in found if splits[p] == "train"]
     val = [p for p in found if splits[p] == "val"]
@@ -100,9 +101,10 @@ def find_images(json: Path, images: str | Path = "", root: Path | None = None) -
     raise UserError(f"{json}: its images (the first is {names[0]!r}) are not in {looked}. Give their folder.")
 
 
-def _instance_files(folder: Path) -> list[Path]:
+def _instance_files(folder: Path, keypoints: bool) -> list[Path]:
     found = sorted(p for pattern in ("*.json", "*/*.json") for p in folder.glob(pattern) if p.is_file())
-    instances = [p for p in found if not p.name.startswith(_OTHER_TASKS)] or found
+    instances = [p for p in found if p.name.startswith(_KEYPOINTS)] if keypoints else []
+    instances = instances or [p for p in found if not p.name.startswith(_OTHER_TASKS)] or found
     return [p for p in instances if _is_coco(p)]
 
 
@@ -130,7 +132,7 @@ def _root(json: Path) -> Path:
 
 def _image_folders(json: Path, root: Path) -> Iterable[Path]:
     """Folders to look in, likely ones first; each once."""
-    split = re.sub(r"^instances_", "", json.stem)
+    split = re.sub(rf"^(instances|{_KEYPOINTS})_", "", json.stem)
     near = (json.parent, root, root / split, json.parent / "images", root / "images", root / "images" / split)
     below = (p for base in (json.parent, root) for p in sorted(base.iterdir()) if p.is_dir())
     return dict.fromkeys(p for p in (*near, *below) if p.is_dir())

@@ -1,0 +1,16 @@
+"""What the names of key points tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+_LEFT = re.compile(r"left|(?<![a-z])l(?![a-z])", re.IGNORECASE)
+_RIGHT = re.compile(r"right|(?<![a-z])r(?![a-z])", re.IGNORECASE)
+
+
+def mirrored_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
+    """The points that change places in a mirrored image: two whose names differ in left and right (or l and r)."""
+    right = {_RIGHT.sub("|", name).lower(): k for k, name in enumerate(names) if _RIGHT.search(name)}
+    left = {_LEFT.sub("|", name).lower(): k for k, name in enumerate(names) if _LEFT.search(name)}
+    return tuple((k, right[rest]) for rest, k in left.items() if rest in right)
