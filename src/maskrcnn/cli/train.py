@@ -1,10 +1,14 @@
-r"""Train or fine-tune a model on a COCO data set.
+r"""Train or fine-tune a model on your data.
 
-  maskrcnn train --data cells/ --model mask_rcnn_R_50_FPN_3x --weights model_final_f10217.pkl --out runs/cells
+  maskrcnn train --data cells/ --model mask_rcnn_R_50_FPN_3x --out runs/cells
   maskrcnn train --data cells/train.json --val cells/val.json --model mask_rcnn_mobilenet_v2_FPN --out runs/small \
-      --optim.lr 1e-4 --train.max_minutes 25
+      --weights mobilenet_v2_imagenet.pt --optim.lr 1e-4 --train.max_minutes 25
   torchrun --nproc-per-node 8 -m maskrcnn train --data coco/ --model mask_rcnn_R_50_FPN_1x --out runs/coco
 
+The data may be COCO JSON, VGG Image Annotator, LabelMe, YOLO segmentation, Pascal VOC, Cityscapes, or a PNG an
+object. A model with published weights starts from them, with new heads for your classes. A schedule that was
+published for COCO is cut to the size of your data; what is chosen is said, and can be set below. Without a
+validation part, a fifth of the images is kept for it. Fewer stages learn with --model.backbone.frozen_stages.
 Killed at any moment, the same command with --resume goes on from the last complete checkpoint.
 """
 
@@ -12,27 +16,44 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Collection
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from maskrcnn import presets
 from maskrcnn.config import Config, ModelConfig, field_names, from_file, override
 from maskrcnn.errors import UserError, did_you_mean
 
+if TYPE_CHECKING:
+    from maskrcnn.engine.distributed import Process
+
 FROM_THE_DATA_SET = ("model.name", "model.num_classes", "model.class_names", "model.category_ids")
-OPTIONS = ("data", "images", "val", "model", "weights", "out", "resume", "config", "device", "num-threads")
+OPTIONS = (
+    "data", "images", "val", "format", "model", "weights", "out", "resume", "config", "device", "num-threads",
+)  # fmt: skip
+VAL_FRACTION = 0.2
+RANDOM = "none"  # as --weights
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", metavar="DIR_OR_JSON", help="the training set: a COCO JSON, or a folder with one"
+        "--data",
+        metavar="DIR_OR_FILE",
+        help="the training set: a folder, or a label file of any known format",
     )
-    parser.add_argument("--images", metavar="DIR", help="its images, if they are not found beside the JSON")
+    parser.add_argument("--images", metavar="DIR", help="its images, if they are not found by themselves")
     parser.add_argument(
-        "--val", metavar="DIR_OR_JSON", help="the validation set, if the folder of --data has none"
+        "--val", metavar="DIR_OR_FILE", help="the validation set, if the folder of --data has none"
     )
+    parser.add_argument("--format", metavar="FORMAT", help="of both (docs/data.md); found out without it")
     parser.add_argument("--model", metavar="NAME", help="a preset: " + ", ".join(sorted(presets.PRESETS)))
     parser.add_argument("--config", metavar="FILE", help="start from a run's config.json instead of a preset")
-    parser.add_argument("--weights", metavar="FILE", help="initial weights; without it, random ones")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="initial weights: a file, or 'none' for random ones; without it, the model's published ones",
+    )
     parser.add_argument("--out", metavar="RUN", required=True, help="the run's folder, new or empty")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it")
     parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
@@ -41,7 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, extra: list[str]) -> int:
-    config = config_from(args, extra)
+    config, given = config_from(args, extra), {name for name, _ in dotted(extra)}
+    saved = Path(args.out) / "config.json"
+    resumed = args.resume and saved.is_file() and bool(args.model)
+    if resumed:
+        keep_choices(config, from_file(saved), given, args)
+    elif args.model:
+        choose_start(config, given, args)
     import torch
 
     from maskrcnn.engine.train import train
@@ -51,7 +78,8 @@ def main(args: argparse.Namespace, extra: list[str]) -> int:
             raise UserError(f"--num-threads: expected at least 1, got {args.num_threads}.")
         torch.set_num_threads(args.num_threads)
     try:
-        result = train(config, Path(args.out), resume=args.resume, device=args.device)
+        choose = partial(chosen_schedule, given=given) if args.model and not resumed else None
+        result = train(config, Path(args.out), resume=args.resume, device=args.device, choose=choose)
     except UserError:
         if os.environ.get("RANK", "0") == "0":
             raise
@@ -71,10 +99,45 @@ def config_from(args: argparse.Namespace, extra: list[str]) -> Config:
     config.data.train = args.data or config.data.train
     config.data.train_images = args.images or config.data.train_images
     config.data.val = args.val or config.data.val
-    config.train.weights = args.weights or config.train.weights
+    config.data.format = args.format or config.data.format
+    config.train.weights = "" if args.weights == RANDOM else args.weights or config.train.weights
     for name, value in dotted(extra):
         override(config, name, value)
     return config
+
+
+def choose_start(config: Config, given: Collection[str], args: argparse.Namespace) -> None:
+    """What the command leaves open: where the weights come from, and how much is kept for validation."""
+    from maskrcnn import zoo, zoo_table
+
+    if "data.val_fraction" not in given:
+        config.data.val_fraction = VAL_FRACTION
+    entry = zoo_table.find(config.model.name)
+    if args.weights or "train.weights" in given or entry is None or not entry.weights:
+        return
+    try:
+        config.train.weights = str(zoo.published_weights(config.model.name))
+    except UserError as e:
+        raise UserError(f"{e} Or give --weights FILE, or --weights {RANDOM} to start at random.") from None
+
+
+def keep_choices(config: Config, saved: Config, given: Collection[str], args: argparse.Namespace) -> None:
+    """On resuming, what was chosen when the run began, whatever would be chosen now."""
+    from maskrcnn.engine.finetune import CHOSEN
+
+    names = {*CHOSEN, "data.val_fraction", *(() if args.weights else ("train.weights",))}
+    for name in names - set(given):
+        part, field = name.split(".")
+        setattr(getattr(config, part), field, getattr(getattr(saved, part), field))
+
+
+def chosen_schedule(config: Config, num_images: int, process: Process, *, given: Collection[str]) -> str:
+    """`engine.finetune`'s choice, which depends on what the weights are."""
+    from maskrcnn.engine.finetune import choose_schedule
+    from maskrcnn.engine.weights import read_weights
+
+    detector = bool(config.train.weights) and read_weights(config.train.weights).kind != "backbone"
+    return choose_schedule(config, num_images, process, detector=detector, given=given)
 
 
 def dotted(extra: list[str]) -> list[tuple[str, str]]:
