@@ -15,11 +15,20 @@ class UserError(ValueError):
 
 
 def did_you_mean(word: str, allowed: Iterable[str], *, show_all_up_to: int = 8) -> str:
-    """The nearest of `allowed` to `word` as the tail of an error message, e.g. `Did you mean 'lr'?`."""
+    """The nearest of `allowed` to `word` as the tail of an error message, e.g. `Did you mean 'lr'?`.
+
+    Capitals and separators do not count: `mask_rcnn_r50_fpn_1x` is `mask_rcnn_R_50_FPN_1x` and no other.
+    """
     allowed = sorted(allowed)
-    near = difflib.get_close_matches(word, allowed, n=3, cutoff=0.5)
+    plain = {_letters(name): name for name in allowed}
+    word = _letters(word)
+    near = [plain[n] for n in difflib.get_close_matches(word, plain, n=1 if word in plain else 3, cutoff=0.5)]
     if near:
         return "Did you mean " + " or ".join(repr(n) for n in near) + "?"
     if len(allowed) <= show_all_up_to:
         return "Known: " + ", ".join(allowed) + "."
     return ""
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())

@@ -294,7 +294,7 @@ def test_harm_put_into_a_torch_zip_is_refused(tmp_path: Path, protocol: int) -> 
 
 
 def test_load_by_name_takes_the_files_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(presets.PRESETS, R50, lambda: presets.shrink(presets.mask_rcnn_R_50_FPN_3x()))
+    monkeypatch.setitem(presets.PRESETS, R50, lambda: presets.shrink(presets.detectron2.mask_rcnn_R_50_FPN_3x()))
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": detectron2_state(tiny(num_classes=7))}))
     model = zoo.load(R50, tmp_path / "a.pkl", device="cpu")
     assert model.config.num_classes == 7

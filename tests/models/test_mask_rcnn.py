@@ -1,4 +1,4 @@
-"""Every preset's tiny variant, forward, backward and in inference, on the cases that break detectors."""
+"""The whole model: inference, its modes and its settings."""
 
 from __future__ import annotations
 
@@ -10,82 +10,9 @@ from maskrcnn import presets
 from maskrcnn.config import BoxHeadConfig, ResNetConfig
 from maskrcnn.errors import UserError
 from maskrcnn.models.build import build_model
-from maskrcnn.models.mask_rcnn import MaskRCNN
-from maskrcnn.ops.masks import InstanceMasks
-from maskrcnn.structures import GroundTruth
+from tests.models.tiny import objects, pictures, random_boxes, tiny
 
-
-def tiny(name: str = "mask_rcnn_R_50_FPN_1x") -> MaskRCNN:
-    torch.manual_seed(0)
-    config = presets.get(name, tiny=True).model
-    config.num_classes = 3
-    config.class_names = ("a", "b", "c")
-    return build_model(config)
-
-
-def objects(boxes: list[list[float]], size: tuple[int, int], seed: int = 0) -> GroundTruth:
-    polygons = [[[x0, y0, x1, y0, x1, y1, x0, y1]] for x0, y0, x1, y1 in boxes]
-    return GroundTruth(
-        torch.tensor(boxes).reshape(-1, 4),
-        torch.arange(len(boxes)) % 3,
-        InstanceMasks.from_coco(polygons, size),
-        seed=seed,
-    )
-
-
-def pictures(*sizes: tuple[int, int]) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    return [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
-
-
-def random_boxes(count: int, size: tuple[int, int]) -> list[list[float]]:
-    rng = np.random.default_rng(0)
-    corner = rng.uniform(0, 0.8, (count, 2)) * size[::-1]
-    end = np.minimum(corner + rng.uniform(2, 20, (count, 2)), size[::-1])
-    return np.concatenate([corner, end], axis=1).tolist()
-
-
-CASES = {
-    "ordinary": [[10.0, 10.0, 40.0, 50.0], [20.0, 5.0, 60.0, 30.0]],
-    "no objects": [],
-    "one pixel": [[10.0, 10.0, 11.0, 11.0]],
-    "the whole picture": [[0.0, 0.0, 90.0, 61.0]],
-    "500 boxes": random_boxes(500, (61, 90)),
-}
-
-
-@pytest.mark.parametrize("preset", list(presets.PRESETS))
-@pytest.mark.parametrize("case", list(CASES))
-def test_a_step_of_training(preset: str, case: str) -> None:
-    model = tiny(preset).train()
-    sizes = [(61, 90), (33, 47)]  # odd, and different: the second is padded
-    targets = [objects(CASES[case], sizes[0]), objects([], sizes[1])]
-    losses = model(model.preprocess(pictures(*sizes)), targets)
-    assert set(losses) == {"loss_rpn_cls", "loss_rpn_loc", "loss_cls", "loss_box_reg", "loss_mask"}
-    total = torch.stack(list(losses.values())).sum()
-    assert torch.isfinite(total)
-    total.backward()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            assert parameter.grad is not None, name  # every process must have them all to average
-            assert torch.isfinite(parameter.grad).all(), name
-
-
-@pytest.mark.parametrize("preset", list(presets.PRESETS))
-@pytest.mark.parametrize("shape", [(61, 90), (1, 1), (17, 400), (128, 128)])
-def test_prediction_is_in_the_pictures_own_pixels(preset: str, shape: tuple[int, int]) -> None:
-    model = tiny(preset)
-    model.box_head.config.score_threshold = 0.0
-    image = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-    result = model.predict(image)
-    assert result.image_size == shape
-    assert 0 < len(result) <= 100
-    assert (result.boxes >= 0).all()
-    assert (result.boxes[:, 2] <= shape[1]).all()
-    assert (result.boxes[:, 3] <= shape[0]).all()
-    assert (result.scores.diff() <= 0).all()
-    assert np.asarray(result.masks).shape == (len(result), *shape)
-    assert result.class_names == ("a", "b", "c")
+ORDINARY = [[10.0, 10.0, 40.0, 50.0], [20.0, 5.0, 60.0, 30.0]]
 
 
 def test_nothing_above_the_threshold_is_nothing() -> None:
@@ -133,32 +60,16 @@ def test_arrays_of_another_kind_are_refused(image: np.ndarray) -> None:
         tiny().predict(image)
 
 
-@pytest.mark.parametrize("preset", list(presets.PRESETS))
-def test_prepared_for_inference_it_says_the_same(preset: str) -> None:
-    model, prepared = tiny(preset), tiny(preset)
-    for m in (model, prepared):
-        m.box_head.config.score_threshold = 0.0
-        generator = torch.Generator().manual_seed(1)
-        for name, buffer in m.named_buffers():  # norms that do something
-            buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
-            assert "norm" in name or "features" in name
-    image = np.random.default_rng(0).integers(0, 256, (80, 96, 3), dtype=np.uint8)
-    expected, actual = model.predict(image), prepared.prepare().predict(image)
-    torch.testing.assert_close(actual.scores, expected.scores, rtol=1e-3, atol=1e-5)
-    assert not any(p.requires_grad for p in prepared.parameters())
-    low = tiny(preset).prepare("bf16")
-    assert low.dtype == torch.bfloat16
-    result = low.predict(image)
-    assert result.boxes.dtype == result.scores.dtype == torch.float32
-
-
 def test_the_samples_depend_on_the_targets_seed_alone() -> None:
     model = tiny().train()
     batch = model.preprocess(pictures((61, 90)))
 
     def losses(seed: int) -> list[float]:
         with torch.no_grad():
-            return [v.item() for v in model(batch, [objects(CASES["500 boxes"], (61, 90), seed)]).values()]
+            return [
+                v.item()
+                for v in model(batch, [objects(random_boxes(500, (61, 90)), (61, 90), seed)]).values()
+            ]
 
     first = losses(1)
     torch.manual_seed(123)
@@ -194,7 +105,7 @@ def test_class_agnostic_heads_of_convolutions() -> None:
     )
     config.mask_head.class_agnostic = True
     model = build_model(config).train()
-    losses = model(model.preprocess(pictures((61, 90))), [objects(CASES["ordinary"], (61, 90))])
+    losses = model(model.preprocess(pictures((61, 90))), [objects(ORDINARY, (61, 90))])
     torch.stack(list(losses.values())).sum().backward()
     assert model.mask_head.predictor.weight.shape[0] == 1
 

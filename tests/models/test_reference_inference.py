@@ -3,7 +3,9 @@
 Tolerances. In float64 both programs do the same arithmetic; what is left is the rounding of the reference file to
 float32. In float32 the measure is the original's own distance from its float64 run (`fp32_vs_fp64` in the file): we
 allow the features 1e-4 of their spread, and boxes, scores and masks twice that distance, but at least what R50-FPN
-needs. Detections are matched one to one by class and box: neighbours whose scores agree to the last bits change places.
+needs. Without a pyramid, anchors of 724 pixels lie at every place of the map, and box deltas are exact to 1e-5 (in
+float32 against float64, there and here), so that boxes are to 0.02 pixels at best. Detections are matched one to one
+by class and box: neighbours whose scores agree to the last bits change places.
 """
 
 from __future__ import annotations
@@ -47,7 +49,7 @@ class Tolerance(NamedTuple):
 FP64 = Tolerance(2e-6, 5e-6, 1e-4, 5e-6, 2e-4, 1)
 
 
-def fp32_tolerance(case: dict[str, np.ndarray]) -> Tolerance:
+def fp32_tolerance(case: dict[str, np.ndarray], pyramid: bool) -> Tolerance:
     own = meta(case)["fp32_vs_fp64"].values()  # of each image
 
     def twice(what: str, at_least: float) -> float:
@@ -56,7 +58,7 @@ def fp32_tolerance(case: dict[str, np.ndarray]) -> Tolerance:
     return Tolerance(
         feature=1e-4,
         logit=2e-4,
-        box=twice("max box d", 0.005),
+        box=twice("max box d", 0.005 if pyramid else 0.02),
         score=twice("max score d", 2e-4),
         mask=twice("max mask-logit (or keypoint xy) d", 0.008),
         mask_area=twice("max mask area d", 3),
@@ -97,8 +99,8 @@ def model(shared: Path, case: dict[str, np.ndarray], name: str) -> MaskRCNN:
 
 
 @pytest.fixture(scope="module")
-def tolerance(case: dict[str, np.ndarray], tag: str) -> Tolerance:
-    return FP64 if tag.endswith("64") else fp32_tolerance(case)
+def tolerance(model: MaskRCNN, case: dict[str, np.ndarray], tag: str) -> Tolerance:
+    return FP64 if tag.endswith("64") else fp32_tolerance(case, model.config.fpn is not None)
 
 
 @pytest.fixture(scope="module")
