@@ -1,0 +1,47 @@
+"""Small models, pictures and objects for tests."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from maskrcnn import presets
+from maskrcnn.models.build import build_model
+from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.ops.masks import InstanceMasks
+from maskrcnn.structures import GroundTruth
+
+
+def tiny(name: str = "mask_rcnn_R_50_FPN_1x") -> MaskRCNN:
+    torch.manual_seed(0)
+    config = presets.get(name, tiny=True).model
+    config.num_classes = 3
+    config.class_names = ("a", "b", "c")
+    return build_model(config)
+
+
+def objects(boxes: list[list[float]], size: tuple[int, int], seed: int = 0) -> GroundTruth:
+    """Rectangles of classes 0, 1, 2, 0, ... with 17 visible points each."""
+    polygons = [[[x0, y0, x1, y0, x1, y1, x0, y1]] for x0, y0, x1, y1 in boxes]
+    corners = torch.tensor(boxes).reshape(-1, 2, 2)
+    share = torch.rand(len(boxes), 17, 2, generator=torch.Generator().manual_seed(0))
+    points = torch.lerp(corners[:, :1], corners[:, 1:], share)
+    return GroundTruth(
+        corners.flatten(1),
+        torch.arange(len(boxes)) % 3,
+        InstanceMasks.from_coco(polygons, size),
+        seed=seed,
+        keypoints=torch.cat([points, torch.full((len(boxes), 17, 1), 2.0)], dim=2),
+    )
+
+
+def pictures(*sizes: tuple[int, int]) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=generator) for size in sizes]
+
+
+def random_boxes(count: int, size: tuple[int, int]) -> list[list[float]]:
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 0.8, (count, 2)) * size[::-1]
+    end = np.minimum(corner + rng.uniform(2, 20, (count, 2)), size[::-1])
+    return np.concatenate([corner, end], axis=1).tolist()
