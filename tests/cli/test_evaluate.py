@@ -94,18 +94,47 @@ class TestResults:
 
 
 class TestModel:
-    @pytest.fixture
-    def weights(self, tmp_path: Path) -> Path:
+    @staticmethod
+    def write_model(tmp_path: Path, name: str) -> Path:
         from maskrcnn import presets
         from maskrcnn.engine.checkpoint import write_weights
         from maskrcnn.models.build import build_model
 
-        config = presets.get("mask_rcnn_R_50_FPN_3x", tiny=True).model
+        config = presets.get(name, tiny=True).model
         config.num_classes, config.class_names, config.category_ids = 1, ("cat",), (5,)
         config.input.min_size = config.input.max_size = 64
         config.box_head.score_threshold = 0.0  # random weights find something
         write_weights(tmp_path / "model.safetensors", build_model(config).state_dict(), config)
         return tmp_path / "model.safetensors"
+
+    @pytest.fixture
+    def weights(self, tmp_path: Path) -> Path:
+        return self.write_model(tmp_path, "mask_rcnn_R_50_FPN_3x")
+
+    def test_is_scored_by_what_its_heads_find(self, folder: Path, tmp_path: Path, capsys: Captured) -> None:
+        weights = self.write_model(tmp_path, "keypoint_rcnn_R_50_FPN_3x")
+        options = ("--images", folder / "images", "--model", weights, "--device", "cpu")
+        assert evaluate(folder, *options) == 2
+        assert "expected key points, which the model finds, got none. Use --kinds bbox." in one_line(capsys)
+        assert evaluate(folder, *options, "--kinds", "segm") == 2
+        assert "expected some of what the model finds, bbox, keypoints" in one_line(capsys)
+
+        data = json.loads((folder / "data.json").read_text())
+        for annotation in data["annotations"]:
+            annotation["keypoints"] = [30, 20, 2] * 17
+        (folder / "data.json").write_text(json.dumps(data))
+        assert evaluate(folder, *options, "--json", folder / "out.json") == 0
+        numbers = json.loads((folder / "out.json").read_text())
+        assert list(numbers) == ["bbox", "keypoints"]
+        names = [f"{n}{suffix}" for n in ("AP", "AR") for suffix in ("", "50", "75", "m", "l")]
+        assert list(numbers["keypoints"]) == names
+
+    def test_is_not_run_where_the_data_is_wrong(self, folder: Path, weights: Path, capsys: Captured) -> None:
+        data = json.loads((folder / "data.json").read_text())
+        data["annotations"][1]["segmentation"] = {"size": [1, 1], "counts": "1"}
+        (folder / "data.json").write_text(json.dumps(data))
+        assert evaluate(folder, "--model", weights, "--images", folder / "none") == 2
+        assert "annotation 2: expected a mask of the image's size [48, 64]" in one_line(capsys)
 
     def test_is_run_over_the_data_set(self, folder: Path, weights: Path) -> None:
         out, saved = folder / "out.json", folder / "found.json"
@@ -175,10 +204,3 @@ class TestMistakes:
         assert evaluate(folder, "--results", folder / "results.json", "--json", folder / "out.json") == 2
         assert "results.json: entry 0: expected 'score', got none" in one_line(capsys)
         assert sorted(os.listdir(folder)) == before
-
-    def test_in_the_data_is_told_before_the_model_is_loaded(self, folder: Path, capsys: Captured) -> None:
-        data = json.loads((folder / "data.json").read_text())
-        data["annotations"][1]["segmentation"] = {"size": [1, 1], "counts": "1"}
-        (folder / "data.json").write_text(json.dumps(data))
-        assert evaluate(folder, "--model", "none_such", "--images", folder / "images") == 2
-        assert "annotation 2: expected a mask of the image's size [48, 64]" in one_line(capsys)

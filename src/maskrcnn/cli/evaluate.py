@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
     from maskrcnn.engine.evaluate import EvaluationResult
+    from maskrcnn.engine.truth import Truth
+    from maskrcnn.models.mask_rcnn import MaskRCNN
 
 _TITLES = {"bbox": "boxes", "segm": "masks", "keypoints": "key points"}
 
@@ -41,6 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--save-results", type=Path, metavar="OUT", help="write the model's detections as COCO results")
     add("--kinds", nargs="+", metavar="KIND", help="bbox, segm, keypoints (default: what the results hold)")
     add(
+        "--keypoint-sigmas",
+        nargs="+",
+        type=float,
+        metavar="SIGMA",
+        help="how far each key point may be off, as a part of its object's size (COCO's for 17 points, else 0.0635)",
+    )
+    add(
         "--max-detections",
         type=whole_number,
         default=100,
@@ -59,18 +69,20 @@ def main(args: argparse.Namespace) -> int:
         if path:
             check_writable(path)
 
-    from maskrcnn.engine.evaluate import check_limits, evaluate_results
+    from maskrcnn.engine.evaluate import check_limits, evaluate_results, scored_kinds
     from maskrcnn.engine.truth import load_truth
 
     check_limits(args.kinds, args.max_detections)
     truth = load_truth(args.data)
+    results = args.results
     if args.model:
-        for kind in args.kinds or ("bbox", "segm"):
-            truth.for_scoring(kind)  # what is wrong in the data is said before the model runs
-    results = args.results if args.results else _run_model(args)
+        model = load_model(args)
+        args.kinds = _kinds(args.kinds, scored_kinds(model.config), truth)
+        results = _run_model(model, args)
     if args.save_results:
         write_atomic(args.save_results, json.dumps(results) + "\n")
-    scores = evaluate_results(truth, results, args.kinds, args.max_detections)
+    sigmas = args.keypoint_sigmas
+    scores = evaluate_results(truth, results, args.kinds, args.max_detections, keypoint_sigmas=sigmas)
     for warning in scores.warnings:
         print(f"warning: {warning}", file=sys.stderr)
     _print_tables(scores)
@@ -94,7 +106,21 @@ def _check_form(args: argparse.Namespace) -> None:
         raise UserError(f"evaluate: {extra[0]} goes with --model, not with --results.")
 
 
-def _run_model(args: argparse.Namespace) -> list[dict[str, Any]]:
+def _kinds(asked: Sequence[str] | None, found: Sequence[str], truth: Truth) -> Sequence[str]:
+    """What to score of a model that finds `found`. What is wrong in the data is said before the model runs."""
+    for kind in asked or ():
+        if kind not in found:
+            raise UserError(f"--kinds {kind}: expected some of what the model finds, {', '.join(found)}.")
+    for kind in asked or found:
+        if kind == "keypoints" and not truth.holds(kind):
+            raise UserError(
+                f"{truth.name}: expected key points, which the model finds, got none. Use --kinds bbox."
+            )
+        truth.for_scoring(kind)
+    return asked or found
+
+
+def _run_model(model: MaskRCNN, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The detections of the model on the data set, with progress on standard error."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -103,8 +129,8 @@ def _run_model(args: argparse.Namespace) -> list[dict[str, Any]]:
     from maskrcnn.data.find import find_images
     from maskrcnn.engine.inference import run_inference
 
-    data = read_coco(*find_images(args.data, args.images or ""))
-    model = load_model(args)
+    source = find_images(args.data, args.images or "")
+    data = read_coco(source.labels, source.images)
     if args.detections_per_image is None:
         head = model.config.box_head
         head.detections_per_image = max(head.detections_per_image, args.max_detections)

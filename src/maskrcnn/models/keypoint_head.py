@@ -107,6 +107,8 @@ def decode_heatmaps(logits: Tensor, boxes: Tensor) -> Tensor:
     xy = torch.stack([place % columns, place // columns], dim=2).to(boxes.dtype) + 0.5
     xy = xy * (extent / pixels)[:, None] + boxes[:, None, :2]
     scores = (best - logits.flatten(2).logsumexp(2)).exp()
+    # Enlargement overshoots: over maps as steep as an untrained network's, to infinity.
+    scores = scores.clamp(max=torch.finfo(scores.dtype).max)
     return torch.cat([xy, scores[..., None].to(xy.dtype)], dim=2)
 
 
