@@ -318,7 +318,7 @@ def test_load_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(presets.PRESETS, R50, lambda: presets.shrink(presets.mask_rcnn_R_50_FPN_3x()))
+    monkeypatch.setitem(presets.PRESETS, R50, lambda: presets.shrink(presets.detectron2.mask_rcnn_R_50_FPN_3x()))
     model = tiny()
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": detectron2_state(model)}))
     out = tmp_path / "out.safetensors"
