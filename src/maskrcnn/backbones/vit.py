@@ -277,7 +277,9 @@ def resize_embedding(embedding: Tensor, size: Size) -> Tensor:
 
 def as_map(tokens: Tensor, size: Size) -> Tensor:
     """(B, N, C) -> (B, C, H, W), channels-last, without a copy."""
-    return tokens.transpose(1, 2).unflatten(2, size)
+    # Not transposed and then unflattened: at B = 1 that gives the first axis a stride by which batch normalisation's
+    # gradient on the CPU is wrong (PyTorch 2.15).
+    return tokens.unflatten(1, size).permute(0, 3, 1, 2)
 
 
 def as_tokens(x: Tensor) -> Tensor:
