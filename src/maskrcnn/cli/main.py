@@ -27,6 +27,7 @@ VERBS = {
     "evaluate": "COCO numbers of a model, or of results made elsewhere",
     "predict": "boxes and masks of images, drawn and as COCO JSON",
     "doctor": "check a data set before training",
+    "view": "look at a data set: its pictures with their objects, its classes and sizes",
     "convert": "published weights to a safetensors file with its config",
     "bench": "measure models on this machine: time and memory",
     "list": "the models, with their published numbers",
