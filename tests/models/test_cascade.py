@@ -160,8 +160,8 @@ def test_the_maps_get_a_third_of_each_stages_gradient(
     alone = head.heads[0].loss(features, [sampled], [target], [SIZE])
     assert [v.item() for v in first.values()] == [v.item() for v in alone.values()]
     wanted = [features.maps[0], head.heads[0].fcs[1].weight]
-    in_cascade = torch.autograd.grad(sum(first.values()), wanted)
-    by_itself = torch.autograd.grad(sum(alone.values()), wanted)
+    in_cascade = torch.autograd.grad(torch.stack(list(first.values())).sum(), wanted)
+    by_itself = torch.autograd.grad(torch.stack(list(alone.values())).sum(), wanted)
     torch.testing.assert_close(in_cascade[0], by_itself[0] / 3)
     torch.testing.assert_close(in_cascade[1], by_itself[1])  # its own weights get all of it
 

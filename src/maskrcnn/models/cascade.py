@@ -48,7 +48,7 @@ class CascadeHead(nn.Module):
         logits, deltas = first.predict_rois(features, boxes)
         scores = [logits.softmax(1)]
         for before, head in zip(self.heads, later, strict=False):
-            boxes = _moved(boxes, deltas, before.box_weights, image_sizes)
+            boxes = _moved(before, boxes, deltas, image_sizes)
             logits, deltas = head.predict_rois(features, boxes)
             scores.append(logits.softmax(1))
         counts = [len(b) for b in boxes]
@@ -90,7 +90,7 @@ class CascadeHead(nn.Module):
             stage_losses = head.losses(logits, deltas, sampled, targets)
             losses |= {f"{name}_stage{k}": loss for name, loss in stage_losses.items()}
             if k + 1 < len(self.stages):
-                boxes = _moved([s.boxes for s in sampled], deltas.detach(), head.box_weights, image_sizes)
+                boxes = _moved(head, [s.boxes for s in sampled], deltas.detach(), image_sizes)
                 sampled = [self.rematch(k + 1, b, t) for b, t in zip(boxes, targets, strict=True)]
         return losses
 
@@ -112,14 +112,12 @@ class CascadeHead(nn.Module):
 
 
 def _moved(
-    boxes: list[Tensor],
-    deltas: Tensor,
-    weights: tuple[float, float, float, float],
-    image_sizes: list[tuple[int, int]],
+    head: BoxHead, boxes: list[Tensor], deltas: Tensor, image_sizes: list[tuple[int, int]]
 ) -> list[Tensor]:
-    """Where box_deltas (R, 1, 4) move every image's RoIs to, within the image: per image (P, 4)."""
-    moved = decode_boxes(deltas[:, 0], torch.cat(boxes), weights).split([len(b) for b in boxes])
-    return [clip_boxes(b, size) for b, size in zip(moved, image_sizes, strict=True)]
+    """Where the box_deltas (R, 1, 4) of a stage move every image's RoIs to, within the image: per image (P, 4)."""
+    moved = decode_boxes(deltas[:, 0], torch.cat(boxes), head.box_weights, head.config.limit_shrinking)
+    counts = [len(b) for b in boxes]
+    return [clip_boxes(b, size) for b, size in zip(moved.split(counts), image_sizes, strict=True)]
 
 
 class _ScaleGradient(torch.autograd.Function):
