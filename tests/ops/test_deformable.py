@@ -3,10 +3,7 @@ against `grid_sample` and against torchvision."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -205,7 +202,6 @@ def test_blocks_and_threads_change_no_bit(monkeypatch):
     expected = value_and_grads(dcn, *args)
     monkeypatch.setattr("maskrcnn.ops.bilinear.SAMPLES_PER_THREAD", 40)
     monkeypatch.setattr("maskrcnn.ops.bilinear.SAMPLES_PER_SORT", 1)
-    monkeypatch.setattr("maskrcnn.ops.bilinear.BYTES_OF_ROWS", 5000)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -15,6 +15,8 @@ Shape letters: N images, S places of all maps, Q queries, G groups of D channels
 
 from __future__ import annotations
 
+import itertools
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -24,18 +26,18 @@ from torch import Tensor
 
 from maskrcnn.ops.sampling import _bag_sum
 
-# Torch splits work among threads from this many elements on; blocks give each thread that much.
+# Torch splits work among threads from this many elements on; a block gives each thread that much.
 SAMPLES_PER_THREAD = 1 << 15
-SAMPLES_PER_SORT = 1 << 19
-BYTES_OF_ROWS = 1 << 20
+# The backward takes as many groups at a time as have about so many samples.
+SAMPLES_PER_SORT = 1 << 22
 
 
 @dataclass(slots=True)
 class Affine:
     """Places in cells from what the network puts out: `offset * scale[k] + point[k] + at[q]`, each (x, y)."""
 
-    scale: Tensor  # (K, 2)
-    point: Tensor  # (K, 2)
+    scale: Tensor  # (K, 2), or (1, 2) for all points
+    point: Tensor  # (K, 2), or (1, 2)
     at: Tensor | None = None  # (Q, 2)
 
 
@@ -79,7 +81,8 @@ def _bilinear_sum(
         table = rows[n].to(real).reshape(S * G, D)
         for q in places.blocks(G):
             cells = places.cells(n, q, slice(0, G))
-            out[n, q] = _bag_sum(table, cells.index().flatten(1), cells.weights().flatten(1)).view(-1, G, D)
+            index, weights = torch.stack(cells.index(), 1), torch.stack(cells.weights(), 1)
+            out[n, q] = _bag_sum(table, index.flatten(1), weights.flatten(1)).view(-1, G, D)
     return out.view(N, Q, G * D)
 
 
@@ -110,28 +113,26 @@ def _bilinear_sum_backward(
     weight_grad = torch.empty_like(weight) if for_places else rows.new_empty(0)
     places = Places(offset, weight, scale, point, at, sizes)
     step = min(G, max(1, SAMPLES_PER_SORT // max(1, Q * K)))
-    for n in range(N):
-        for g in (slice(i, min(i + step, G)) for i in range(0, G, step)):
-            num = g.stop - g.start
-            table = rows[n, :, g].to(real).reshape(S * num, D)
-            flow = grad[n, :, g].to(real).reshape(Q * num, D)
-            first = torch.empty(Q * num * K, dtype=torch.int32, device=rows.device)
-            shares = flow.new_empty(4, Q * num * K)
-            for q in places.blocks(num):
-                cells = places.cells(n, q, g)
-                if for_rows:
-                    here = slice(q.start * num * K, q.stop * num * K)
-                    first[here] = cells.first.view(-1)
-                    for share, w in zip(shares, cells.weights_of_corners(), strict=True):
-                        share[here] = w.view(-1)
-                if for_places:
-                    dots = _dots(flow[q.start * num : q.stop * num], table, cells.index())
-                    dx, dy, for_weight = cells.gradients(dots)
-                    weight_grad[n, q, g] = for_weight.view(-1, num, K)
-                    offset_grad[n, q, g, ..., 0] = dx.mul_(places.scale_x[: len(dx)]).view(-1, num, K)
-                    offset_grad[n, q, g, ..., 1] = dy.mul_(places.scale_y[: len(dy)]).view(-1, num, K)
+    for n, i in itertools.product(range(N), range(0, G, step)):
+        g = slice(i, min(i + step, G))
+        num = g.stop - g.start
+        table = rows[n, :, g].to(real).reshape(S * num, D)
+        flow = grad[n, :, g].to(real).reshape(Q * num, D)
+        first = torch.empty(Q * num, K if for_rows else 0, dtype=torch.int32, device=rows.device)
+        shares = flow.new_empty(4, *first.shape)
+        for q in places.blocks(num):
+            cells = places.cells(n, q, g)
+            here = slice(q.start * num, q.stop * num)
             if for_rows:
-                rows_grad[n, :, g] = _transposed(flow, first, shares, K, S, num, sizes)
+                first[here] = cells.first
+                cells.weights(out=shares[:, here])
+            if for_places:
+                dots = [_dots(flow[here], table, index) for index in cells.index()]
+                places_grad, for_weight = cells.gradients(dots)
+                offset_grad[n, q, g] = places_grad.mul_(scale).view(-1, num, K, 2)
+                weight_grad[n, q, g] = for_weight.view(-1, num, K)
+        if for_rows:
+            rows_grad[n, :, g] = _transposed(flow, first, shares, S, num, sizes)
     return rows_grad, offset_grad, weight_grad
 
 
@@ -177,23 +178,26 @@ class Places:
         at: Tensor | None,
         sizes: list[int],
     ) -> None:
-        self.offset, self.weight, self.scale, self.at = offset, weight, scale, at
-        self.real = scale.dtype
-        self.num_queries, self.K = weight.shape[1], weight.shape[3]
-        height, width = torch.tensor(sizes, dtype=torch.int32, device=offset.device).view(-1, 2).unbind(1)
-        start = (height * width).cumsum(0, dtype=torch.int32) - height * width
+        self.offset, self.weight, self.at = offset, weight, at
+        self.num_queries, num_groups, self.K = weight.shape[1:]
         self.samples = SAMPLES_PER_THREAD * torch.get_num_threads()
-        num = min(max(1, self.samples // self.K), self.num_queries * weight.shape[2]) + weight.shape[2]
+        self.rows = min(max(num_groups, self.samples // self.K), self.num_queries * num_groups)
+        size = torch.tensor(sizes, dtype=torch.int32, device=offset.device).view(-1, 2)  # H, W of each map
+        area = size.prod(1, dtype=torch.int32)
+        self.scale, self.point = self._tile(scale), self._tile(point)
+        self.last = self._tile(size.flip(1).to(scale.dtype) - 2)
+        self.width, self.start = (
+            self._tile(size[:, 1:])[0],
+            self._tile((area.cumsum(0) - area).int()[:, None])[0],
+        )
 
-        def tile(of_points: Tensor) -> Tensor:
-            """What belongs to the points, repeated for all outputs of a block: arithmetic runs without a break."""
-            each = self.K // len(of_points)
-            return of_points.repeat_interleave(each).repeat(num, 1)
-
-        self.scale_x, self.scale_y = map(tile, scale.unbind(1))
-        self.point_x, self.point_y = map(tile, point.unbind(1))
-        self.last_x, self.last_y = tile((width - 2).to(self.real)), tile((height - 2).to(self.real))
-        self.width, self.start = tile(width), tile(start)
+    def _tile(self, of_points: Tensor) -> Tensor:
+        """What points or maps have, (.., 2) to (2, rows, K), so that arithmetic runs without a break."""
+        if len(of_points) == 1:
+            return of_points.t()[:, :, None]
+        return (
+            of_points.t().repeat_interleave(self.K // len(of_points), dim=1)[:, None].repeat(1, self.rows, 1)
+        )
 
     def blocks(self, num_groups: int) -> Iterator[slice]:
         step = max(1, self.samples // (self.K * num_groups))
@@ -201,111 +205,107 @@ class Places:
             yield slice(i, min(i + step, self.num_queries))
 
     def cells(self, n: int, q: slice, g: slice) -> Cells:
-        offset = self.offset[n, q, g].to(self.real)
+        offset = self.offset[n, q, g].to(self.scale.dtype)
         num_queries, num_groups = offset.shape[:2]
         m = num_queries * num_groups
-        offset = offset.reshape(m, self.K, 2)
-        x = torch.addcmul(self.point_x[:m], offset[..., 0], self.scale_x[:m])
-        y = torch.addcmul(self.point_y[:m], offset[..., 1], self.scale_y[:m])
+        offset = offset.reshape(m, self.K, 2).movedim(2, 0)
+        place = torch.addcmul(self.point[:, :m], offset, self.scale[:, :m])  # (2, m, K): x, y
         if self.at is not None:
-            x.view(num_queries, -1).add_(self.at[q, 0, None])
-            y.view(num_queries, -1).add_(self.at[q, 1, None])
-        x, y = Axis.of(x, self.last_x[:m]), Axis.of(y, self.last_y[:m])
+            place.view(2, num_queries, -1).add_(self.at[q].t()[:, :, None])
+        place.nan_to_num_(-2.0)  # what is no number is outside
+        step = place.floor()
+        cell = torch.minimum(step, self.last[:, :m]).clamp_(min=0)
+        place.sub_(cell)
+        step.sub_(cell)
+        x, y = cell.to(torch.int32)
         below = self.width[:m]
-        first = y.cell.to(torch.int32).mul_(below).add_(x.cell.to(torch.int32)).add_(self.start[:m])
+        first = y.mul_(below).add_(x).add_(self.start[:m])
         if num_groups > 1:
             below = below * num_groups
             group = torch.arange(num_groups, dtype=torch.int32, device=first.device)
             first.mul_(num_groups).view(num_queries, num_groups, self.K).add_(group[:, None])
-        weight = self.weight[n, q, g].to(self.real).reshape(m, self.K)
-        return Cells(x, y, weight, first, below, num_groups)
+        weight = self.weight[n, q, g].to(place.dtype).reshape(m, self.K)
+        return Cells(place, step, weight, first, below, num_groups)
 
 
-@dataclass(slots=True)
-class Axis:
-    """Samples along one axis: the lower of two neighbouring cells, and how much of both is read."""
+class Cells:
+    """The samples (m, K) of a block of outputs: the four rows that each reads, and their weights.
 
-    step: Tensor  # the sample's own lower cell less `cell`: 0 but at borders
-    cell: Tensor  # integers in floating point
-    low: Tensor
-    high: Tensor
+    A sample reads two neighbouring cells of either axis. `far`: its distance from the lower and from the
+    upper cell, at most 1: each has the weight 1 - far. `step`: how many cells the sample lies beyond.
+    """
 
-    @classmethod
-    def of(cls, at: Tensor, last: Tensor) -> Axis:
-        at.nan_to_num_(-2.0)  # what is no number is outside
-        step = at.floor()
-        cell = torch.minimum(step, last).clamp_(min=0)
-        at.sub_(cell)
-        step.sub_(cell)
-        high = torch.sub(at, 1.0).abs_().neg_().add_(1.0).relu_()
-        return cls(step, cell, at.abs_().neg_().add_(1.0).relu_(), high)
+    def __init__(
+        self, place: Tensor, step: Tensor, weight: Tensor, first: Tensor, below: Tensor, right: int
+    ) -> None:
+        self.step, self.weight, self.first, self.below, self.right = step, weight, first, below, right
+        self.far_high = (place - 1).clamp_(-1, 1).abs_()
+        self.far_low = place.clamp_(-1, 1).abs_()
+
+    def index(self) -> list[Tensor]:
+        """The four rows: left and right, then the same one line below."""
+        under = self.first + self.below
+        return [self.first, self.first + self.right, under, under + self.right]
+
+    def weights(self, out: Sequence[Tensor | None] = (None,) * 4) -> list[Tensor]:
+        (x_low, y_low), (x_high, y_high) = self.far_low, self.far_high
+        low, high = _less(self.weight, y_low), _less(self.weight, y_high)
+        pairs = ((low, x_low), (low, x_high), (high, x_low), (high, x_high))
+        return [_less(w, far, out=o) for (w, far), o in zip(pairs, out, strict=True)]
+
+    def gradients(self, dots: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Of the places in cells, (m, K, 2), and of the weights, (m, K), from the four rows' `dots`."""
+        a, b, c, d = dots
+        (x_low, y_low), (x_high, y_high) = self.far_low, self.far_high
+        upper = _less(a, x_low).add_(_less(b, x_high))
+        lower = _less(c, x_low).add_(_less(d, x_high))
+        left = _less(a, y_low).add_(_less(c, y_high))
+        right = _less(b, y_low).add_(_less(d, y_high))
+        for_weight = _less(upper, y_low).add_(_less(lower, y_high))
+        (slope_left, slope_upper), (slope_right, slope_lower) = self.slopes()
+        places = a.new_empty(*a.shape, 2)
+        torch.mul(left.mul_(slope_left).addcmul_(right, slope_right), self.weight, out=places[..., 0])
+        torch.mul(upper.mul_(slope_upper).addcmul_(lower, slope_lower), self.weight, out=places[..., 1])
+        return places, for_weight
 
     def slopes(self) -> tuple[Tensor, Tensor]:
-        """What `low` and `high` grow by when the sample moves on: 0, 1 or -1, to the right of a corner."""
-        before, here, after = ((self.step + i).abs_().neg_().add_(1.0).relu_() for i in (1, 0, -1))
-        return before.sub_(here), here.sub_(after)
+        """What the weights of the lower and the upper cell gain as the sample moves on: 0, 1 or -1.
+
+        At a corner: as it moves to the right or down.
+        """
+        before, here, after = ((self.step + i).clamp_(-1, 1).abs_() for i in (1, 0, -1))
+        return here - before, after - here
 
 
-@dataclass(slots=True)
-class Cells:
-    """The samples (m, K) of a block of outputs: the first of the four rows that each reads, and the weights."""
-
-    x: Axis
-    y: Axis
-    weight: Tensor
-    first: Tensor
-    below: Tensor  # from a row to that one line below
-    right: int  # from a row to that of the next cell
-
-    def index(self) -> Tensor:
-        """(m, 4, K) rows: left and right, then the same one line below."""
-        under = self.first + self.below
-        return torch.stack((self.first, self.first + self.right, under, under + self.right), 1)
-
-    def weights_of_corners(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        low, high = self.weight * self.y.low, self.weight * self.y.high
-        return low * self.x.low, low * self.x.high, high * self.x.low, high * self.x.high
-
-    def weights(self) -> Tensor:
-        return torch.stack(self.weights_of_corners(), 1)
-
-    def gradients(self, dots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Of x, y (in cells) and weight, each (m, K), from the four rows' products with the output's gradient."""
-        a, b, c, d = dots.transpose(0, 1).contiguous()
-        upper = torch.addcmul(a * self.x.low, b, self.x.high)
-        lower = torch.addcmul(c * self.x.low, d, self.x.high)
-        for_weight = torch.addcmul(self.y.low * upper, self.y.high, lower)
-        slope, slope_high = self.y.slopes()
-        for_y = upper.mul_(slope).addcmul_(slope_high, lower).mul_(self.weight)
-        slope, slope_high = self.x.slopes()
-        left = a.mul_(self.y.low).addcmul_(c, self.y.high)
-        right = b.mul_(self.y.low).addcmul_(d, self.y.high)
-        return left.mul_(slope).addcmul_(slope_high, right).mul_(self.weight), for_y, for_weight
+def _less(weight: Tensor, far: Tensor, out: Tensor | None = None) -> Tensor:
+    """weight * (1 - far)"""
+    return torch.addcmul(weight, weight, far, value=-1, out=out)
 
 
 def _dots(flow: Tensor, table: Tensor, index: Tensor) -> Tensor:
-    """The products of flow (m, D) with the rows at index (m, 4, K): (m, 4, K)."""
-    (m, D), (_, _, K) = flow.shape, index.shape
-    out = flow.new_empty(m, 4 * K, 1)
-    step = max(1, BYTES_OF_ROWS // (4 * K * D * flow.element_size()))
-    room = flow.new_empty(min(step, m) * 4 * K, D)
-    for i in range(0, m, step):
-        at = index[i : i + step].view(-1)
-        rows = torch.index_select(table, 0, at, out=room[: len(at)])
-        torch.bmm(rows.view(-1, 4 * K, D), flow[i : i + step, :, None], out=out[i : i + step])
-    return out.view(m, 4, K)
+    """The products of each row of flow (m, D) with the rows of the table at its indices (m, K): (m, K)."""
+    m, K = index.shape
+    ends = torch.arange(0, m * K + 1, K, dtype=torch.int32, device=index.device)
+    at = _csr(ends, index.reshape(-1), flow.new_zeros(m * K), (m, len(table)))
+    return torch.sparse.sampled_addmm(at, flow, table.t(), beta=0.0).values().view(m, K)
+
+
+def _csr(ends: Tensor, index: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
+    with warnings.catch_warnings():  # that sparse tensors are in a beta state
+        warnings.simplefilter("ignore")
+        return torch.sparse_csr_tensor(ends, index, values, shape, check_invariants=False)
 
 
 def _transposed(
-    flow: Tensor, first: Tensor, shares: Tensor, K: int, S: int, num_groups: int, sizes: list[int]
+    flow: Tensor, first: Tensor, shares: Tensor, S: int, num_groups: int, sizes: list[int]
 ) -> Tensor:
     """What samples add to the map's rows (S, num_groups, D): each row gathers the outputs that read it."""
-    counts = torch.bincount(first, minlength=S * num_groups)
-    order = first.sort(stable=True)[1]
-    output = order.div(K, rounding_mode="floor").to(torch.int32)
+    counts = torch.bincount(first.view(-1), minlength=S * num_groups)
+    order = first.view(-1).sort(stable=True)[1]
+    output = order.div(first.shape[1], rounding_mode="floor").to(torch.int32)
     out = flow.new_zeros(S, num_groups, flow.shape[1])
     for corner, share in enumerate(shares):
-        part = _bag_sum(flow, output, share.index_select(0, order), counts).view_as(out)
+        part = _bag_sum(flow, output, share.view(-1).index_select(0, order), counts).view_as(out)
         end = 0
         for height, width in zip(sizes[::2], sizes[1::2], strict=True):
             begin, end = end, end + height * width

@@ -59,7 +59,7 @@ def dcnv3(
         input.reshape(N, H * W, groups, C // groups),
         offset.reshape(N, Ho * Wo, groups, K, 2),
         mask.reshape(N, Ho * Wo, groups, K),
-        Affine(torch.full_like(point, offset_scale), point, at),
+        Affine(point.new_full((1, 2), offset_scale), point, at),
         [(H, W)],
     )
     return out.view(N, Ho, Wo, C)
@@ -94,12 +94,11 @@ def ms_deform_attn(
     _check("ms_deform_attn", "sampling_locations", sampling_locations, (N, Q, M, L, P, 2))
     _check("ms_deform_attn", "attention_weights", attention_weights, (N, Q, M, L, P))
     size = torch.tensor(shapes, device=value.device, dtype=_place_dtype(value)).flip(1)  # (L, 2): W, H
-    scale = size.repeat_interleave(P, dim=0)
     return bilinear_sum(
         value,
         sampling_locations.reshape(N, Q, M, L * P, 2),
         attention_weights.reshape(N, Q, M, L * P),
-        Affine(scale, torch.full_like(scale, -0.5)),
+        Affine(size.repeat_interleave(P, dim=0), size.new_full((1, 2), -0.5)),
         shapes,
     )
 
