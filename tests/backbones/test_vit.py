@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from maskrcnn import presets
 from maskrcnn.backbones.fpn import FPN, LevelConvs
 from maskrcnn.backbones.vit import Block, UniPerceiverBlock, ViT, from_windows, resize_embedding, to_windows
 from maskrcnn.backbones.vit_adapter import Extractor, Injector, SpatialPrior, ViTAdapter
 from maskrcnn.config import AdapterConfig, FPNConfig, ViTConfig
+from maskrcnn.models.build import build_model
 from tests.references import load_module, read_npz
 
 PATCHES = (4, 6)  # of the units' 64x96 image
@@ -93,7 +94,9 @@ def test_outputs_and_gradients_are_the_originals(
     build, extra, renamed = UNITS[unit]
     module = build().eval()
     fill = load_module(shared / "reference" / "mmdetection" / "fill.py")
-    shapes = {k.removeprefix(p): v.tolist() for k, v in reference.items() if k.startswith(p := f"{unit}/sd_shape/")}
+    shapes = {
+        k.removeprefix(p): v.tolist() for k, v in reference.items() if k.startswith(p := f"{unit}/sd_shape/")
+    }
     state = {original_name(k, renamed): v for k, v in module.state_dict().items()}
     absent = {"gamma1", "gamma2"} if unit.endswith("ls0") else set()  # without a scale: where it is 1
     assert {k: list(v.shape) for k, v in state.items() if k not in absent} == shapes
@@ -122,11 +125,89 @@ def test_outputs_and_gradients_are_the_originals(
     for name, value in inputs.items():
         assert value.grad is not None
         assert difference(value.grad, f"gin/{name}") <= 2e-5
-    norms = {k.removeprefix(p): float(v) for k, v in reference.items() if k.startswith(p := f"{unit}/gparam_norm/")}
+    norms = {
+        k.removeprefix(p): float(v) for k, v in reference.items() if k.startswith(p := f"{unit}/gparam_norm/")
+    }
     largest = max(norms.values())
     for name, parameter in module.named_parameters():
         name = original_name(name, renamed)
         if name not in absent:
             gradient = torch.zeros(()) if parameter.grad is None else parameter.grad
-            assert float(gradient.norm()) == pytest.approx(norms.pop(name), rel=2e-5, abs=1e-6 * largest), name
+            assert float(gradient.norm()) == pytest.approx(norms.pop(name), rel=2e-5, abs=1e-6 * largest), (
+                name
+            )
     assert not norms
+
+
+# From the originals' own count.
+PARAMETERS = {
+    "mask_rcnn_deit_adapter_tiny_fpn_3x_coco": 28_068_512,
+    "mask_rcnn_deit_tiny_fpn_3x_coco": 26_075_184,
+    "mask_rcnn_deit_adapter_small_fpn_3x_coco": 47_802_368,
+    "mask_rcnn_deit_small_fpn_3x_coco": 43_746_672,
+    "mask_rcnn_deit_adapter_small_3x_coco": 45_442_048,
+    "mask_rcnn_deit_adapter_base_fpn_3x_coco": 120_187_088,
+    "mask_rcnn_deit_base_fpn_3x_coco": 113_594_352,
+    "mask_rcnn_uniperceiver_adapter_base_fpn_3x_coco": 120_194_000,
+    "mask_rcnn_augreg_adapter_large_fpn_3x_coco": 347_927_472,
+    "mask_rcnn_augreg_large_fpn_3x_coco": 337_286_896,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_number_of_parameters(name: str) -> None:
+    with torch.device("meta"):
+        model = build_model(presets.get(name).model)
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("size", [(3, 4), (4, 4), (8, 12), (5, 9)])
+def test_windows_there_and_back(size: tuple[int, int]) -> None:
+    x = torch.randn(2, size[0] * size[1], 6)
+    filling = torch.arange(6.0)
+    windows = to_windows(x, size, 4, filling)
+    assert windows.shape[1:] == (16, 6)
+    torch.testing.assert_close(from_windows(windows, size, 4), x, rtol=0, atol=0)
+    filled = (windows == filling).all(-1).sum()
+    assert filled == windows.shape[0] * 16 - 2 * size[0] * size[1]
+
+
+def test_an_embedding_of_the_right_size_is_itself() -> None:
+    embedding = torch.randn(1, 16, 8)
+    assert resize_embedding(embedding, (4, 4)) is embedding
+    assert resize_embedding(embedding, (3, 7)).shape == (1, 21, 8)
+
+
+@pytest.mark.parametrize("build", [ViT, ViTAdapter])
+def test_checkpointing_changes_nothing(build: type[ViT] | type[ViTAdapter]) -> None:
+    torch.manual_seed(0)
+    body = build(
+        mini(32, 4, adapter=AdapterConfig(num_heads=4, interactions=((0, 0), (1, 3))), drop_path=0.5)
+    )
+    pixels = torch.randn(2, 3, 64, 96)
+    found = []
+    for recompute in (False, True):
+        body.config.checkpointing = recompute
+        body.zero_grad()
+        torch.manual_seed(1)
+        loss = torch.stack([output.square().mean() for output in body(pixels).values()]).sum()
+        loss.backward()
+        found.append([loss.detach()] + [p.grad.clone() for p in body.parameters() if p.grad is not None])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-6)
+
+
+def test_autocast_and_half_precision_stay_near() -> None:
+    torch.manual_seed(0)
+    body = ViTAdapter(mini(adapter=adapter())).eval()
+    with torch.no_grad():
+        for interaction in body.interactions:
+            interaction.injector.gamma.fill_(0.5)
+        pixels = torch.randn(1, 3, 64, 96)
+        expected = body(pixels)
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = body(pixels)
+        half = body.to(torch.bfloat16)(pixels.bfloat16())
+    for name, value in expected.items():
+        assert half[name].dtype == torch.bfloat16
+        for other in (cast[name], half[name]):
+            assert (other.float() - value).std() < 0.02 * value.std()

@@ -48,7 +48,9 @@ class Trunk(nn.Module):
             self.layers = blocks
         else:
             self.patch_embed = PatchEmbed(config.dim, config.patch_size)
-            self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid**2, config.dim))  # first: a class token's, unused
+            self.pos_embed = nn.Parameter(
+                torch.zeros(1, 1 + grid**2, config.dim)
+            )  # first: a class token's, unused
             self.blocks = blocks
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
@@ -101,9 +103,7 @@ class ViT(Trunk):
         x, size = self.embed(pixels)
         outputs = {}
         for i in range(1, 5):
-            x = self.run_blocks(
-                x, size, self.config.depth * (i - 1) // 4, self.config.depth * i // 4 - 1
-            )
+            x = self.run_blocks(x, size, self.config.depth * (i - 1) // 4, self.config.depth * i // 4 - 1)
             y = as_map(self.get_submodule(f"norm{i}")(x), size)
             outputs[f"c{i + 1}"] = self.get_submodule(f"up{i}")(y)
         return outputs
@@ -250,7 +250,7 @@ def to_windows(x: Tensor, size: Size, window: int, filling: Tensor) -> Tensor:
     (B, _, C), (H, W) = x.shape, size
     down, right = -(-H // window), -(-W // window)
     x = x.view(B, H, W, C)
-    if (H, W) != (down * window, right * window):
+    if down * window != H or right * window != W:
         padded = filling.expand(B, down * window, right * window, C).clone()
         padded[:, :H, :W] = x
         x = padded

@@ -152,15 +152,14 @@ class Extractor(nn.Module):
 
     def forward(self, c: Tensor, x: Tensor, size: Size) -> Tensor:
         c = c + self.attn(self.query_norm(c), pyramid(size), self.feat_norm(x), [size])
-        return c + stochastic_depth(
-            self.ffn(self.ffn_norm(c), size), self.drop_path, "row", self.training
-        )
+        return c + stochastic_depth(self.ffn(self.ffn_norm(c), size), self.drop_path, "row", self.training)
 
 
 class DeformableAttention(nn.Module):
     """Each head of each query sums P samples of each of L maps, at places and with weights that the query tells.
 
-    forward: query (B, Q, C), the maps whose places the queries are, in (H, W); feat (B, S, C) and its L maps -> (B, Q, C).
+    forward: query (B, Q, C) and the (H, W) of the maps whose places it is; feat (B, S, C) and those of its L maps ->
+    (B, Q, C).
     """
 
     def __init__(self, dim: int, config: AdapterConfig, *, num_levels: int) -> None:

@@ -10,10 +10,12 @@ from collections.abc import Callable
 
 from maskrcnn.config import Config
 from maskrcnn.errors import UserError, did_you_mean
-from maskrcnn.presets import detectron2, internimage, small
+from maskrcnn.presets import detectron2, internimage, small, vit
 from maskrcnn.presets.tiny import shrink
 
-PRESETS: dict[str, Callable[[], Config]] = detectron2.PRESETS | internimage.PRESETS | small.PRESETS
+PRESETS: dict[str, Callable[[], Config]] = (
+    detectron2.PRESETS | internimage.PRESETS | vit.PRESETS | small.PRESETS
+)
 
 
 def get(name: str, *, tiny: bool = False) -> Config:

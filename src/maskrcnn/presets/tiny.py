@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 
-from maskrcnn.config import Config, InternImageConfig, MobileNetV2Config, ResNetConfig
+from maskrcnn.config import Config, InternImageConfig, MobileNetV2Config, ResNetConfig, ViTConfig
 
 
 def shrink(config: Config) -> Config:
@@ -21,6 +21,8 @@ def shrink(config: Config) -> Config:
     elif isinstance(model.backbone, InternImageConfig):
         model.backbone.channels, model.backbone.groups = 16, (2, 4, 8, 16)
         model.backbone.depths = (1, 1, 2, 1)
+    elif isinstance(model.backbone, ViTConfig):
+        model.backbone = _shrink_vit(model.backbone)
     if model.fpn is not None:
         model.fpn.out_channels = 16
     model.rpn = dataclasses.replace(
@@ -42,3 +44,15 @@ def shrink(config: Config) -> Config:
     model.input.min_size, model.input.max_size = 96, 160
     config.data.augment.min_sizes, config.data.augment.max_size = (80, 96), 160
     return config
+
+
+def _shrink_vit(vit: ViTConfig) -> ViTConfig:
+    """Two blocks a quarter, one of windows and a global one, in windows smaller than a picture of tests."""
+    vit = dataclasses.replace(
+        vit, dim=32, depth=8, num_heads=2, window_size=4, pretrain_size=64, global_blocks=(1, 3, 5, 7)
+    )
+    if vit.adapter is not None:
+        vit.adapter = dataclasses.replace(
+            vit.adapter, conv_channels=8, num_heads=4, interactions=((0, 1), (2, 3), (4, 5), (6, 7))
+        )
+    return vit
