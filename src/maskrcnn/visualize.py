@@ -292,7 +292,7 @@ def _draw_labels(
     placed, chips = np.zeros((0, 4)), []
     for box, area, text, colour in zip(boxes, areas, texts, colours, strict=True):
         wide = math.ceil(font.getlength(text)) + 2 * pad
-        if crowded and area < 3 * wide * tall:
+        if not text or (crowded and area < 3 * wide * tall):
             continue
         places = _chip_places(box, wide, tall, W, H)
         on_chips = _overlap(places, placed).sum(1) / (wide * tall)

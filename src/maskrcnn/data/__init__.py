@@ -1,5 +1,6 @@
 """Data sets of several formats to samples, what is wrong with them, transforms and batches."""
 
+from maskrcnn.data.advice import advise, compare
 from maskrcnn.data.check import check, checked
 from maskrcnn.data.coco import CocoData, read_coco
 from maskrcnn.data.defects import Finding, Report
@@ -16,8 +17,10 @@ __all__ = [
     "Report",
     "Source",
     "Sources",
+    "advise",
     "check",
     "checked",
+    "compare",
     "find_coco",
     "find_data",
     "read_coco",

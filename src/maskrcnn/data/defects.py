@@ -45,6 +45,24 @@ RULES: dict[str, str] = {
     "keypoint_count": "the visible key points are counted",
 }
 
+# What training takes as it is, and a person may want to know (`maskrcnn.data.advice` looks for it).
+ADVICE: dict[str, str] = {
+    "in_both_parts": "kept; validation on pictures that were learnt from flatters",
+    "same_picture": "kept; it counts as often as it is there",
+    "exif_turned": "the picture is turned upright; labels drawn on the unturned one do not fit it",
+    "class_without_objects": "kept as a class that nothing teaches",
+    "class_not_in_val": "kept; its AP cannot be told",
+    "class_not_in_train": "kept; it cannot be found",
+    "many_objects": "kept; COCO's limit of 100 detections hides some: evaluate with --max-detections",
+    "drawn_twice": "kept; two objects of one class on the same place",
+    "box_loose": "the box is kept as it is",
+    "one_pixel": "kept; too small to be found, even enlarged",
+    "hole_filled": "a polygon inside another of its object adds nothing: the hole is filled, as in COCO",
+    "mask_with_hole": "kept with its holes",
+    "category_id_0": "kept; some tools take 0 for the background",
+    "annotation_id_0": "kept and scored; pycocotools never counts it as found",
+}
+
 
 class Finding(NamedTuple):
     kind: str
@@ -94,12 +112,12 @@ class Report:
     @property
     def refused(self) -> bool:
         """Whether something was found that has no repair."""
-        return any(RULES[g.kind] == REFUSED for g in self.groups)
+        return any(rule_of(g.kind) == REFUSED for g in self.groups)
 
     def findings(self, *, only_refused: bool = False) -> Iterator[Finding]:
         arrays = self.data.arrays
         for g in self.groups:
-            if only_refused and RULES[g.kind] != REFUSED:
+            if only_refused and rule_of(g.kind) != REFUSED:
                 continue
             for k in range(len(g)):
                 image, annotation = int(g.images[k]), int(g.annotations[k])
@@ -108,7 +126,7 @@ class Report:
                 message = g.message.format(*(v[k] for v in g.values))
                 if annotation_id == -1:
                     annotation_id, message = None, f"annotations[{annotation}], without an id: {message}"
-                yield Finding(g.kind, image_id, annotation_id, message, RULES[g.kind])
+                yield Finding(g.kind, image_id, annotation_id, message, rule_of(g.kind))
 
     def summary(self) -> str:
         """One line: how many of each kind."""
@@ -171,6 +189,11 @@ class Report:
     def drop(self, index: np.ndarray) -> None:
         if len(index):
             self.patches.append(("keep", index, np.zeros(len(index), bool)))
+
+
+def rule_of(kind: str) -> str:
+    """What is done about findings of this kind."""
+    return RULES.get(kind) or ADVICE[kind]
 
 
 def _located(f: Finding) -> str:

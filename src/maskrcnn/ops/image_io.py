@@ -73,6 +73,17 @@ def image_size(path: str | Path) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
+def image_orientation(path: str | Path) -> int:
+    """The EXIF orientation of an image file, 1 to 8; 1, upright, where none can be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return _orientation(picture)
+    except Exception:  # `image_size` says what is wrong with a file
+        return 1
+
+
 def resize_size(
     height: int, width: int, min_size: int, max_size: int, resize: Resize = "pillow"
 ) -> tuple[int, int]:

@@ -107,7 +107,8 @@ def _drawn(data: CocoData, i: int) -> np.ndarray:
         size = (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale)))
         small, truth = resize(torch.from_numpy(image).permute(2, 0, 1), truth, size)
         image = small.permute(1, 2, 0).contiguous().numpy()
-    return draw_ground_truth(image, truth, data.class_names)
+    names = data.class_names if len(data.class_names) > 1 else ("",)  # the one name on every object says nothing
+    return draw_ground_truth(image, truth, names)
 
 
 def _no_picture(size: tuple[int, int]) -> np.ndarray:
@@ -171,7 +172,7 @@ def _histograms(data: CocoData) -> str:
     charts = "".join(
         f"<figure><figcaption>{name}</figcaption>{bar_table(rows)}</figure>" for name, rows in tables
     )
-    return f'<div class="charts">{charts}</div>'
+    return f'<div class="charts three">{charts}</div>'
 
 
 def _binned(values: np.ndarray, edges: tuple[int, ...]) -> list[tuple[str, int]]:

@@ -117,6 +117,7 @@ figcaption{font-size:.88rem;color:var(--dim);padding:2px 4px 6px}
 .pair{display:grid;grid-template-columns:1fr 1fr;gap:6px;align-items:start}
 .pair img{width:100%;height:auto;display:block;border-radius:6px}
 .gallery figcaption{padding:6px 4px 0}
+.three{grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr))}
 .single{columns:3 300px}
 .single img{width:100%;height:auto;display:block;border-radius:6px}
 .many table{display:grid;grid-template-columns:repeat(auto-fill,minmax(260px,1fr));column-gap:18px}
