@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from maskrcnn.config import ViTConfig
 from maskrcnn.models.box_head import Detections
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.pooling import RoIFeatures
@@ -26,7 +27,14 @@ from tests.models.test_reference_inference import matched, worst
 from tests.parity import Parity
 from tests.references import filled_mmdetection_model, image_tensor, read_npz
 
-NAMES = ("mask_rcnn_internimage_t_fpn_1x_coco", "mask_rcnn_internimage_s_fpn_1x_coco")
+NAMES = (
+    "mask_rcnn_internimage_t_fpn_1x_coco",
+    "mask_rcnn_internimage_s_fpn_1x_coco",
+    "mask_rcnn_deit_tiny_fpn_3x_coco",
+    "mask_rcnn_deit_adapter_tiny_fpn_3x_coco",
+    "mask_rcnn_deit_adapter_small_3x_coco",
+    "mask_rcnn_uniperceiver_adapter_base_fpn_3x_coco",
+)
 CASE = "astronaut, fp32"  # as `make parity` calls it
 
 FEATURE = 1e-4  # of the level's standard deviation
@@ -79,13 +87,17 @@ def stages(shared: Path, model: MaskRCNN, case: dict[str, np.ndarray]) -> Stages
     body: list[Tensor] = []
     wanted = {key.split("/")[2] for key in case if key.startswith("a/tap/")}
 
-    def keep(tap: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            taps[tap] = output
+    def keep(tap: str, index: int | None) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+            taps[tap] = output if index is None else output[index]
 
         return hook
 
-    hooks = [model.backbone.body.get_submodule(tap).register_forward_hook(keep(tap)) for tap in wanted]
+    places = {tap: tap_place(tap, model) for tap in wanted}
+    hooks = [
+        model.backbone.body.get_submodule(module).register_forward_hook(keep(tap, index))
+        for tap, (module, index) in places.items()
+    ]
     hooks.append(
         model.backbone.body.register_forward_hook(lambda module, inputs, output: body.extend(output.values()))
     )
@@ -103,6 +115,27 @@ def stages(shared: Path, model: MaskRCNN, case: dict[str, np.ndarray]) -> Stages
     found = Detections(instances.boxes, instances.scores, instances.labels, torch.arange(len(instances)))
     order = matched(found, case["a/det_boxes"], case["a/det_labels"])
     return Stages(batch, taps, body, neck, rpn, proposals[0], features, detections[0], instances, order)
+
+
+def tap_place(tap: str, model: MaskRCNN) -> tuple[str, int | None]:
+    """The module whose output a tap is, and which one of its outputs."""
+    part, dot, index = tap.rpartition(".out")
+    if not dot:
+        return tap, None
+    if not part.startswith("interactions."):
+        return part, int(index) if part == "spm" else None
+    # An interaction's outputs are those of the last block and of the last extractor in it.
+    backbone = model.config.backbone
+    assert isinstance(backbone, ViTConfig)
+    assert backbone.adapter is not None
+    k = int(part.split(".")[1])
+    if index == "0":
+        return (
+            f"{'layers' if backbone.uni_perceiver else 'blocks'}.{backbone.adapter.interactions[k][1]}",
+            None,
+        )
+    is_last = k == len(backbone.adapter.interactions) - 1
+    return f"{part}.extra_extractors.1" if is_last else f"{part}.extractor", None
 
 
 def as_map(logits: Tensor, shape: list[int]) -> Tensor:
