@@ -200,8 +200,6 @@ def test_only_the_gradients_that_are_asked_for():
 def test_blocks_and_threads_change_no_bit(monkeypatch):
     args = dcn_args(dtype=torch.float32)
     expected = value_and_grads(dcn, *args)
-    monkeypatch.setattr("maskrcnn.ops.bilinear.SAMPLES_PER_THREAD", 40)
-    monkeypatch.setattr("maskrcnn.ops.bilinear.SAMPLES_PER_SORT", 1)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -15,7 +15,6 @@ Shape letters: N images, S places of all maps, Q queries, G groups of D channels
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,10 +25,9 @@ from torch import Tensor
 
 from maskrcnn.ops.sampling import _bag_sum
 
-# Torch splits work among threads from this many elements on; a block gives each thread that much.
-SAMPLES_PER_THREAD = 1 << 15
-# The backward takes as many groups at a time as have about so many samples.
-SAMPLES_PER_SORT = 1 << 22
+# Samples in a block: enough work for all threads, little enough to stay in the cache. It does not depend on
+# the number of threads, so that sums are made in the same order with any.
+SAMPLES_PER_BLOCK = 1 << 17
 
 
 @dataclass(slots=True)
@@ -74,15 +72,16 @@ def _bilinear_sum(
     sizes: list[int],
 ) -> Tensor:
     (N, S, G, D), Q = rows.shape, weight.shape[1]
-    real = _real(rows)
     out = rows.new_empty(N, Q, G, D)
     places = Places(offset, weight, scale, point, at, sizes)
     for n in range(N):
-        table = rows[n].to(real).reshape(S * G, D)
-        for q in places.blocks(G):
-            cells = places.cells(n, q, slice(0, G))
-            index, weights = torch.stack(cells.index(), 1), torch.stack(cells.weights(), 1)
-            out[n, q] = _bag_sum(table, index.flatten(1), weights.flatten(1)).view(-1, G, D)
+        table = rows[n].to(scale.dtype).reshape(S * G, D)
+        for q in places.blocks():
+            cells = places.cells(n, q)
+            total = 0
+            for (index, shift), w in zip(cells.rows(), cells.weights(), strict=True):
+                total = _bag_sum(table[shift:], index, w).add_(total)
+            out[n, q] = total.view(-1, G, D)
     return out.view(N, Q, G * D)
 
 
@@ -105,34 +104,26 @@ def _bilinear_sum_backward(
     for_places: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of rows, offset and weight; with for_rows or for_places off, empty in their stead."""
-    (N, S, G, D), (Q, K) = rows.shape, (weight.shape[1], weight.shape[3])
-    real = _real(rows)
-    grad = grad.view(N, Q, G, D)
+    (N, S, G, D), K = rows.shape, weight.shape[3]
     rows_grad = torch.empty_like(rows) if for_rows else rows.new_empty(0)
     offset_grad = torch.empty_like(offset) if for_places else rows.new_empty(0)
     weight_grad = torch.empty_like(weight) if for_places else rows.new_empty(0)
     places = Places(offset, weight, scale, point, at, sizes)
-    step = min(G, max(1, SAMPLES_PER_SORT // max(1, Q * K)))
-    for n, i in itertools.product(range(N), range(0, G, step)):
-        g = slice(i, min(i + step, G))
-        num = g.stop - g.start
-        table = rows[n, :, g].to(real).reshape(S * num, D)
-        flow = grad[n, :, g].to(real).reshape(Q * num, D)
-        first = torch.empty(Q * num, K if for_rows else 0, dtype=torch.int32, device=rows.device)
-        shares = flow.new_empty(4, *first.shape)
-        for q in places.blocks(num):
-            cells = places.cells(n, q, g)
-            here = slice(q.start * num, q.stop * num)
+    for n in range(N):
+        table = rows[n].to(scale.dtype).reshape(S * G, D)
+        table_grad = table.new_zeros(table.shape if for_rows else 0)
+        for q in places.blocks():
+            cells = places.cells(n, q)
+            flow = grad[n, q].to(scale.dtype).reshape(-1, D)
             if for_rows:
-                first[here] = cells.first
-                cells.weights(out=shares[:, here])
+                cells.scatter(flow, table_grad, places.maps)
             if for_places:
-                dots = [_dots(flow[here], table, index) for index in cells.index()]
-                places_grad, for_weight = cells.gradients(dots)
-                offset_grad[n, q, g] = places_grad.mul_(scale).view(-1, num, K, 2)
-                weight_grad[n, q, g] = for_weight.view(-1, num, K)
+                dots = [_dots(flow, table[shift:], index) for index, shift in cells.rows()]
+                for_offset, for_weight = cells.gradients(dots)
+                offset_grad[n, q] = for_offset.mul_(scale).view(-1, G, K, 2)
+                weight_grad[n, q] = for_weight.view(-1, G, K)
         if for_rows:
-            rows_grad[n, :, g] = _transposed(flow, first, shares, S, num, sizes)
+            rows_grad[n] = table_grad.view(S, G, D)
     return rows_grad, offset_grad, weight_grad
 
 
@@ -167,7 +158,7 @@ _bilinear_sum.register_autograd(_backward, setup_context=_setup)
 
 
 class Places:
-    """Where all samples are, computed for one block of queries and groups at a time."""
+    """Where all samples are, computed for one block of queries at a time."""
 
     def __init__(
         self,
@@ -179,36 +170,38 @@ class Places:
         sizes: list[int],
     ) -> None:
         self.offset, self.weight, self.at = offset, weight, at
-        self.num_queries, num_groups, self.K = weight.shape[1:]
-        self.samples = SAMPLES_PER_THREAD * torch.get_num_threads()
-        self.rows = min(max(num_groups, self.samples // self.K), self.num_queries * num_groups)
+        self.num_queries, G, self.K = weight.shape[1:]
+        self.step = max(1, SAMPLES_PER_BLOCK // (G * self.K))
+        self.num_outputs = min(self.step, self.num_queries) * G
         size = torch.tensor(sizes, dtype=torch.int32, device=offset.device).view(-1, 2)  # H, W of each map
-        area = size.prod(1, dtype=torch.int32)
+        end = size.prod(1, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        start = F.pad(end[:-1], (1, 0))
+        self.maps = list(
+            zip((start * G).tolist(), (end * G).tolist(), (size[:, 1] * G).tolist(), strict=True)
+        )
         self.scale, self.point = self._tile(scale), self._tile(point)
         self.last = self._tile(size.flip(1).to(scale.dtype) - 2)
-        self.width, self.start = (
-            self._tile(size[:, 1:])[0],
-            self._tile((area.cumsum(0) - area).int()[:, None])[0],
-        )
+        self.below = self._tile(size[:, 1:] * G)[0]
+        group = torch.arange(G, dtype=torch.int32, device=offset.device).repeat_interleave(self.K)
+        self.start = group.repeat(self.num_outputs // G).view(-1, self.K)
+        self.start += self._tile(start[:, None] * G)[0]
 
     def _tile(self, of_points: Tensor) -> Tensor:
-        """What points or maps have, (.., 2) to (2, rows, K), so that arithmetic runs without a break."""
+        """What points or maps have, (.., 2) to (2, outputs, K), so that arithmetic runs without a break."""
         if len(of_points) == 1:
             return of_points.t()[:, :, None]
-        return (
-            of_points.t().repeat_interleave(self.K // len(of_points), dim=1)[:, None].repeat(1, self.rows, 1)
-        )
+        points = of_points.t().repeat_interleave(self.K // len(of_points), dim=1)
+        return points[:, None].repeat(1, self.num_outputs, 1)
 
-    def blocks(self, num_groups: int) -> Iterator[slice]:
-        step = max(1, self.samples // (self.K * num_groups))
-        for i in range(0, self.num_queries, step):
-            yield slice(i, min(i + step, self.num_queries))
+    def blocks(self) -> Iterator[slice]:
+        for i in range(0, self.num_queries, self.step):
+            yield slice(i, min(i + self.step, self.num_queries))
 
-    def cells(self, n: int, q: slice, g: slice) -> Cells:
-        offset = self.offset[n, q, g].to(self.scale.dtype)
-        num_queries, num_groups = offset.shape[:2]
-        m = num_queries * num_groups
-        offset = offset.reshape(m, self.K, 2).movedim(2, 0)
+    def cells(self, n: int, q: slice) -> Cells:
+        offset = self.offset[n, q].to(self.scale.dtype)
+        num_queries, G, K, _ = offset.shape
+        m = num_queries * G
+        offset = offset.reshape(m, K, 2).movedim(2, 0)
         place = torch.addcmul(self.point[:, :m], offset, self.scale[:, :m])  # (2, m, K): x, y
         if self.at is not None:
             place.view(2, num_queries, -1).add_(self.at[q].t()[:, :, None])
@@ -218,14 +211,10 @@ class Places:
         place.sub_(cell)
         step.sub_(cell)
         x, y = cell.to(torch.int32)
-        below = self.width[:m]
-        first = y.mul_(below).add_(x).add_(self.start[:m])
-        if num_groups > 1:
-            below = below * num_groups
-            group = torch.arange(num_groups, dtype=torch.int32, device=first.device)
-            first.mul_(num_groups).view(num_queries, num_groups, self.K).add_(group[:, None])
-        weight = self.weight[n, q, g].to(place.dtype).reshape(m, self.K)
-        return Cells(place, step, weight, first, below, num_groups)
+        below = self.below[:m]
+        first = y.mul_(below).add_(x, alpha=G).add_(self.start[:m])
+        weight = self.weight[n, q].to(place.dtype).reshape(m, K)
+        return Cells(place, step, weight, first, below, G)
 
 
 class Cells:
@@ -242,16 +231,15 @@ class Cells:
         self.far_high = (place - 1).clamp_(-1, 1).abs_()
         self.far_low = place.clamp_(-1, 1).abs_()
 
-    def index(self) -> list[Tensor]:
-        """The four rows: left and right, then the same one line below."""
+    def rows(self) -> list[tuple[Tensor, int]]:
+        """The four rows, each as indices (m, K) and what to add to them: left, right, the same a line below."""
         under = self.first + self.below
-        return [self.first, self.first + self.right, under, under + self.right]
+        return [(self.first, 0), (self.first, self.right), (under, 0), (under, self.right)]
 
-    def weights(self, out: Sequence[Tensor | None] = (None,) * 4) -> list[Tensor]:
+    def weights(self) -> list[Tensor]:
         (x_low, y_low), (x_high, y_high) = self.far_low, self.far_high
         low, high = _less(self.weight, y_low), _less(self.weight, y_high)
-        pairs = ((low, x_low), (low, x_high), (high, x_low), (high, x_high))
-        return [_less(w, far, out=o) for (w, far), o in zip(pairs, out, strict=True)]
+        return [_less(w, far) for w in (low, high) for far in (x_low, x_high)]
 
     def gradients(self, dots: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Of the places in cells, (m, K, 2), and of the weights, (m, K), from the four rows' `dots`."""
@@ -276,10 +264,29 @@ class Cells:
         before, here, after = ((self.step + i).clamp_(-1, 1).abs_() for i in (1, 0, -1))
         return here - before, after - here
 
+    def scatter(self, flow: Tensor, out: Tensor, maps: list[tuple[int, int, int]]) -> None:
+        """Adds to the rows `out` what the samples pass back of the outputs' gradients `flow` (m, D).
 
-def _less(weight: Tensor, far: Tensor, out: Tensor | None = None) -> Tensor:
+        Samples are sorted by their first row; each row then gathers the outputs that read it.
+        maps: the first and the last row of each, and from a row to that one line below.
+        """
+        begin, end = (int(x) for x in self.first.aminmax())
+        end += 1
+        key, order = self.first.view(-1).sub(begin).sort(stable=True)
+        counts = torch.bincount(key, minlength=end - begin)
+        output = order.div(self.first.shape[1], rounding_mode="floor").to(torch.int32)
+        for corner, weight in enumerate(self.weights()):
+            part = _bag_sum(flow, output, weight.view(-1).index_select(0, order), counts)
+            for map_begin, map_end, below in maps:
+                i, j = max(begin, map_begin), min(end, map_end)
+                if i < j:
+                    shift = (corner // 2) * below + (corner % 2) * self.right
+                    out[i + shift : j + shift] += part[i - begin : j - begin]
+
+
+def _less(weight: Tensor, far: Tensor) -> Tensor:
     """weight * (1 - far)"""
-    return torch.addcmul(weight, weight, far, value=-1, out=out)
+    return torch.addcmul(weight, weight, far, value=-1)
 
 
 def _dots(flow: Tensor, table: Tensor, index: Tensor) -> Tensor:
@@ -294,24 +301,6 @@ def _csr(ends: Tensor, index: Tensor, values: Tensor, shape: tuple[int, int]) ->
     with warnings.catch_warnings():  # that sparse tensors are in a beta state
         warnings.simplefilter("ignore")
         return torch.sparse_csr_tensor(ends, index, values, shape, check_invariants=False)
-
-
-def _transposed(
-    flow: Tensor, first: Tensor, shares: Tensor, S: int, num_groups: int, sizes: list[int]
-) -> Tensor:
-    """What samples add to the map's rows (S, num_groups, D): each row gathers the outputs that read it."""
-    counts = torch.bincount(first.view(-1), minlength=S * num_groups)
-    order = first.view(-1).sort(stable=True)[1]
-    output = order.div(first.shape[1], rounding_mode="floor").to(torch.int32)
-    out = flow.new_zeros(S, num_groups, flow.shape[1])
-    for corner, share in enumerate(shares):
-        part = _bag_sum(flow, output, share.view(-1).index_select(0, order), counts).view_as(out)
-        end = 0
-        for height, width in zip(sizes[::2], sizes[1::2], strict=True):
-            begin, end = end, end + height * width
-            shift = (corner // 2) * width + corner % 2
-            out[begin + shift : end] += part[begin : end - shift]
-    return out
 
 
 def _real(x: Tensor) -> torch.dtype:
