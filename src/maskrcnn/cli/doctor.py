@@ -1,6 +1,11 @@
 """Check a data set before training: what is in it, what is wrong with it, and what training will do about that.
 
-  maskrcnn doctor --data DIR_OR_JSON [--images DIR]
+  maskrcnn doctor DATA [--out DIR]
+
+DATA is a folder or a label file of any format (docs/data.md). Defects come with the rule by which training repairs
+them or refuses the set; after them, what is worth a look though training takes it as it is: pictures that both parts
+share, classes that a part lacks, boxes that do not fit their masks, holes, and more. With --out, DIR/index.html
+shows the worst of each, drawn.
 
 Exit status: 0 if training would take the set, with the repairs that are listed; 1 if it would refuse it.
 """
@@ -8,58 +13,108 @@ Exit status: 0 if training would take the set, with the repairs that are listed;
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
-    from maskrcnn.data import CocoData
+    from maskrcnn.data import CocoData, Report, Source
+    from maskrcnn.report.defects import Chapter
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--data", required=True, metavar="DIR_OR_JSON", help="a COCO JSON, or a folder that holds some")
+    add("path", nargs="?", metavar="DATA", help="a folder or a label file of any known format")
+    add("--data", metavar="DATA", help="the same, as the other commands have it")
     add(
         "--images",
         metavar="DIR",
         default="",
-        help="folder of the images (by default looked for near the JSON)",
+        help="folder of the images, if they are not found by themselves",
     )
+    add("--format", metavar="FORMAT", default="", help="found out without it")
+    add("--out", type=Path, metavar="DIR", help="write a page with pictures there")
     add("--limit", type=int, metavar="N", default=10, help="findings listed of each kind; 0: all (10)")
-    add("--no-files", action="store_true", help="check the JSON only, and open no image")
+    add("--no-files", action="store_true", help="check the labels only, and open no image")
 
 
 def main(args: argparse.Namespace) -> int:
-    from maskrcnn.data import check, find_data, read_data
+    from maskrcnn.data import compare, find_data
+    from maskrcnn.files import check_writable_folder
 
-    refused = False
-    for role, source in find_data(args.data, args.images)._asdict().items():
+    path = args.path or args.data
+    if not path or (args.path and args.data):
+        raise UserError("doctor: expected one data set, a folder or a label file. Give its path.")
+    if args.out:
+        check_writable_folder(args.out)
+    chapters, sound, classes, refused = [], {}, (), False
+    for role, source in find_data(path, args.images, args.format)._asdict().items():
         if source is None:
             continue
-        data = read_data(source)
-        report = check(data, images=not args.no_files)
-        print(f"{role}: {source.labels}, images in {source.images}")
-        for line in _contents(data):
-            print(f"  {line}")
-        for line in report.lines(args.limit or None):
-            print(f"  {line}")
-        try:
-            left = report.usable()
-        except UserError:
-            refused = True
-            print(
-                "  refused: training needs this mended first"
-                if report.refused
-                else "  refused: nothing to learn"
-            )
-        else:
-            what = (
-                "as it is"
-                if not len(report)
-                else f"{left.num_images:,} images and {left.num_objects.sum():,} objects"
-            )
-            print(f"  usable: {what}")
+        chapter, left = _part(role, source, classes, args)
+        classes = chapter.reports[0].data.class_names
+        chapters.append(chapter)
+        refused |= left is None
+        if left is not None:
+            sound[role] = left
+    if len(sound) == 2:
+        both = compare(sound["train"], sound["val"], images=not args.no_files)
+        if len(both):
+            print("train and val:")
+            _print(both, args.limit)
+        chapters.append(_chapter("train and val", [both]))
+    if args.out:
+        print(f"page: {_page(Path(path), args, chapters)}")
     return int(refused)
+
+
+def _part(
+    role: str, source: Source, classes: tuple[str, ...], args: argparse.Namespace
+) -> tuple[Chapter, CocoData | None]:
+    """What was found in a part, told; and what training would learn from, or None where it would refuse."""
+    from maskrcnn.data import advise, check, read_data
+
+    data = read_data(source, classes)
+    report = check(data, images=not args.no_files)
+    print(f"{role}: {source.labels} ({source.format}), images in {source.images}")
+    for line in _contents(data):
+        print(f"  {line}")
+    _print(report, args.limit)
+    try:
+        left = report.usable()
+    except UserError:
+        why = "training needs this mended first" if report.refused else "nothing to learn"
+        print(f"  refused: {why}")
+        return _chapter(role, [report]), None
+    objects = f"{left.num_images:,} images and {left.num_objects.sum():,} objects"
+    print(f"  usable: {objects if len(report) else 'as it is'}")
+    advice = advise(left, images=not args.no_files)
+    if role == "val":  # said of both parts together
+        advice.groups = [g for g in advice.groups if g.kind != "class_without_objects"]
+    if len(advice):
+        print("  worth a look:")
+        _print(advice, args.limit, indent="    ")
+    return _chapter(role, [report, advice]), left
+
+
+def _chapter(title: str, reports: list[Report]) -> Chapter:
+    from maskrcnn.report.defects import Chapter
+
+    return Chapter(title, reports)
+
+
+def _print(report: Report, limit: int, indent: str = "  ") -> None:
+    for line in report.lines(limit or None):
+        print(indent + line)
+
+
+def _page(path: Path, args: argparse.Namespace, chapters: list[Chapter]) -> Path:
+    from maskrcnn.report.defects import write_defects_page
+
+    name = path.resolve().name
+    lead = "The mask as labelled is blue, the box as given is red."
+    return write_defects_page(args.out / "index.html", f"{name}: findings", lead, chapters, limit=args.limit)
 
 
 def _contents(data: CocoData) -> list[str]:

@@ -46,17 +46,19 @@ def advise(data: CocoData, *, images: bool = True, num_threads: int = 8) -> Repo
 def compare(train: CocoData, val: CocoData, *, images: bool = True, num_threads: int = 8) -> Report:
     """What is odd about two parts together, as findings about `val`."""
     report = Report(val)
-    counts = [
-        np.bincount(d.arrays["labels"][_objects(d)], minlength=len(d.class_names)) for d in (train, val)
-    ]
-    of_train, of_val = (dict(zip(d.class_names, c)) for d, c in zip((train, val), counts, strict=True))
+    of_train, of_val = _by_class(train), _by_class(val)
     for kind, names, there, here in (
         ("class_not_in_val", of_train, "training", of_val),
         ("class_not_in_train", of_val, "validation", of_train),
     ):
-        missing = sorted((n for n in names if names[n] and not here.get(n)), key=lambda n: -names[n])
-        texts = [f"{n!r} has {names[n]:,} objects in {there} and none in the other part" for n in missing]
-        _add_texts(report, kind, texts)
+        missing = [
+            n for n in sorted(names, key=names.__getitem__, reverse=True) if names[n] and not here.get(n)
+        ]
+        _add_texts(
+            report,
+            kind,
+            [f"{n!r} has {names[n]:,} objects in {there}, none in the other part" for n in missing],
+        )
     if images:
         known = _by_content([train, val], num_threads)
         pairs = [
@@ -66,6 +68,11 @@ def compare(train: CocoData, val: CocoData, *, images: bool = True, num_threads:
         names = [f"{val.file_name(i)} is {train.file_name(k)} of training" for k, i in pairs]
         report.add("in_both_parts", rows, -np.ones(len(rows), np.int64), "{}", names)
     return report
+
+
+def _by_class(data: CocoData) -> dict[str, int]:
+    counts = np.bincount(data.arrays["labels"][_objects(data)], minlength=len(data.class_names))
+    return dict(zip(data.class_names, counts.tolist(), strict=True))
 
 
 def _ids(report: Report) -> None:
@@ -80,8 +87,7 @@ def _ids(report: Report) -> None:
 
 def _counts(report: Report) -> None:
     data = report.data
-    counts = np.bincount(data.arrays["labels"][_objects(data)], minlength=len(data.class_names))
-    absent = [f"{data.class_names[k]!r} has no object" for k in np.flatnonzero(counts == 0)]
+    absent = [f"{name!r} has no object" for name, count in _by_class(data).items() if not count]
     _add_texts(report, "class_without_objects", absent)
     many = np.flatnonzero(data.num_objects > MAX_DETECTIONS)
     many = many[np.argsort(-data.num_objects[many], kind="stable")]

@@ -71,6 +71,14 @@ class Finding(NamedTuple):
     message: str
     rule: str
 
+    @property
+    def line(self) -> str:
+        """Where and what."""
+        image = "" if self.image_id is None else f"image {self.image_id}"
+        annotation = "" if self.annotation_id is None else f"annotation {self.annotation_id}"
+        place = ", ".join(p for p in (image, annotation) if p)
+        return f"{place}: {self.message}" if place else self.message
+
 
 @dataclass(slots=True)
 class Group:
@@ -140,7 +148,7 @@ class Report:
             if n == 1:
                 yield f"{f.kind}: {self.counts[f.kind]} ({f.rule})"
             if limit is None or n <= limit:
-                yield f"  {_located(f)}"
+                yield f"  {f.line}"
             elif n == limit + 1:
                 yield f"  ... and {self.counts[f.kind] - limit:,} more"
 
@@ -163,7 +171,7 @@ class Report:
             raise UserError(f"{path}: expected objects to learn from, got crowd regions only.")
         raise UserError(
             f"{path}: no object to learn from is left after the checks: {self.summary()}; the first is "
-            f"{_located(next(self.findings()))}."
+            f"{next(self.findings()).line}."
         )
 
     def _error(self, *, only_refused: bool) -> UserError:
@@ -173,7 +181,7 @@ class Report:
         d = self.data
         return UserError(
             f"{d.json_path}: expected a sound data set, got {found} defect{'s' * (found > 1)}; the first is "
-            f"{first.kind}: {_located(first)}. List all with `maskrcnn doctor --data {d.json_path} "
+            f"{first.kind}: {first.line}. List all with `maskrcnn doctor --data {d.json_path} "
             f"--images {d.images_dir} --limit 0`."
         )
 
@@ -194,10 +202,3 @@ class Report:
 def rule_of(kind: str) -> str:
     """What is done about findings of this kind."""
     return RULES.get(kind) or ADVICE[kind]
-
-
-def _located(f: Finding) -> str:
-    image = "" if f.image_id is None else f"image {f.image_id}"
-    annotation = "" if f.annotation_id is None else f"annotation {f.annotation_id}"
-    place = ", ".join(p for p in (image, annotation) if p)
-    return f"{place}: {f.message}" if place else f.message

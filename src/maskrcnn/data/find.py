@@ -77,5 +77,5 @@ def _add_boxes(arrays: dict[str, np.ndarray]) -> None:
     _, extents = measure_rings(arrays["points"], arrays["ring_offsets"])
     around = merge_rings(extents, arrays["rings_of"])
     measure_rles(arrays, around)
-    absent: np.ndarray = np.isnan(arrays["boxes"]).any(1) & (around[:, 2:] > around[:, :2]).all(1)
+    absent = np.asarray(np.isnan(arrays["boxes"]).any(1) & (around[:, 2:] > around[:, :2]).all(1))
     arrays["boxes"] = np.where(absent[:, np.newaxis], around, arrays["boxes"])

@@ -107,7 +107,9 @@ def _drawn(data: CocoData, i: int) -> np.ndarray:
         size = (max(1, round(image.shape[0] * scale)), max(1, round(image.shape[1] * scale)))
         small, truth = resize(torch.from_numpy(image).permute(2, 0, 1), truth, size)
         image = small.permute(1, 2, 0).contiguous().numpy()
-    names = data.class_names if len(data.class_names) > 1 else ("",)  # the one name on every object says nothing
+    names = (
+        data.class_names if len(data.class_names) > 1 else ("",)
+    )  # the one name on every object says nothing
     return draw_ground_truth(image, truth, names)
 
 
