@@ -8,32 +8,47 @@ changes which RoIs are sampled, in the original's own reruns too.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from maskrcnn.models.box_head import SampledRoIs
 from maskrcnn.models.detectron2_keys import to_detectron2
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.ops import matching
 from maskrcnn.ops.masks import InstanceMasks
 from maskrcnn.structures import GroundTruth, ImageBatch
+from tests.parity import Parity
 from tests.references import filled_detectron2_model, image_tensor, read_npz
 
-NAME = "mask_rcnn_R_50_FPN_3x"
+NAMES = (
+    "mask_rcnn_R_50_FPN_3x",
+    "mask_rcnn_R_50_C4_3x",
+    "cascade_mask_rcnn_R_50_FPN_3x",
+    "keypoint_rcnn_R_50_FPN_3x",
+)
+LOSS_TOLERANCE = 1e-5
 GRADIENT_TOLERANCE = 2e-3
 
 
-@pytest.fixture(scope="module")
-def case(shared: Path) -> dict[str, np.ndarray]:
-    return read_npz(shared / "reference" / "detectron2" / f"train__{NAME}.npz")
+@pytest.fixture(scope="module", params=NAMES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def model(shared: Path, case: dict[str, np.ndarray]) -> MaskRCNN:
-    model, sha256 = filled_detectron2_model(shared / "reference" / "detectron2", NAME)
+def case(shared: Path, name: str) -> dict[str, np.ndarray]:
+    return read_npz(shared / "reference" / "detectron2" / f"train__{name}.npz")
+
+
+@pytest.fixture(scope="module")
+def model(shared: Path, case: dict[str, np.ndarray], name: str) -> MaskRCNN:
+    model, sha256 = filled_detectron2_model(shared / "reference" / "detectron2", name)
     assert sha256 == str(case["fill_sha256"])
     return model.train()
 
@@ -48,80 +63,121 @@ def batch(shared: Path, model: MaskRCNN) -> ImageBatch:
 
 
 @pytest.fixture(scope="module")
-def targets(case: dict[str, np.ndarray], batch: ImageBatch) -> list[GroundTruth]:
+def targets(case: dict[str, np.ndarray], model: MaskRCNN, batch: ImageBatch) -> list[GroundTruth]:
+    one_class = model.config.num_classes == 1  # the same objects, all of them people
     return [
         GroundTruth(
             torch.from_numpy(case[f"gt_img{i}_boxes"]),
-            torch.from_numpy(case[f"gt_img{i}_classes"]),
+            torch.from_numpy(case[f"gt_img{i}_classes"]) * (not one_class),
             InstanceMasks.from_coco(json.loads(str(case[f"gt_img{i}_polygons_json"])), size),
             image_id=i,
+            keypoints=torch.from_numpy(case[f"gt_img{i}_keypoints"]).float(),
         )
         for i, size in enumerate(batch.image_sizes)
     ]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("variant", ["A", "B"])
-def test_training_step(
-    variant: str,
-    case: dict[str, np.ndarray],
-    model: MaskRCNN,
-    batch: ImageBatch,
-    targets: list[GroundTruth],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    key = f"train{variant}"
-    monkeypatch.setattr(matching, "hashed_order", lambda index, seed: torch.arange(len(index)))
-    if variant == "B":
-        monkeypatch.setattr(model.rpn.config, "num_samples", 1_000_000)
-        monkeypatch.setattr(model.box_head.config, "num_samples", 100_000)
+@pytest.fixture(scope="module", params=["A", "B"])
+def key(request: pytest.FixtureRequest, case: dict, model: MaskRCNN) -> Iterator[str]:
+    """The case's beginning of names, with the model set as there."""
+    key = f"train{request.param}"
+    settings = {
+        "MODEL__RPN__POST_NMS_TOPK_TRAIN": (model.rpn.config, "post_nms_topk_train"),
+        "MODEL__RPN__BATCH_SIZE_PER_IMAGE": (model.rpn.config, "num_samples"),
+        "MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE": (model.box_head.config, "num_samples"),
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matching, "hashed_order", lambda index, seed: torch.arange(len(index)))
+        for setting, value in json.loads(str(case[f"{key}/overrides_json"])).items():
+            patch.setattr(*settings[setting], value)
+        yield key
 
-    # Sampling, from the same proposals that the losses below are computed with.
+
+class Sampled(NamedTuple):
+    anchors: torch.Tensor
+    rois: list[SampledRoIs]
+
+
+@pytest.fixture(scope="module")
+def sampled(model: MaskRCNN, batch: ImageBatch, targets: list[GroundTruth], key: str) -> Sampled:
+    """From the same proposals that the losses below are computed with."""
     with torch.no_grad():
         features = model.backbone(batch.pixels)
-        anchors = torch.cat(model.rpn.anchors(features))
         proposals, _ = model.rpn.loss(features, batch.image_sizes, targets)
         rois = model.box_head.sample(proposals, targets)
-        foreground = [r.foreground(80) for r in rois]
-    for i, target in enumerate(targets):
-        matches = matching.match_boxes(anchors, target.boxes, 0.3, 0.7, keep_best=True)
-        positive, negative = matching.subsample(matches.labels, model.rpn.config.num_samples, 0.5, 0)
-        counts = case[f"{key}/rpn_img{i}_npos_nneg_ntotal"].tolist()
-        assert [len(positive), len(negative), len(anchors)] == counts
-        if variant == "A":
-            assert positive.tolist() == case[f"{key}/rpn_img{i}_pos"].tolist()
-            assert negative.tolist() == case[f"{key}/rpn_img{i}_neg"].tolist()
-        num_foreground, num_background, _ = case[f"{key}/roi_img{i}_npos_nneg_ntotal"].tolist()
-        assert [len(foreground[i].boxes), len(rois[i].boxes)] == [
-            num_foreground,
-            num_foreground + num_background,
-        ]
-        expected_boxes = torch.from_numpy(case[f"{key}/mask_target_img{i}_boxes"])
-        distance, order = torch.cdist(expected_boxes, foreground[i].boxes).min(dim=1)
-        assert distance.max() < 0.01
-        # Case B leaves the original's random order, in which nothing but the order is random.
-        assert order.tolist() == list(range(num_foreground)) or (
-            variant == "B" and len(order.unique()) == len(order)
+    return Sampled(torch.cat(model.rpn.anchors(features)), rois)
+
+
+@pytest.mark.slow
+class TestTraining:
+    def test_samples(
+        self, case: dict, model: MaskRCNN, targets: list[GroundTruth], key: str, sampled: Sampled
+    ) -> None:
+        for i, target in enumerate(targets):
+            matches = matching.match_boxes(sampled.anchors, target.boxes, 0.3, 0.7, keep_best=True)
+            positive, negative = matching.subsample(matches.labels, model.rpn.config.num_samples, 0.5, 0)
+            counts = case[f"{key}/rpn_img{i}_npos_nneg_ntotal"].tolist()
+            assert [len(positive), len(negative), len(sampled.anchors)] == counts
+            if key == "trainA":
+                assert positive.tolist() == case[f"{key}/rpn_img{i}_pos"].tolist()
+                assert negative.tolist() == case[f"{key}/rpn_img{i}_neg"].tolist()
+            foreground = sampled.rois[i].foreground(model.config.num_classes)
+            num_foreground, num_background, _ = case[f"{key}/roi_img{i}_npos_nneg_ntotal"].tolist()
+            assert [len(foreground.boxes), len(sampled.rois[i].boxes)] == [
+                num_foreground,
+                num_foreground + num_background,
+            ]
+
+    def test_mask_targets(
+        self, case: dict, model: MaskRCNN, targets: list[GroundTruth], key: str, sampled: Sampled
+    ) -> None:
+        if model.mask_head is None:
+            return
+        for i, target in enumerate(targets):
+            foreground = sampled.rois[i].foreground(model.config.num_classes)
+            expected_boxes = torch.from_numpy(case[f"{key}/mask_target_img{i}_boxes"])
+            distance, order = torch.cdist(expected_boxes, foreground.boxes, p=float("inf")).min(dim=1)
+            assert distance.max() < 0.01
+            # Case B leaves the original's random order, in which nothing but the order is random.
+            assert order.tolist() == list(range(len(order))) or (
+                key == "trainB" and len(order.unique()) == len(order)
+            )
+            rasters = model.mask_head.mask_targets([foreground], [target])[order].numpy().astype(int)
+            size = rasters.shape[1]
+            expected = np.unpackbits(case[f"{key}/mask_target_img{i}_packed"], axis=1)[:, : size * size]
+            # Rounding of a RoI's edge moves single cells on a mask's border.
+            differing = np.abs(rasters - expected.reshape(-1, size, size)).sum(axis=(1, 2))
+            assert differing.max() <= 2
+
+    def test_losses_and_gradients(
+        self,
+        case: dict,
+        model: MaskRCNN,
+        batch: ImageBatch,
+        targets: list[GroundTruth],
+        name: str,
+        key: str,
+        parity: Parity,
+    ) -> None:
+        losses = model(batch, targets)
+        expected = {k.split("/")[-1]: float(v) for k, v in case.items() if k.startswith(f"{key}/loss/")}
+        assert losses.keys() == expected.keys()
+        total = torch.stack(list(losses.values())).sum()
+        differences = [abs(losses[k].item() / expected[k] - 1) for k in expected]
+        differences.append(abs(total.item() / float(case[f"{key}/loss_sum"]) - 1))
+        parity(name, f"case {key[-1]}", "losses, relative", max(differences), LOSS_TOLERANCE)
+
+        model.zero_grad()
+        total.backward()
+        pyramid = model.config.fpn is not None
+        norms = {
+            to_detectron2(n, pyramid=pyramid): p.grad.norm().item()
+            for n, p in model.named_parameters()
+            if p.grad is not None
+        }
+        expected_norms = dict(
+            zip(case[f"{key}/grad_names"].tolist(), case[f"{key}/grad_l2"].tolist(), strict=True)
         )
-        rasters = model.mask_head.mask_targets([foreground[i]], [target])[order].numpy().astype(int)
-        expected = np.unpackbits(case[f"{key}/mask_target_img{i}_packed"], axis=1).reshape(-1, 28, 28)
-        # Rounding of a RoI's edge moves single cells on a mask's border.
-        assert np.abs(rasters - expected).sum(axis=(1, 2)).max() <= 2
-
-    losses = model(batch, targets)
-    for name, loss in losses.items():
-        assert loss.item() == pytest.approx(float(case[f"{key}/loss/{name}"]), rel=1e-5), name
-    total = torch.stack(list(losses.values())).sum()
-    assert total.item() == pytest.approx(float(case[f"{key}/loss_sum"]), rel=1e-5)
-
-    model.zero_grad()
-    total.backward()
-    norms = {
-        to_detectron2(n): p.grad.norm().item() for n, p in model.named_parameters() if p.grad is not None
-    }
-    expected_norms = dict(
-        zip(case[f"{key}/grad_names"].tolist(), case[f"{key}/grad_l2"].tolist(), strict=True)
-    )
-    assert norms.keys() == expected_norms.keys()
-    for name, expected_norm in expected_norms.items():
-        assert norms[name] == pytest.approx(expected_norm, rel=GRADIENT_TOLERANCE), name
+        assert norms.keys() == expected_norms.keys()
+        worst = max(abs(norms[n] / expected_norms[n] - 1) for n in norms)
+        parity(name, f"case {key[-1]}", "gradient norms, relative", worst, GRADIENT_TOLERANCE)
