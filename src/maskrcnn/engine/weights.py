@@ -6,6 +6,7 @@ Which reader a file needs is seen from its first bytes, whose names it has from 
 |---|---|
 | maskrcnn | safetensors with the model's config (`engine.checkpoint` writes it); a run's or a checkpoint's folder |
 | detectron2 | `.pkl` of numpy arrays (the published files), `.pth` of its trainer |
+| MMDetection 2.x | `.pth` of its runner: InternImage's and ViT-Adapter's published files |
 | torchvision | `.pt` / `.pth` of the MobileNetV2 classifier: the backbone alone |
 """
 
@@ -28,8 +29,9 @@ from maskrcnn.config import ModelConfig, from_dict
 from maskrcnn.engine.unpickle import read_pickle
 from maskrcnn.errors import UserError
 from maskrcnn.models.detectron2_keys import from_detectron2, is_detectron2
+from maskrcnn.models.mmdetection_keys import from_mmdetection, is_mmdetection
 
-Kind = Literal["maskrcnn", "detectron2", "backbone"]
+Kind = Literal["maskrcnn", "detectron2", "mmdetection", "backbone"]
 
 IN_A_FOLDER = ("model.safetensors", "best.safetensors")  # the end of a run, or the best of one still going
 MAX_STAGES = 8  # of a cascade
@@ -214,6 +216,8 @@ def _named(path: Path, state: dict[str, Tensor]) -> WeightFile:
     if is_detectron2(state):
         renamed = {from_detectron2(k): v for k, v in state.items()}
         return WeightFile(path, {k: v for k, v in renamed.items() if k is not None}, None, "detectron2")
+    if is_mmdetection(state):
+        return WeightFile(path, {from_mmdetection(k): v for k, v in state.items()}, None, "mmdetection")
     if "features.0.0.weight" in state:
         # torchvision's MobileNetV2: its last convolution and its classifier have no place in a detector.
         other = tuple(k for k in state if not k.startswith("features.") or k.startswith("features.18."))
