@@ -62,10 +62,11 @@ def test_two_processes_stop_together_at_a_loss_that_is_not_finite(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_train_mask_rcnn_like_one(tmp_path):
+@pytest.mark.parametrize("preset", ["mask_rcnn_R_50_FPN_1x", "cascade_mask_rcnn_R_50_FPN_1x"])
+def test_two_processes_train_mask_rcnn_like_one(tmp_path, preset):
     """All images have one size: a rank pads its own images only, and padding is part of what the model sees."""
     make_synthetic(tmp_path / "data", num_train=8, num_val=1, size=(96, 96), seed=1)
-    config = presets.get("mask_rcnn_R_50_FPN_1x", tiny=True)
+    config = presets.get(preset, tiny=True)
     config.data.train, config.data.batch_size, config.data.num_workers = str(tmp_path / "data"), 4, 0
     config.data.val = ""
     config.data.augment.min_sizes = (96,)
