@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 
@@ -11,7 +12,16 @@ from torch import nn
 
 from maskrcnn import presets
 from maskrcnn.config import OptimConfig
-from maskrcnn.engine.optim import Schedule, WeightAverage, build_optimizer, parameter_groups, scaled_lr
+from maskrcnn.engine.layer_decay import layers_above
+from maskrcnn.engine.optim import (
+    Schedule,
+    WeightAverage,
+    build_optimizer,
+    parameter_groups,
+    scaled_lr,
+    set_learning_rate,
+)
+from maskrcnn.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -102,3 +112,76 @@ def test_the_average_follows_the_weights_with_a_rising_decay():
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
     assert average.state_dict()["weight"].item() == pytest.approx(expected)
+
+
+MMDETECTION = (
+    "mask_rcnn_internimage_t_fpn_1x_coco",
+    "mask_rcnn_deit_adapter_tiny_fpn_3x_coco",
+    "mask_rcnn_uniperceiver_adapter_base_fpn_3x_coco",
+)
+
+
+@pytest.mark.parametrize("name", MMDETECTION)
+def test_every_parameter_has_the_original_s_rate_and_decay(shared, name):
+    from maskrcnn.models.build import build_model
+    from maskrcnn.models.mmdetection_keys import to_mmdetection
+
+    path = shared / "reference" / "mmdetection" / f"optim_{name}.json.gz"
+    published = json.loads(gzip.decompress(path.read_bytes()))
+    config = presets.get(name)
+    with torch.device("meta"):
+        model = build_model(config.model)
+    names = {p: to_mmdetection(n) for n, p in model.named_parameters()}
+    groups = parameter_groups(model, config.optim)
+    ours = {names[p]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    assert ours.keys() == published["lr_wd"].keys()
+    for parameter, (lr, decay) in published["lr_wd"].items():
+        assert ours[parameter] == pytest.approx((lr, decay), rel=1e-12), parameter
+    recipe = published["lr_config"]
+    assert config.optim.warmup_iterations == recipe["warmup_iters"]
+    assert config.optim.warmup_factor == recipe["warmup_ratio"]
+    epochs = published["max_epochs"]
+    assert [m * epochs / config.train.iterations for m in config.optim.milestones] == recipe["step"]
+
+
+def test_layers_of_internimage_and_of_a_vit():
+    internimage = presets.get("mask_rcnn_internimage_t_fpn_1x_coco").model.backbone
+    vit = presets.get("mask_rcnn_augreg_large_fpn_3x_coco").model.backbone
+    by_hand = {
+        "patch_embed.conv1.weight": 31,
+        "levels.0.blocks.0.gamma1": 30,
+        "levels.0.blocks.3.gamma1": 27,
+        "levels.0.downsample.conv.weight": 26,
+        "levels.0.norm.0.weight": 26,
+        "levels.1.blocks.0.gamma1": 26,
+        "levels.3.norm.0.weight": 4,
+        "levels.3.blocks.3.gamma1": 1,
+    }
+    for name, layers in by_hand.items():
+        assert layers_above(f"backbone.body.{name}", internimage) == layers, name
+    for name, layers in {"pos_embed": 25, "blocks.0.norm1.weight": 24, "blocks.23.norm1.weight": 1}.items():
+        assert layers_above(f"backbone.body.{name}", vit) == layers, name
+    assert layers_above("backbone.body.norm1.weight", vit) == 0
+    assert layers_above("backbone.fpn.output.0.weight", vit) == 0
+    assert layers_above("rpn.head.conv.weight", vit) == 0
+
+
+def test_a_rate_by_layer_needs_layers():
+    from maskrcnn.models.build import build_model
+
+    model = build_model(presets.get("mask_rcnn_R_50_FPN_1x", tiny=True).model)
+    with pytest.raises(
+        UserError, match=r"optim.layer_decay: expected a ViT or InternImage, got resnet. Set it to 1."
+    ):
+        parameter_groups(model, OptimConfig(layer_decay=0.8))
+
+
+def test_every_group_keeps_its_share_of_the_rate():
+    from maskrcnn.models.build import build_model
+
+    config = presets.get("mask_rcnn_uniperceiver_adapter_base_fpn_3x_coco", tiny=True)
+    optimizer = build_optimizer(build_model(config.model), config.optim)
+    before = [g["lr"] / config.optim.lr for g in optimizer.param_groups]
+    assert len(set(before)) > 3
+    set_learning_rate(optimizer, 0.5)
+    assert [g["lr"] / 0.5 for g in optimizer.param_groups] == pytest.approx(before)

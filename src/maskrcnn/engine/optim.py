@@ -2,40 +2,53 @@
 
 The published recipe (detectron2's): SGD with momentum 0.9, no Nesterov, weight decay 1e-4 on weights and
 biases, 0 on the scale and shift of normalisation layers; linear warm-up over 1000 iterations from 1/1000;
-a tenth of the rate at each milestone.
+a tenth of the rate at each milestone. MMDetection's: AdamW, groups that do not decay by their names or shapes,
+and for pretrained transformers a rate that falls from layer to layer (`engine.layer_decay`).
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from maskrcnn.config import OptimConfig
+from maskrcnn.engine.layer_decay import layers_above
 
 NORM_LAYERS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """The trainable parameters, each once: weights and biases, then those of normalisation layers.
+    """The trainable parameters, each once: a group for each weight decay and each factor of the rate, `lr_scale`.
 
-    A group without parameters is left out; frozen parameters (`requires_grad` False) are in none.
+    Frozen parameters (`requires_grad` False) are in none. For `layer_decay` the model has a `config`.
     """
-    plain: dict[nn.Parameter, None] = {}
-    norm: dict[nn.Parameter, None] = {}
-    for module in model.modules():
-        for parameter in module.parameters(recurse=False):
-            if parameter.requires_grad and parameter not in plain and parameter not in norm:
-                (norm if isinstance(module, NORM_LAYERS) else plain)[parameter] = None
-    groups = [
-        {"params": list(plain), "weight_decay": config.weight_decay},
-        {"params": list(norm), "weight_decay": config.weight_decay_norm},
-    ]
-    return [group for group in groups if group["params"]]
+    of_norms = {p for m in model.modules() if isinstance(m, NORM_LAYERS) for p in m.parameters(recurse=False)}
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decay = _weight_decay(name, parameter, parameter in of_norms, config)
+        scale = 1.0
+        if config.layer_decay != 1:
+            scale = config.layer_decay ** layers_above(name, cast("Any", model).config.backbone)
+        group = groups.setdefault(
+            (decay, scale), {"params": [], "weight_decay": decay, "lr_scale": scale, "lr": config.lr * scale}
+        )
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def _weight_decay(name: str, parameter: nn.Parameter, of_norm: bool, config: OptimConfig) -> float:
+    if any(part in name for part in config.no_decay_names):
+        return 0.0
+    if config.weight_decay_vectors is not None and parameter.ndim == 1:
+        return config.weight_decay_vectors
+    return config.weight_decay_norm if of_norm else config.weight_decay
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
@@ -50,8 +63,9 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The rate of every group: `lr` times its own factor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("lr_scale", 1.0)  # older checkpoints have no factors
 
 
 def scaled_lr(config: OptimConfig, batch_size: int) -> tuple[float, str]:
