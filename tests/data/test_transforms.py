@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from maskrcnn import presets
 from maskrcnn.config import AugmentConfig
 from maskrcnn.data.transforms import augment, crop, flip_horizontal, flip_vertical, resize, rotate90
+from maskrcnn.ops.image_io import resize_image
 from maskrcnn.ops.masks import InstanceMasks
 from maskrcnn.structures import GroundTruth
 
@@ -247,3 +249,43 @@ def test_result_is_not_a_view_of_the_larger_image():
     image, _ = augment(*sample(), AugmentConfig(min_sizes=(HEIGHT,), crop_size=(32, 32)), 0)
     assert image.untyped_storage().nbytes() == 3 * 32 * 32
     assert image.permute(1, 2, 0).is_contiguous()
+
+
+def test_zoom_enlarges_a_window_half_of_the_time():
+    image, truth = sample()
+    config = AugmentConfig(min_sizes=(96,), max_size=200, zoom_sizes=(60, 80), zoom_crop=(40, 50))
+    views = [augment(image, truth, config, seed)[0].shape[1:] for seed in range(60)]
+    whole = sum(view == (96, 128) for view in views)
+    assert 15 <= whole <= 45
+    # A window has sides of 40 to 50 whatever the picture's are, so it is nearly a square; its shortest side is 96.
+    windows = {tuple(view) for view in views} - {(96, 128)}
+    assert len(windows) > 5
+    assert all(min(view) == 96 and max(view) <= 120 for view in windows)
+    seeds = [seed for seed, view in enumerate(views) if view != (96, 128)]
+    for seed in seeds[:10]:
+        zoomed, objects = augment(image, truth, config, seed)
+        channels = tuple({3: 0, 5: 1}[k] for k in objects.labels.tolist())
+        assert all(iou > 0.8 for iou in agreement(zoomed, objects, channels))
+
+
+def test_plain_bilinear_is_opencv_s_within_a_level():
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+    truth = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    resized, _ = resize(image.permute(2, 0, 1), truth, (33, 47), antialias=False)
+    expected = resize_image(image.numpy(), (33, 47), "opencv")
+    assert np.abs(resized.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "name", ["mask_rcnn_internimage_t_fpn_3x_coco", "mask_rcnn_deit_adapter_tiny_fpn_3x_coco"]
+)
+def test_multi_scale_recipe(name):
+    """Shortest side 480 to 800 and longest at most 1333; ViT-Adapter's also in a window of 1024."""
+    image = torch.zeros(3, 480, 640, dtype=torch.uint8)
+    truth = GroundTruth(torch.tensor([[100.0, 100, 500, 400]]), torch.tensor([1]))
+    config = presets.get(name).data.augment
+    sizes = torch.tensor([augment(image, truth, config, seed)[0].shape[1:] for seed in range(40)])
+    assert (sizes.amin(1) >= 480).all()
+    assert (sizes.amin(1) <= 800).all()
+    assert sizes.max() <= (1024 if "adapter" in name else 1333)
+    assert len(sizes.amin(1).unique()) > 6
