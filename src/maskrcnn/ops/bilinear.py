@@ -15,6 +15,7 @@ Shape letters: N images, S places of all maps, Q queries, G groups of D channels
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -118,8 +119,7 @@ def _bilinear_sum_backward(
             if for_rows:
                 cells.scatter(flow, table_grad, places.maps)
             if for_places:
-                dots = [_dots(flow, table[shift:], index) for index, shift in cells.rows()]
-                for_offset, for_weight = cells.gradients(dots)
+                for_offset, for_weight = cells.gradients(table, flow)
                 offset_grad[n, q] = for_offset.mul_(scale).view(-1, G, K, 2)
                 weight_grad[n, q] = for_weight.view(-1, G, K)
         if for_rows:
@@ -185,6 +185,7 @@ class Places:
         group = torch.arange(G, dtype=torch.int32, device=offset.device).repeat_interleave(self.K)
         self.start = group.repeat(self.num_outputs // G).view(-1, self.K)
         self.start += self._tile(start[:, None] * G)[0]
+        self.scratch = Scratch(scale)
 
     def _tile(self, of_points: Tensor) -> Tensor:
         """What points or maps have, (.., 2) to (2, outputs, K), so that arithmetic runs without a break."""
@@ -201,68 +202,112 @@ class Places:
         offset = self.offset[n, q].to(self.scale.dtype)
         num_queries, G, K, _ = offset.shape
         m = num_queries * G
+        self.scratch.reset()
+        place, step, cell = (self.scratch.take(2, m, K) for _ in range(3))  # of x and y
         offset = offset.reshape(m, K, 2).movedim(2, 0)
-        place = torch.addcmul(self.point[:, :m], offset, self.scale[:, :m])  # (2, m, K): x, y
+        torch.addcmul(self.point[:, :m], offset, self.scale[:, :m], out=place)
         if self.at is not None:
             place.view(2, num_queries, -1).add_(self.at[q].t()[:, :, None])
         place.nan_to_num_(-2.0)  # what is no number is outside
-        step = place.floor()
-        cell = torch.minimum(step, self.last[:, :m]).clamp_(min=0)
+        torch.floor(place, out=step)
+        torch.minimum(step, self.last[:, :m], out=cell).clamp_(min=0)
         place.sub_(cell)
         step.sub_(cell)
-        x, y = cell.to(torch.int32)
+        x, first = self.scratch.take(2, m, K, dtype=torch.int32).copy_(cell)
         below = self.below[:m]
-        first = y.mul_(below).add_(x, alpha=G).add_(self.start[:m])
+        first.mul_(below).add_(x, alpha=G).add_(self.start[:m])
+        under = torch.add(first, below, out=x)
+        far_high = torch.sub(place, 1, out=cell).clamp_(-1, 1).abs_()
+        far_low = place.clamp_(-1, 1).abs_()
         weight = self.weight[n, q].to(place.dtype).reshape(m, K)
-        return Cells(place, step, weight, first, below, G)
+        return Cells(far_low, far_high, step, weight, first, under, G, self.scratch)
 
 
+class Scratch:
+    """Memory that is taken once and used again for every block: fresh pages cost more than the arithmetic.
+
+    Every block asks for the same tensors in the same order, and none asks for more than the first.
+    """
+
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.slots: list[Tensor] = []
+        self.reset()
+
+    def reset(self) -> None:
+        self.next = 0
+
+    def take(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        size = math.prod(shape)
+        if self.next == len(self.slots):
+            self.slots.append(self.like.new_empty(size, dtype=dtype or self.like.dtype))
+        self.next += 1
+        return self.slots[self.next - 1][:size].view(shape)
+
+
+@dataclass(slots=True)
 class Cells:
     """The samples (m, K) of a block of outputs: the four rows that each reads, and their weights.
 
-    A sample reads two neighbouring cells of either axis. `far`: its distance from the lower and from the
-    upper cell, at most 1: each has the weight 1 - far. `step`: how many cells the sample lies beyond.
+    A sample reads two neighbouring cells of either axis, with the weights 1 - far.
     """
 
-    def __init__(
-        self, place: Tensor, step: Tensor, weight: Tensor, first: Tensor, below: Tensor, right: int
-    ) -> None:
-        self.step, self.weight, self.first, self.below, self.right = step, weight, first, below, right
-        self.far_high = (place - 1).clamp_(-1, 1).abs_()
-        self.far_low = place.clamp_(-1, 1).abs_()
+    far_low: Tensor  # (2, m, K) distance in x and y from the lower of the two cells, at most 1
+    far_high: Tensor  # and from the upper
+    step: Tensor  # (2, m, K) how many cells the sample lies beyond the lower one: 0 but at borders
+    weight: Tensor
+    first: Tensor  # row of the upper left cell
+    under: Tensor  # row of the lower left cell
+    right: int  # from a row to that of the next cell
+    scratch: Scratch
 
     def rows(self) -> list[tuple[Tensor, int]]:
         """The four rows, each as indices (m, K) and what to add to them: left, right, the same a line below."""
-        under = self.first + self.below
-        return [(self.first, 0), (self.first, self.right), (under, 0), (under, self.right)]
+        return [(row, shift) for row in (self.first, self.under) for shift in (0, self.right)]
 
     def weights(self) -> list[Tensor]:
         (x_low, y_low), (x_high, y_high) = self.far_low, self.far_high
-        low, high = _less(self.weight, y_low), _less(self.weight, y_high)
-        return [_less(w, far) for w in (low, high) for far in (x_low, x_high)]
+        lines = [self._less(self.weight, far) for far in (y_low, y_high)]
+        return [self._less(line, far) for line in lines for far in (x_low, x_high)]
 
-    def gradients(self, dots: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Of the places in cells, (m, K, 2), and of the weights, (m, K), from the four rows' `dots`."""
-        a, b, c, d = dots
+    def _less(self, weight: Tensor, far: Tensor) -> Tensor:
+        """weight * (1 - far)"""
+        return torch.addcmul(weight, weight, far, value=-1, out=self.scratch.take(*weight.shape))
+
+    def gradients(self, table: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the places in cells, (m, K, 2), and of the weights, (m, K), from the outputs' gradients (m, D)."""
+        a, b, c, d = (self._dots(flow, table[shift:], row) for row, shift in self.rows())
         (x_low, y_low), (x_high, y_high) = self.far_low, self.far_high
-        upper = _less(a, x_low).add_(_less(b, x_high))
-        lower = _less(c, x_low).add_(_less(d, x_high))
-        left = _less(a, y_low).add_(_less(c, y_high))
-        right = _less(b, y_low).add_(_less(d, y_high))
-        for_weight = _less(upper, y_low).add_(_less(lower, y_high))
-        (slope_left, slope_upper), (slope_right, slope_lower) = self.slopes()
-        places = a.new_empty(*a.shape, 2)
-        torch.mul(left.mul_(slope_left).addcmul_(right, slope_right), self.weight, out=places[..., 0])
-        torch.mul(upper.mul_(slope_upper).addcmul_(lower, slope_lower), self.weight, out=places[..., 1])
-        return places, for_weight
+        upper = self._less(a, x_low).add_(self._less(b, x_high))
+        lower = self._less(c, x_low).add_(self._less(d, x_high))
+        left = self._less(a, y_low).add_(self._less(c, y_high))
+        right = self._less(b, y_low).add_(self._less(d, y_high))
+        for_weight = self._less(upper, y_low).add_(self._less(lower, y_high))
+        (slope_left, slope_upper), (slope_right, slope_lower) = self._slopes()
+        for_place = self.scratch.take(*a.shape, 2)
+        torch.mul(left.mul_(slope_left).addcmul_(right, slope_right), self.weight, out=for_place[..., 0])
+        torch.mul(upper.mul_(slope_upper).addcmul_(lower, slope_lower), self.weight, out=for_place[..., 1])
+        return for_place, for_weight
 
-    def slopes(self) -> tuple[Tensor, Tensor]:
+    def _slopes(self) -> tuple[Tensor, Tensor]:
         """What the weights of the lower and the upper cell gain as the sample moves on: 0, 1 or -1.
 
         At a corner: as it moves to the right or down.
         """
-        before, here, after = ((self.step + i).clamp_(-1, 1).abs_() for i in (1, 0, -1))
-        return here - before, after - here
+        before, here, after = (
+            torch.add(self.step, i, out=self.scratch.take(*self.step.shape)).clamp_(-1, 1).abs_()
+            for i in (1, 0, -1)
+        )
+        return torch.sub(here, before, out=before), after.sub_(here)
+
+    def _dots(self, flow: Tensor, table: Tensor, row: Tensor) -> Tensor:
+        """The products of each row of flow (m, D) with the K rows of the table that `row` names: (m, K)."""
+        m, K = row.shape
+        out = self.scratch.take(m, K).zero_()
+        ends = torch.arange(0, m * K + 1, K, dtype=torch.int32, device=row.device)
+        at = _csr(ends, row.view(-1), out.view(-1), (m, len(table)))
+        torch.sparse.sampled_addmm(at, flow, table.t(), beta=0.0, out=at)  # into the values of `at`: `out`
+        return out
 
     def scatter(self, flow: Tensor, out: Tensor, maps: list[tuple[int, int, int]]) -> None:
         """Adds to the rows `out` what the samples pass back of the outputs' gradients `flow` (m, D).
@@ -272,29 +317,22 @@ class Cells:
         """
         begin, end = (int(x) for x in self.first.aminmax())
         end += 1
-        key, order = self.first.view(-1).sub(begin).sort(stable=True)
+        key = torch.sub(self.first, begin, out=self.scratch.take(*self.first.shape, dtype=torch.int32)).view(
+            -1
+        )
         counts = torch.bincount(key, minlength=end - begin)
-        output = order.div(self.first.shape[1], rounding_mode="floor").to(torch.int32)
+        order = key.sort(stable=True)[1]
+        output = self.scratch.take(*key.shape, dtype=torch.int32).copy_(order)
+        output.div_(self.first.shape[1], rounding_mode="floor")
+        sorted_weight = self.scratch.take(*key.shape)
         for corner, weight in enumerate(self.weights()):
-            part = _bag_sum(flow, output, weight.view(-1).index_select(0, order), counts)
+            torch.index_select(weight.view(-1), 0, order, out=sorted_weight)
+            part = _bag_sum(flow, output, sorted_weight, counts)
             for map_begin, map_end, below in maps:
-                i, j = max(begin, map_begin), min(end, map_end)
+                shift = (corner // 2) * below + (corner % 2) * self.right
+                i, j = max(begin, map_begin), min(end, map_end - shift)  # no sample begins in the last line
                 if i < j:
-                    shift = (corner // 2) * below + (corner % 2) * self.right
                     out[i + shift : j + shift] += part[i - begin : j - begin]
-
-
-def _less(weight: Tensor, far: Tensor) -> Tensor:
-    """weight * (1 - far)"""
-    return torch.addcmul(weight, weight, far, value=-1)
-
-
-def _dots(flow: Tensor, table: Tensor, index: Tensor) -> Tensor:
-    """The products of each row of flow (m, D) with the rows of the table at its indices (m, K): (m, K)."""
-    m, K = index.shape
-    ends = torch.arange(0, m * K + 1, K, dtype=torch.int32, device=index.device)
-    at = _csr(ends, index.reshape(-1), flow.new_zeros(m * K), (m, len(table)))
-    return torch.sparse.sampled_addmm(at, flow, table.t(), beta=0.0).values().view(m, K)
 
 
 def _csr(ends: Tensor, index: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
