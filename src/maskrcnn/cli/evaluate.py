@@ -1,6 +1,7 @@
 """COCO's numbers of a model on a data set, or of results made elsewhere.
 
   maskrcnn evaluate --data JSON --images DIR --model NAME --weights FILE --json OUT
+  maskrcnn evaluate --data FOLDER --model RUN
   maskrcnn evaluate --data JSON --results RESULTS.json --json OUT
 
 AP is the mean over IoU .50 to .95; s, m, l are objects below 32^2, below 96^2 and of more pixels; ARn counts
@@ -21,6 +22,7 @@ from maskrcnn.cli.model_options import add_model_options, given_options, load_mo
 from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
+    from maskrcnn.data.coco import CocoData
     from maskrcnn.engine.evaluate import EvaluationResult
     from maskrcnn.engine.truth import Truth
     from maskrcnn.models.mask_rcnn import MaskRCNN
@@ -30,13 +32,21 @@ _TITLES = {"bbox": "boxes", "segm": "masks", "keypoints": "key points"}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--data", required=True, type=Path, metavar="JSON", help="the COCO data set to score against")
+    add(
+        "--data",
+        required=True,
+        type=Path,
+        metavar="DATA",
+        help="the data set to score against: a COCO JSON, or a folder or label file of any known format",
+    )
+    add("--format", metavar="FORMAT", default="", help="of the data set (docs/data.md); found out without it")
+    add("--split", choices=("train", "val"), help="the part of a folder (val, if it has one)")
     add("--results", type=Path, metavar="FILE", help="COCO results to score, instead of a model's")
     add(
         "--images",
         type=Path,
         metavar="DIR",
-        help="folder of the images (by default looked for near the JSON)",
+        help="folder of the images, if they are not found by themselves",
     )
     add("--json", type=Path, metavar="OUT", help="write the numbers to this file")
     add("--per-class-json", type=Path, metavar="OUT", help="write AP, AP50, AP75 and objects of each class")
@@ -69,16 +79,24 @@ def main(args: argparse.Namespace) -> int:
         if path:
             check_writable(path)
 
+    from maskrcnn.data.export import to_coco
+    from maskrcnn.data.find import is_other_format
     from maskrcnn.engine.evaluate import check_limits, evaluate_results, scored_kinds
     from maskrcnn.engine.truth import load_truth
 
     check_limits(args.kinds, args.max_detections)
-    truth = load_truth(args.data)
+    model = None
+    if is_other_format(args.data, args.format):  # its classes are numbered as the model's are
+        model = load_model(args) if args.model else None
+        data = _read_part(args, model)
+        truth = load_truth(to_coco(data))
+    else:
+        data, truth = None, load_truth(args.data)
     results = args.results
     if args.model:
-        model = load_model(args)
+        model = model or load_model(args)
         args.kinds = _kinds(args.kinds, scored_kinds(model.config), truth)
-        results = _run_model(model, args)
+        results = _run_model(model, data or _read_json(args), args)
     if args.save_results:
         write_atomic(args.save_results, json.dumps(results) + "\n")
     sigmas = args.keypoint_sigmas
@@ -120,17 +138,40 @@ def _kinds(asked: Sequence[str] | None, found: Sequence[str], truth: Truth) -> S
     return asked or found
 
 
-def _run_model(model: MaskRCNN, args: argparse.Namespace) -> list[dict[str, Any]]:
+def _read_json(args: argparse.Namespace) -> CocoData:
+    from maskrcnn.data.coco import read_coco
+    from maskrcnn.data.find import find_images
+
+    source = find_images(args.data, args.images or "")
+    return read_coco(source.labels, source.images)
+
+
+def _read_part(args: argparse.Namespace, model: MaskRCNN | None) -> CocoData:
+    """The part of a folder to score against: the validation part if there is one, with what is broken left out."""
+    from maskrcnn.data import check, find_data, read_data
+
+    keypoints = model is not None and model.config.keypoint_head is not None
+    sources = find_data(args.data, args.images or "", args.format, keypoints)
+    split = args.split or ("val" if sources.val else "train")
+    source = sources.val if split == "val" else sources.train
+    if source is None:
+        raise UserError(f"--split val: {args.data} has no such part.")
+    classes = model.config.class_names if model else ()
+    report = check(read_data(source, classes or read_data(sources.train).class_names))
+    print(f"{split} part: {source.labels} ({source.format})", file=sys.stderr)
+    if len(report):
+        print(f"{source.labels}: {report.summary()} (see `maskrcnn doctor`)", file=sys.stderr)
+    data = report.usable()
+    return data if model is None or model.config.mask_head is not None else data.without_masks()
+
+
+def _run_model(model: MaskRCNN, data: CocoData, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The detections of the model on the data set, with progress on standard error."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from maskrcnn.data.coco import read_coco
-    from maskrcnn.data.find import find_images
     from maskrcnn.engine.inference import run_inference
 
-    source = find_images(args.data, args.images or "")
-    data = read_coco(source.labels, source.images)
     if args.detections_per_image is None:
         head = model.config.box_head
         head.detections_per_image = max(head.detections_per_image, args.max_detections)

@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         type=Path,
-        metavar="JSON",
-        help="COCO JSON with the category ids and names to use in the results",
+        metavar="DATA",
+        help="data set with the category ids and names to use in the results: COCO JSON, or any known format",
     )
     parser.add_argument(
         "--no-draw",
@@ -102,8 +102,9 @@ def _load_model(args: argparse.Namespace) -> MaskRCNN:
 
 def _read_categories(path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
     from maskrcnn.data.coco import read_coco
+    from maskrcnn.data.find import find_data, is_other_format, read_data
 
-    data = read_coco(path)
+    data = read_data(find_data(path).train) if is_other_format(path) else read_coco(path)
     return data.category_ids, data.class_names
 
 

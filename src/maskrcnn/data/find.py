@@ -17,7 +17,7 @@ from maskrcnn.data.shared_arrays import load_or_make
 from maskrcnn.data.source import Source, Sources, divided
 from maskrcnn.errors import UserError, did_you_mean
 
-__all__ = ["find_data", "find_images", "read_data"]
+__all__ = ["find_data", "find_images", "is_other_format", "read_data"]
 
 VERSION = 1  # of what the readers make of their files
 
@@ -47,6 +47,15 @@ def find_data(
     chosen = {format: FORMATS[format]} if format else FORMATS
     looked = "; ".join(f"{reader.LOOKS_FOR} ({name})" for name, reader in chosen.items())
     raise UserError(f"{path}: no data set found. Looked for {looked}. See docs/data.md for the formats.")
+
+
+def is_other_format(path: str | Path, format: str = "") -> bool:
+    """Whether this is to be looked for with `find_data`: a folder, or a label file of another format than COCO's."""
+    path = Path(path)
+    if path.is_dir() or format not in ("", "coco"):
+        return True
+    others = (reader for name, reader in FORMATS.items() if name != "coco")
+    return path.is_file() and not format and any(reader.find(path) for reader in others)
 
 
 def read_data(source: Source, classes: Sequence[str] = ()) -> CocoData:
