@@ -20,6 +20,7 @@ from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
+    from torch import Tensor
 
     from maskrcnn.structures import GroundTruth, Instances
 
@@ -40,8 +41,10 @@ _HUES = np.array(
     ],
     dtype=np.float64,
 )
+_DARK = (25, 25, 25)
 _SHADES = (0.0, 0.4, -0.3, 0.2, -0.15, 0.55)  # towards white (positive) or black, for further instances
 _FILL = 105  # opacity of a mask, of 256
+_POINT_SCORE = 0.05  # key points that the model is less sure of are not drawn
 _CROWD = 30  # from this many instances on, only large ones are labelled
 
 
@@ -52,10 +55,11 @@ _MaskOf = Callable[[int], tuple[np.ndarray, tuple[int, int]]]
 def draw_instances(
     instances: Instances, path: str | Path | None = None, score_threshold: float = 0.5
 ) -> np.ndarray:
-    """The picture that `instances` were found in, with masks, boxes, class names and scores on it.
+    """The picture that `instances` were found in, with masks, boxes, key points, class names and scores on it.
 
-    Detections below `score_threshold` are left out. The result is (H, W, 3) uint8, the picture's own size,
-    or two to four times that where the longest side is below 400 pixels; it is saved if `path` is given.
+    Detections below `score_threshold` are left out, and key points of a score below 0.05. The result is
+    (H, W, 3) uint8, the picture's own size, or two to four times that where the longest side is below 400
+    pixels; it is saved if `path` is given.
 
     Raises:
         UserError: the instances carry no picture, or one of another size; `path` cannot be written.
@@ -74,13 +78,20 @@ def draw_instances(
         labels=labels,
         texts=[f"{name} {score:.2f}" for name, score in zip(names, scores[kept], strict=True)],
         mask_of=None if masks is None else lambda i: masks.crop(int(kept[i])),
+        points=_shown(instances.keypoints, _POINT_SCORE, kept),
+        skeleton=instances.skeleton,
     )
     if path is not None:
         save_picture(picture, path)
     return picture
 
 
-def draw_ground_truth(image: np.ndarray, truth: GroundTruth, class_names: Sequence[str] = ()) -> np.ndarray:
+def draw_ground_truth(
+    image: np.ndarray,
+    truth: GroundTruth,
+    class_names: Sequence[str] = (),
+    skeleton: Sequence[tuple[int, int]] = (),
+) -> np.ndarray:
     """`image` (H, W, 3) uint8 with the annotated objects of `truth`, which are in its pixels; drawn alike."""
     labels, masks = truth.labels.detach().cpu().tolist(), truth.masks
     size = image.shape[:2]
@@ -90,6 +101,8 @@ def draw_ground_truth(image: np.ndarray, truth: GroundTruth, class_names: Sequen
         labels=labels,
         texts=[_name(class_names, label) for label in labels],
         mask_of=None if masks is None else lambda i: _tight(masks.select([i]).to_bitmaps(size)[0] > 0),
+        points=_shown(truth.keypoints, 0.5),
+        skeleton=skeleton,
     )
 
 
@@ -207,10 +220,25 @@ def _colours(labels: Sequence[int]) -> np.ndarray:
     return colours.round().astype(np.uint8)
 
 
+def _shown(keypoints: Tensor | None, threshold: float, chosen: np.ndarray | None = None) -> np.ndarray | None:
+    """(N, P, 2) places, NaN for the points whose score or visibility is not above `threshold`."""
+    if keypoints is None:
+        return None
+    points = keypoints.detach().float().cpu().numpy()
+    points = points if chosen is None else points[chosen]
+    return np.where(points[..., 2:] > threshold, points[..., :2], np.nan)
+
+
 def _draw(
-    image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str], mask_of: _MaskOf | None
+    image: np.ndarray,
+    boxes: np.ndarray,
+    labels: Sequence[int],
+    texts: Sequence[str],
+    mask_of: _MaskOf | None,
+    points: np.ndarray | None = None,
+    skeleton: Sequence[tuple[int, int]] = (),
 ) -> np.ndarray:
-    """`image` with everything on it, enlarged if small. `boxes` (N, 4) are in the image's pixels."""
+    """`image` with everything on it, enlarged if small. `boxes` (N, 4) and `points` (N, P, 2) are in its pixels."""
     from PIL import Image, ImageDraw
 
     zoom = _zoom(image.shape[:2])
@@ -228,6 +256,10 @@ def _draw(
         x0, y0, x1, y1 = boxes[i].tolist()
         if x1 - x0 >= 1 and y1 - y0 >= 1:
             draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=tuple(colours[i].tolist()), width=line)
+    for i in order if points is not None else ():
+        extent = math.sqrt((boxes[i, 2:] - boxes[i, :2]).clip(1).prod())
+        width = min(max(2 * line, round(extent / 50)), 5 * line)
+        _draw_figure(draw, points[i] * zoom, skeleton, tuple(colours[i].tolist()), width)
     _draw_labels(draw, boxes, texts, colours, picture.size, crowded)
     return np.asarray(picture)
 
@@ -269,6 +301,25 @@ def _eroded(mask: np.ndarray, width: int) -> np.ndarray:
             framed = framed.take(range(n - step), axis) & framed.take(range(step, n), axis)
             reach += step
     return framed
+
+
+def _draw_figure(
+    draw: ImageDraw.ImageDraw,
+    points: np.ndarray,
+    skeleton: Sequence[tuple[int, int]],
+    colour: tuple[int, ...],
+    width: int,
+) -> None:
+    """Limbs in the instance's colour and its points in white, both with dark rims that any ground lets see."""
+    there, rim = np.isfinite(points).all(1), max(1, width // 3)
+    limbs = [(*points[a].tolist(), *points[b].tolist()) for a, b in skeleton if there[a] and there[b]]
+    for limb in limbs:
+        draw.line(limb, fill=_DARK, width=width + 2 * rim)
+    for limb in limbs:
+        draw.line(limb, fill=colour, width=width)
+    for point in points[there].tolist():
+        draw.circle(point, 0.75 * width + rim, fill=_DARK)
+        draw.circle(point, 0.75 * width, fill=(255, 255, 255))
 
 
 def _draw_labels(

@@ -110,7 +110,7 @@ def _drawn(data: CocoData, i: int) -> np.ndarray:
     names = (
         data.class_names if len(data.class_names) > 1 else ("",)
     )  # the one name on every object says nothing
-    return draw_ground_truth(image, truth, names)
+    return draw_ground_truth(image, truth, names, data.skeleton)
 
 
 def _no_picture(size: tuple[int, int]) -> np.ndarray:
