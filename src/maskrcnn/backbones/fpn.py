@@ -48,7 +48,9 @@ class LevelConvs(nn.Module):
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         levels = [conv(feature) for conv, feature in zip(self.lateral, features, strict=True)]
-        return [*levels, F.max_pool2d(levels[-1], kernel_size=2, stride=2)]
+        height, width = levels[-1].shape[-2:]
+        kernel = min(2, height), min(2, width)  # a picture of up to 32 pixels a side has a P6 too
+        return [*levels, F.max_pool2d(levels[-1], kernel, stride=2)]
 
 
 class FPNBackbone(nn.Module):
