@@ -1,0 +1,211 @@
+"""DCNv3 and multi-scale deformable attention on the CPU, paired with the `grid_sample` form that the original
+code falls back to without its CUDA operators: time and peak memory.
+
+    python benchmarks/deformable.py --runs 7     # writes benchmarks/results/deformable.json and .md
+
+The sizes are those of InternImage-T's four stages and of ViT-Adapter-S's injector and extractor for an image of
+800x1216. Both forms get the same tensors and run by turns; a row gives the median of each and the ratio of the
+medians. Memory is the most that one call holds at a time in tensors beyond its inputs, as the allocator
+reports it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskrcnn.ops import dcnv3, ms_deform_attn
+
+RESULTS = Path(__file__).parent / "results"
+Maps = list[tuple[int, int]]
+
+
+def dcnv3_by_grid_sample(input: Tensor, offset: Tensor, mask: Tensor, groups: int) -> Tensor:
+    """A 3x3 DCNv3 of stride 1, as whole tensors: pad, normalise all places, sample, weigh, add."""
+    N, H, W, C = input.shape
+    K = 9
+    padded = F.pad(input, (0, 0, 1, 1, 1, 1))
+    size = torch.tensor([W + 2.0, H + 2.0], device=input.device)
+    y, x = torch.meshgrid(torch.arange(H) + 1.5, torch.arange(W) + 1.5, indexing="ij")
+    dx, dy = torch.meshgrid(torch.arange(-1.0, 2.0), torch.arange(-1.0, 2.0), indexing="ij")
+    centre = torch.stack((x, y), -1).view(1, H, W, 1, 2).to(size)
+    points = torch.stack((dx, dy), -1).view(1, 1, 1, K, 2).repeat(1, 1, 1, groups, 1).to(size)
+    places = (centre + points + offset.view(N, H, W, groups * K, 2)) / size
+    grid = (2 * places - 1).view(N, H * W, groups, K, 2).transpose(1, 2).flatten(0, 1)
+    maps = padded.flatten(1, 2).transpose(1, 2).reshape(N * groups, C // groups, H + 2, W + 2)
+    samples = F.grid_sample(maps, grid, align_corners=False)
+    weight = mask.view(N, H * W, groups, K).transpose(1, 2).reshape(N * groups, 1, H * W, K)
+    return (samples * weight).sum(-1).view(N, C, H * W).transpose(1, 2).reshape(N, H, W, C)
+
+
+def attention_by_grid_sample(value: Tensor, shapes: Maps, locations: Tensor, weights: Tensor) -> Tensor:
+    N, _, M, D = value.shape
+    Q = locations.shape[1]
+    grids = 2 * locations - 1
+    samples = []
+    for level, part in enumerate(value.split([h * w for h, w in shapes], dim=1)):
+        maps = part.flatten(2).transpose(1, 2).reshape(N * M, D, *shapes[level])
+        grid = grids[:, :, :, level].transpose(1, 2).flatten(0, 1)
+        samples.append(F.grid_sample(maps, grid, align_corners=False))
+    weight = weights.transpose(1, 2).reshape(N * M, 1, Q, -1)
+    out = (torch.stack(samples, dim=-2).flatten(-2) * weight).sum(-1)
+    return out.view(N, M * D, Q).transpose(1, 2).contiguous()
+
+
+def dcnv3_case(H: int, W: int, C: int) -> tuple[list[Tensor], Callable, Callable]:
+    groups = C // 16
+    tensors = [torch.randn(1, H, W, C), torch.randn(1, H, W, groups * 18)]
+    tensors.append(torch.randn(1, H, W, groups, 9).softmax(-1).flatten(3))
+
+    def ours(input: Tensor, offset: Tensor, mask: Tensor) -> Tensor:
+        return dcnv3(
+            input,
+            offset,
+            mask,
+            kernel_size=3,
+            stride=1,
+            padding=1,
+            dilation=1,
+            groups=groups,
+            offset_scale=1.0,
+        )
+
+    return tensors, ours, lambda *t: dcnv3_by_grid_sample(*t, groups)
+
+
+def attention_case(queries: Maps, maps: Maps) -> tuple[list[Tensor], Callable, Callable]:
+    """6 heads of 64 channels, 4 points a map around each query's own place."""
+    M, D, P, L = 6, 64, 4, len(maps)
+    centres = [
+        torch.stack(
+            torch.meshgrid((torch.arange(w) + 0.5) / w, (torch.arange(h) + 0.5) / h, indexing="xy"), -1
+        )
+        for h, w in queries
+    ]
+    centre = torch.cat([c.reshape(-1, 2) for c in centres])
+    Q = len(centre)
+    cells = torch.tensor(maps).flip(1)
+    places = centre.view(1, Q, 1, 1, 1, 2) + 2 * torch.randn(1, Q, M, L, P, 2) / cells[:, None]
+    value = torch.randn(1, sum(h * w for h, w in maps), M, D)
+    weights = torch.randn(1, Q, M, L * P).softmax(-1).view(1, Q, M, L, P)
+    return (
+        [value, places, weights],
+        lambda v, p, w: ms_deform_attn(v, maps, p, w),
+        lambda v, p, w: attention_by_grid_sample(v, maps, p, w),
+    )
+
+
+LEVELS: Maps = [(100, 152), (50, 76), (25, 38)]
+CASES: dict[str, Callable] = {
+    "DCNv3, InternImage-T stage 1": lambda: dcnv3_case(200, 304, 64),
+    "DCNv3, InternImage-T stage 2": lambda: dcnv3_case(100, 152, 128),
+    "DCNv3, InternImage-T stage 3": lambda: dcnv3_case(50, 76, 256),
+    "DCNv3, InternImage-T stage 4": lambda: dcnv3_case(25, 38, 512),
+    "attention, ViT-Adapter-S injector": lambda: attention_case([(50, 76)], LEVELS),
+    "attention, ViT-Adapter-S extractor": lambda: attention_case(LEVELS, [(50, 76)]),
+}
+
+
+def call(op: Callable, tensors: list[Tensor], grad: Tensor | None) -> Tensor:
+    out = op(*tensors)
+    if grad is not None:
+        torch.autograd.grad(out, tensors, grad)
+    return out
+
+
+def measure(ops: dict[str, Callable], tensors: list[Tensor], grad: Tensor | None, runs: int) -> dict:
+    seconds: dict[str, list[float]] = {name: [] for name in ops}
+    for i in range(runs + 1):
+        for name, op in ops.items():
+            start = time.perf_counter()
+            call(op, tensors, grad)
+            if i:  # the first is a warm-up
+                seconds[name].append(time.perf_counter() - start)
+    return {
+        name: {
+            "seconds": statistics.median(s),
+            "best": min(s),
+            "peak_mib": peak_mib(ops[name], tensors, grad),
+        }
+        for name, s in seconds.items()
+    }
+
+
+def peak_mib(op: Callable, tensors: list[Tensor], grad: Tensor | None) -> float:
+    """The most memory that one call holds at a time in tensors beyond its inputs, in MiB."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        call(op, tensors, grad)
+    results = profile.profiler.kineto_results  # type: ignore[union-attr]
+    events = sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    return max(itertools.accumulate(e.nbytes() for e in events)) / 2**20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rows = []
+    for name, make in CASES.items():
+        torch.manual_seed(0)
+        tensors, ours, theirs = make()
+        for backward in (False, True):
+            tensors = [t.requires_grad_(backward) for t in tensors]
+            out = ours(*tensors)
+            difference = float((out - theirs(*tensors)).abs().max())
+            assert difference < 1e-3, difference
+            grad = torch.randn_like(out) if backward else None
+            row: dict = {"case": name, "pass": "forward + backward" if backward else "forward"}
+            row |= measure({"ours": ours, "grid_sample": theirs}, tensors, grad, args.runs)
+            for what, key in (("ratio", "seconds"), ("ratio_of_best", "best"), ("ratio_of_peak", "peak_mib")):
+                row[what] = row["grid_sample"][key] / row["ours"][key]
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    write(rows, args.threads, args.runs)
+
+
+def write(rows: list[dict], threads: int, runs: int) -> None:
+    about = {
+        "device": f"CPU {platform.machine()}, {threads} threads",
+        "torch": torch.__version__,
+        "runs": runs,
+    }
+    stem = RESULTS / "deformable"
+    stem.with_suffix(".json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
+    lines = [
+        f"# DCNv3 and deformable attention against `grid_sample`, {about['device']}",
+        "",
+        f"An image of 800x1216, fp32, torch {torch.__version__}, medians of {runs} runs by turns; `best` is the ratio "
+        "of the fastest runs, which other work on the machine disturbs least. Peak: the most that one call "
+        "holds in tensors beyond its inputs, MiB. `grid_sample` is the form that the original code falls back to "
+        "without its CUDA operators.",
+        "",
+        "| operator | pass | ours ms | grid_sample ms | ratio | best | peak ours | peak grid_sample |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        ours, theirs = r["ours"], r["grid_sample"]
+        lines.append(
+            f"| {r['case']} | {r['pass']} | {ours['seconds'] * 1e3:.1f} | {theirs['seconds'] * 1e3:.1f} "
+            f"| {r['ratio']:.1f} | {r['ratio_of_best']:.1f} | {ours['peak_mib']:.0f} | {theirs['peak_mib']:.0f} |"
+        )
+    stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
