@@ -1,0 +1,48 @@
+"""Norms and deformable convolutions as layers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+
+from maskrcnn.backbones.layers import Conv, FrozenBatchNorm, GroupNorm, fold_frozen_norms
+
+
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_group_norm_is_exact_in_inference(mean: float, layout: torch.memory_format) -> None:
+    generator = torch.Generator().manual_seed(0)
+    norm = GroupNorm(32, 64)
+    for p in norm.parameters():
+        torch.nn.init.uniform_(p, generator=generator)
+    x = (torch.randn(2, 64, 96, 130, generator=generator) + mean).to(memory_format=layout)
+    expected = F.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double())
+    with torch.inference_mode():
+        torch.testing.assert_close(norm(x).double(), expected, rtol=0, atol=3e-6)
+        assert norm(x[:0]).shape == (0, 64, 96, 130)
+    torch.testing.assert_close(norm(x).double(), expected, rtol=0, atol=1e-3)  # PyTorch's own, in training
+
+
+@pytest.mark.parametrize(("groups", "stride", "dilation"), [(1, 1, 1), (4, 2, 1), (2, 1, 2)])
+def test_a_deformable_convolution_with_a_frozen_norm(groups: int, stride: int, dilation: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    conv = Conv(16, 8, 3, stride=stride, dilation=dilation, groups=groups, norm="frozen_bn")
+    assert isinstance(conv.norm, FrozenBatchNorm)
+    for buffer in conv.norm.buffers():
+        buffer.uniform_(0.5, 1.5, generator=generator)
+    x = torch.randn(2, 16, 11, 13, generator=generator)
+    size = conv(x).shape[2:]
+    offset = torch.randn(2, 18, *size, generator=generator) * 2
+    expected = conv.norm(
+        torchvision.ops.deform_conv2d(
+            x, offset, conv.weight, None, stride=stride, padding=dilation, dilation=dilation
+        )
+    )
+    torch.testing.assert_close(conv(x, offset), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(conv(x, torch.zeros_like(offset)), conv(x), rtol=1e-4, atol=1e-5)
+    before = conv(x, offset)
+    fold_frozen_norms(torch.nn.ModuleList([conv]))
+    assert conv.norm is None
+    torch.testing.assert_close(conv(x, offset), before, rtol=1e-4, atol=1e-5)
