@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from maskrcnn.backbones.sync_norm import sync_on_cpu
 from maskrcnn.config import Config, to_dict, to_json
 from maskrcnn.engine import checkpoint as disk
 from maskrcnn.engine import distributed
@@ -82,6 +83,8 @@ class Trainer:
         check_settings(config, self.process)
         layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
         self.model: Any = model.to(self.process.device, memory_format=layout).train()  # type: ignore[call-overload]
+        if self.process.world_size > 1 and self.process.device.type == "cpu":
+            sync_on_cpu(self.model)
         self.optimizer = build_optimizer(self.model, config.optim)
         self.average = (
             None if config.train.ema_decay is None else WeightAverage(self.model, config.train.ema_decay)
