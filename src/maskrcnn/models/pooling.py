@@ -47,13 +47,24 @@ class RoIFeatures:
             rois = with_image_index(boxes)
             return pool_rois(self.maps, self.strides, rois, size, self.level_epsilon)
         if not torch.is_grad_enabled():
-            chunks = with_image_index(boxes).split(CHUNK)
-            return torch.cat([self._through_res5(rois, size) for rois in chunks])
+            return self._in_chunks(with_image_index(boxes), size)
         # In training the mask's RoIs are the first of the box head's, whose features they share.
         if self._last is None or not all(map(_begins_with, self._last[0], boxes)):
             self._last = boxes, self._through_res5(with_image_index(boxes), size)
         parts = self._last[1].split([len(b) for b in self._last[0]])
         return torch.cat([part[: len(b)] for part, b in zip(parts, boxes, strict=True)])
+
+    def _in_chunks(self, rois: Tensor, size: int) -> Tensor:
+        out, done = None, 0
+        for chunk in rois.split(CHUNK):
+            x = self._through_res5(chunk, size)
+            if out is None:
+                shape = (len(rois), *x.shape[1:])
+                out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+            out[done : done + len(x)] = x
+            done += len(x)
+        assert out is not None  # split gives one chunk of no RoI at least
+        return out
 
     def _through_res5(self, rois: Tensor, size: int) -> Tensor:
         assert self.res5 is not None

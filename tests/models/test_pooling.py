@@ -1,0 +1,59 @@
+"""What the heads see of RoIs: C4's shared stage, in pieces and all at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from maskrcnn.models import pooling
+from maskrcnn.models.pooling import RoIFeatures
+from tests.models.tiny import tiny
+
+
+def boxes(count: int) -> torch.Tensor:
+    corners = torch.rand(count, 2, 2, generator=torch.Generator().manual_seed(count)) * 60
+    return torch.cat([corners.amin(1), corners.amax(1) + 2], dim=1)
+
+
+@pytest.fixture
+def features() -> RoIFeatures:
+    model = tiny("mask_rcnn_R_50_C4_1x").eval()
+    maps = torch.rand(2, model.backbone.out_channels, 5, 6, generator=torch.Generator().manual_seed(0))
+    return RoIFeatures([maps], (16,), model.res5)
+
+
+@pytest.mark.parametrize("counts", [(5, 7), (0, 3), (0, 0), (4, 4)])
+def test_pieces_are_the_whole(
+    features: RoIFeatures, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rois = [boxes(n) for n in counts]
+    monkeypatch.setattr(pooling, "CHUNK", 4)
+    with torch.no_grad():
+        found = features.pool(rois, 7)
+    expected = features.pool(rois, 7)  # learning, all at once
+    assert found.shape == (sum(counts), 256, 7, 7)
+    torch.testing.assert_close(found, expected)
+
+
+def test_in_training_the_first_of_the_same_rois_are_not_computed_again(features: RoIFeatures) -> None:
+    calls = []
+    assert features.res5 is not None
+    features.res5.register_forward_hook(lambda *_: calls.append(1))
+    rois = [boxes(5), boxes(7)]
+    everything = features.pool(rois, 7)
+    some = features.pool([rois[0][:2], rois[1][:3]], 7)
+    assert len(calls) == 1
+    torch.testing.assert_close(some, torch.cat([everything[:2], everything[5:8]]), rtol=0, atol=0)
+    others = features.pool([rois[0][1:2], rois[1][:3]], 7)
+    assert len(calls) == 2
+    torch.testing.assert_close(others, torch.cat([everything[1:2], everything[5:8]]))
+    some.sum().backward()
+    assert all(p.grad is not None for p in features.res5.parameters())
+
+
+def test_the_mask_of_a_c4_model_has_14_cells_a_side() -> None:
+    model = tiny("mask_rcnn_R_50_C4_1x").eval()
+    with torch.inference_mode():
+        features = model.roi_features(model.backbone(torch.zeros(1, 3, 64, 96)))
+        logits = model.mask_head(features, [boxes(3)], torch.zeros(3, dtype=torch.int64))
+    assert logits.shape == (3, 14, 14)
