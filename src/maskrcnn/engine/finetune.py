@@ -42,8 +42,7 @@ def choose_schedule(
     """Fit the fields `CHOSEN` of the config to `num_images`, but for those `given`; a sentence on it, or nothing."""
     preset = config.train.iterations
     passes = preset * config.data.batch_size / num_images
-    asked = "train.iterations" in given
-    if passes <= TOO_MANY and not (asked and max(config.optim.milestones, default=0) >= preset):
+    if passes <= TOO_MANY and not ("train.iterations" in given and _too_short(config)):
         return ""
     before = f"{preset:,} iterations of {config.data.batch_size} images"
     milestones, length = config.optim.milestones, _published_length(config, given)
@@ -63,6 +62,13 @@ def choose_schedule(
         if f"train.{name}" not in given and every > n // 5:
             setattr(config.train, name, max(1, n // 5))
     return _sentence(config, num_images, before, passes, given)
+
+
+def _too_short(config: Config) -> bool:
+    """Whether the run ends before the preset's warm-up or before the last drop of its rate."""
+    o, n = config.optim, config.train.iterations
+    last = max(o.milestones, default=0) if o.schedule == "step" else 0
+    return max(last, o.warmup_iterations) >= n
 
 
 def _published_length(config: Config, given: Collection[str]) -> int:

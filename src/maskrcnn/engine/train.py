@@ -68,6 +68,10 @@ def train(
         train_data, val_data = open_data(config.data, display.say, config.model)
         adopt_classes(config, train_data, display.say)
         train_data = adopt_keypoints(config, train_data, display.say)
+        if choose is not None:
+            if said := choose(config, int((train_data.num_objects > 0).sum()), process):
+                display.say(said)
+            check_settings(config, process)
         model = initial_model(config, display.say if start is None else None)
         trainer = Trainer(
             model,
