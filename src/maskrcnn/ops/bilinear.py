@@ -29,6 +29,8 @@ from maskrcnn.ops.sampling import _bag_sum
 # Samples in a block: enough work for all threads, little enough to stay in the cache. It does not depend on
 # the number of threads, so that sums are made in the same order with any.
 SAMPLES_PER_BLOCK = 1 << 17
+# So many numbers of a map's gradient are made at a time.
+NUMBERS_PER_PIECE = 1 << 19
 
 
 @dataclass(slots=True)
@@ -106,25 +108,22 @@ def _bilinear_sum_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of rows, offset and weight; with for_rows or for_places off, empty in their stead."""
     (N, S, G, D), K = rows.shape, weight.shape[3]
-    rows_grad = torch.empty_like(rows) if for_rows else rows.new_empty(0)
-    offset_grad = torch.empty_like(offset) if for_places else rows.new_empty(0)
-    weight_grad = torch.empty_like(weight) if for_places else rows.new_empty(0)
+    rows_grad = rows.new_zeros(rows.shape if for_rows else 0, dtype=scale.dtype)
+    offset_grad = offset.new_empty(offset.shape if for_places else 0)
+    weight_grad = weight.new_empty(weight.shape if for_places else 0)
     places = Places(offset, weight, scale, point, at, sizes)
     for n in range(N):
         table = rows[n].to(scale.dtype).reshape(S * G, D)
-        table_grad = table.new_zeros(table.shape if for_rows else 0)
         for q in places.blocks():
             cells = places.cells(n, q)
             flow = grad[n, q].to(scale.dtype).reshape(-1, D)
             if for_rows:
-                cells.scatter(flow, table_grad, places.maps)
+                cells.scatter(flow, rows_grad[n].view(S * G, D), places.maps)
             if for_places:
                 for_offset, for_weight = cells.gradients(table, flow)
                 offset_grad[n, q] = for_offset.mul_(scale).view(-1, G, K, 2)
                 weight_grad[n, q] = for_weight.view(-1, G, K)
-        if for_rows:
-            rows_grad[n] = table_grad.view(S, G, D)
-    return rows_grad, offset_grad, weight_grad
+    return rows_grad.to(rows.dtype), offset_grad, weight_grad
 
 
 @_bilinear_sum_backward.register_fake
@@ -171,7 +170,8 @@ class Places:
     ) -> None:
         self.offset, self.weight, self.at = offset, weight, at
         self.num_queries, G, self.K = weight.shape[1:]
-        self.step = max(1, SAMPLES_PER_BLOCK // (G * self.K))
+        num_blocks = max(1, round(self.num_queries * G * self.K / SAMPLES_PER_BLOCK))
+        self.step = max(1, math.ceil(self.num_queries / num_blocks))
         self.num_outputs = min(self.step, self.num_queries) * G
         size = torch.tensor(sizes, dtype=torch.int32, device=offset.device).view(-1, 2)  # H, W of each map
         end = size.prod(1, dtype=torch.int32).cumsum(0, dtype=torch.int32)
@@ -202,7 +202,7 @@ class Places:
         offset = self.offset[n, q].to(self.scale.dtype)
         num_queries, G, K, _ = offset.shape
         m = num_queries * G
-        self.scratch.reset()
+        self.scratch.next = 0
         place, step, cell = (self.scratch.take(2, m, K) for _ in range(3))  # of x and y
         offset = offset.reshape(m, K, 2).movedim(2, 0)
         torch.addcmul(self.point[:, :m], offset, self.scale[:, :m], out=place)
@@ -224,25 +224,23 @@ class Places:
 
 
 class Scratch:
-    """Memory that is taken once and used again for every block: fresh pages cost more than the arithmetic.
-
-    Every block asks for the same tensors in the same order, and none asks for more than the first.
-    """
+    """Memory that is taken once and used again for every block: fresh pages cost more than the arithmetic."""
 
     def __init__(self, like: Tensor) -> None:
         self.like = like
         self.slots: list[Tensor] = []
-        self.reset()
-
-    def reset(self) -> None:
         self.next = 0
 
     def take(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        size = math.prod(shape)
+        """A tensor of any content, which holds until `next` is set back to where it was before."""
+        dtype = dtype or self.like.dtype
+        size = math.prod(shape) * dtype.itemsize
         if self.next == len(self.slots):
-            self.slots.append(self.like.new_empty(size, dtype=dtype or self.like.dtype))
+            self.slots.append(self.like.new_empty(size, dtype=torch.uint8))
+        elif len(self.slots[self.next]) < size:
+            self.slots[self.next] = self.like.new_empty(size, dtype=torch.uint8)
         self.next += 1
-        return self.slots[self.next - 1][:size].view(shape)
+        return self.slots[self.next - 1][:size].view(dtype).view(shape)
 
 
 @dataclass(slots=True)
@@ -315,24 +313,46 @@ class Cells:
         Samples are sorted by their first row; each row then gathers the outputs that read it.
         maps: the first and the last row of each, and from a row to that one line below.
         """
+        mark = self.scratch.next
         begin, end = (int(x) for x in self.first.aminmax())
-        end += 1
         key = torch.sub(self.first, begin, out=self.scratch.take(*self.first.shape, dtype=torch.int32)).view(
             -1
         )
-        counts = torch.bincount(key, minlength=end - begin)
+        counts = torch.bincount(key, minlength=end + 1 - begin)
+        ends = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)  # of the samples of each row, sorted
         order = key.sort(stable=True)[1]
-        output = self.scratch.take(*key.shape, dtype=torch.int32).copy_(order)
-        output.div_(self.first.shape[1], rounding_mode="floor")
-        sorted_weight = self.scratch.take(*key.shape)
-        for corner, weight in enumerate(self.weights()):
-            torch.index_select(weight.view(-1), 0, order, out=sorted_weight)
-            part = _bag_sum(flow, output, sorted_weight, counts)
-            for map_begin, map_end, below in maps:
+        output = torch.div(
+            key.copy_(order), self.first.shape[1], rounding_mode="floor", out=key
+        )  # the output of each sample, sorted
+        weights = [
+            torch.index_select(w.view(-1), 0, order, out=self.scratch.take(*key.shape))
+            for w in self.weights()
+        ]
+        for i, j, below in _pieces(maps, begin, end + 1, max(1, NUMBERS_PER_PIECE // max(1, flow.shape[1]))):
+            here = ends[i - begin : j + 1 - begin]
+            first, last = here[[0, -1]].tolist()
+            for corner, weight in enumerate(weights):
+                part = F.embedding_bag(
+                    output[first:last],
+                    flow,
+                    here - first,
+                    mode="sum",
+                    per_sample_weights=weight[first:last],
+                    include_last_offset=True,
+                )
                 shift = (corner // 2) * below + (corner % 2) * self.right
-                i, j = max(begin, map_begin), min(end, map_end - shift)  # no sample begins in the last line
-                if i < j:
-                    out[i + shift : j + shift] += part[i - begin : j - begin]
+                out[i + shift : j + shift] += part
+        self.scratch.next = mark
+
+
+def _pieces(
+    maps: list[tuple[int, int, int]], begin: int, end: int, length: int
+) -> Iterator[tuple[int, int, int]]:
+    """Cuts the rows from begin to end at maps' borders and to a length: (from, to, a line's rows)."""
+    for first, last, below in maps:
+        last = min(last, end)
+        for i in range(max(first, begin), last, length):
+            yield i, min(i + length, last), below
 
 
 def _csr(ends: Tensor, index: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
