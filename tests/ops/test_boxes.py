@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -77,3 +78,12 @@ def test_nms_equals_detectron2(units: dict[str, np.ndarray], threshold: float) -
 
 def test_nms_of_nothing() -> None:
     assert len(batched_nms(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), 0.5)) == 0
+
+
+def test_sizes_shrink_without_a_limit_unless_told() -> None:
+    box, deltas = torch.tensor([[0.0, 0.0, 1000.0, 1000.0]]), torch.tensor([[0.0, 0.0, -9.0, 9.0]])
+    free = decode_boxes(deltas, box, ONE)[0]
+    limited = decode_boxes(deltas, box, ONE, limit_shrinking=True)[0]
+    assert free[2] - free[0] == pytest.approx(1000 * math.exp(-9), abs=1e-4)
+    assert limited[2] - limited[0] == pytest.approx(16, abs=1e-3)
+    assert (limited[3] - limited[1]).item() == (free[3] - free[1]).item() == pytest.approx(62_500)

@@ -30,6 +30,27 @@ def test_no_object_is_left_without_a_box() -> None:
     assert match_boxes(BOXES, GT, 0.3, 0.7, keep_best=True).labels.tolist() == [1, -1, 0, 1, 0]
 
 
+def test_a_best_box_must_be_good_enough() -> None:
+    labels = match_boxes(BOXES, GT, 0.3, 0.7, keep_best=True, min_best=0.3).labels
+    assert labels.tolist() == [1, -1, 0, 0, 0]
+
+
+def test_a_best_box_learns_the_object_that_it_is_the_best_of() -> None:
+    """MMDetection's rule, by hand: the box overlaps the first object more, but is the second's best."""
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 9.0]])
+    objects = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 5.0]])
+    stay = match_boxes(boxes, objects, 0.3, 0.7, keep_best=True, min_best=0.3)
+    assert (stay.gt_index.tolist(), stay.labels.tolist()) == ([0, 0], [1, 1])
+    move = match_boxes(boxes, objects, 0.3, 0.7, keep_best=True, min_best=0.3, best_reassigns=True)
+    assert (move.gt_index.tolist(), move.labels.tolist()) == ([0, 1], [1, 1])
+
+
+def test_of_two_objects_with_one_best_box_the_last_takes_it() -> None:
+    objects = torch.tensor([[0.0, 0.0, 10.0, 8.0], [0.0, 0.0, 10.0, 12.0]])
+    matches = match_boxes(BOXES[:1], objects, 0.3, 0.7, keep_best=True, best_reassigns=True)
+    assert (matches.gt_index.tolist(), matches.labels.tolist()) == ([1], [1])
+
+
 def test_an_object_outside_every_box_takes_none() -> None:
     far = torch.tensor([[900.0, 900.0, 910.0, 910.0]])
     assert match_boxes(BOXES, far, 0.3, 0.7, keep_best=True).labels.tolist() == [0] * 5

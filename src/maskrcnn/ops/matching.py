@@ -43,7 +43,7 @@ def match_boxes(
     becomes that of the object that they are the best of (the last one, of several). No objects: everything is
     background.
     """
-    if len(gt_boxes) == 0:
+    if len(gt_boxes) == 0 or len(boxes) == 0:
         zeros = torch.zeros(len(boxes), dtype=torch.int64, device=boxes.device)
         return Matches(zeros, zeros.clone())
     chunks = boxes.split(max(1, MAX_PAIRS // len(gt_boxes)))
