@@ -16,13 +16,15 @@ from maskrcnn.config import Config, from_file
 from maskrcnn.engine.checkpoint import write_weights
 from maskrcnn.errors import UserError
 from maskrcnn.models.build import build_model
+from maskrcnn.presets.tiny import shrink
 from tests.data.label_files import picture, write_json
 
 NAME = "mask_rcnn_R_50_FPN_3x"
+PUBLISHED = presets.PRESETS[NAME]
 
 
 def tiny() -> Config:
-    config = presets.get(NAME, tiny=True)
+    config = shrink(PUBLISHED())
     config.data.num_workers = 0
     return config
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from maskrcnn.data import CocoData, advise, compare, find_data, read_data
+from maskrcnn.data import FORMATS, CocoData, advise, compare, find_data, read_data
 from maskrcnn.data.advice import euler_numbers
 from maskrcnn.data.defects import ADVICE, RULES
 from maskrcnn.ops.rle import read_runs, rle_encode
@@ -82,6 +82,14 @@ def test_oddities(tmp_path: Path, more: list[Any], expected: dict[str, int]) -> 
 def test_every_kind_of_advice_says_what_is_done() -> None:
     assert not ADVICE.keys() & RULES.keys()
     assert all(ADVICE.values())
+
+
+def test_the_page_about_data_lists_every_format_and_rule() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
+    listed = {row[1].strip(" `"): row[2].strip() for row in rows}
+    assert listed.keys() == FORMATS.keys() | RULES.keys() | ADVICE.keys()
+    assert all(listed[kind] == rule for kind, rule in (RULES | ADVICE).items())
 
 
 def test_worst_first(tmp_path: Path) -> None:

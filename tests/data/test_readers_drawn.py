@@ -42,6 +42,7 @@ def test_via_shapes_become_masks(tmp_path: Path, version: int) -> None:
     shapes = [SQUARE, RECT | {"class": "scratch"}, CIRCLE, ELLIPSE]
     content = via_entry("a.png", shapes, version=version) | via_entry("empty.png", [], version=version)
     write_json(tmp_path / "via_region_data.json", content)
+    write_json(tmp_path / "settings.json", {"model": {"size": 3}})  # not everything beside it is VIA's
     data = training_part(tmp_path)
     assert data.class_names == ("dent", "scratch")
     assert data.image_ids.tolist() == ["a.png", "empty.png"]
@@ -224,6 +225,15 @@ def test_labelme_images_and_parts(tmp_path: Path) -> None:
     assert data.class_names == ("dog", "cat")
     assert [data.image_path(i).is_file() for i in range(2)] == [True, True]
     assert data.sizes.tolist() == [[40, 60], [40, 60]]
+    assert defects(data) == {}
+
+
+def test_labelme_files_apart_from_their_images(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.png")
+    square = [[0, 0], [4, 0], [4, 4], [0, 4]]
+    write_json(tmp_path / "labels" / "a.json", labelme("../images/a.png", [shape("cat", square)]))
+    data = training_part(tmp_path)
+    assert data.file_name(0) == "../images/a.png"
     assert defects(data) == {}
 
 

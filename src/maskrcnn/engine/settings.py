@@ -42,6 +42,8 @@ def check_settings(config: Config, process: Process) -> None:
         raise UserError(f"--train.max_minutes: expected more than 0, got {t.max_minutes:g}.")
     if t.ema_decay is not None and not 0 < t.ema_decay < 1:
         raise UserError(f"--train.ema_decay: expected a number between 0 and 1, got {t.ema_decay:g}.")
+    if not 0 <= config.data.val_fraction < 1:
+        raise UserError(f"--data.val_fraction: expected from 0 to below 1, got {config.data.val_fraction:g}.")
     shares = process.world_size * o.accumulation_steps
     if batch % shares:
         raise UserError(

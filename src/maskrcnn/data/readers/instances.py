@@ -17,7 +17,7 @@ from maskrcnn.ops.rle import rle_encode
 
 LOOKS_FOR = "a folder for each image with images/ and masks/ of one PNG an object"
 CLASS_NAME = "object"
-_PEEK = 5
+_PEEK = 20  # entries of a folder that show what it holds
 
 
 def find(path: Path, images: str | Path = "") -> dict[str, Source]:

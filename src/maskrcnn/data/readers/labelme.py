@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -90,12 +91,7 @@ def _image(path: Path, content: Mapping[str, Any], images: Path) -> tuple[str, d
     beside = image_like(images / path.stem)
     candidates = [path.parent / given, images / given, images / Path(given).name, beside]
     found = next((p for p in candidates if p is not None and p.is_file()), None)
-    if found is None:
-        name = given or path.stem
-    else:
-        base = images.resolve()
-        inside = found.resolve().is_relative_to(base)
-        name = found.resolve().relative_to(base).as_posix() if inside else str(found.resolve())
+    name = given or path.stem if found is None else Path(os.path.relpath(found, images)).as_posix()
     height, width = content.get("imageHeight"), content.get("imageWidth")
     if height and width:
         return name, {"height": height, "width": width}

@@ -91,7 +91,8 @@ def _source(json_path: Path, root: Path, images: str | Path, part: str = "") -> 
 def _is_via(path: Path) -> bool:
     with open(path, "rb") as file:
         head = file.read(_HEAD)
-    return bool(_REGIONS.match(head.removeprefix(b"\xef\xbb\xbf")) or _VERSION_3.search(head))
+    head = head.removeprefix(b"\xef\xbb\xbf")
+    return bool((_REGIONS.match(head) and b'"regions"' in head) or _VERSION_3.search(head))
 
 
 def _entries(path: Path) -> Iterator[tuple[str, list[Region]]]:
