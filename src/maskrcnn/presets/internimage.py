@@ -31,12 +31,14 @@ def _base() -> InternImageConfig:
 
 
 def _config(name: str, backbone: InternImageConfig, epochs: int) -> Config:
-    return mmdetection_recipe(
+    config = mmdetection_recipe(
         mmdetection_model(name, backbone),
         epochs=epochs,
         augment=one_scale() if epochs == 12 else multi_scale(),
         optim=OptimConfig(lr=1e-4, weight_decay=0.05, weight_decay_vectors=0.0),
     )
+    config.train.tf32 = True
+    return config
 
 
 def mask_rcnn_internimage_t_fpn_1x_coco() -> Config:

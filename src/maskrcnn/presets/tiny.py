@@ -42,7 +42,10 @@ def shrink(config: Config) -> Config:
     if model.keypoint_head is not None:
         model.keypoint_head.conv_channels = 16
     model.input.min_size, model.input.max_size = 96, 160
-    config.data.augment.min_sizes, config.data.augment.max_size = (80, 96), 160
+    augment = config.data.augment
+    augment.min_sizes, augment.max_size = (80, 96), 160
+    if augment.zoom_sizes:
+        augment.zoom_sizes, augment.zoom_crop = (56, 64), (48, 64)
     return config
 
 
