@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 
-from maskrcnn.backbones.layers import Conv, FrozenBatchNorm, GroupNorm, fold_frozen_norms
+from maskrcnn.backbones.layers import Conv, FrozenBatchNorm, GroupNorm, fold_norms
 
 
 @pytest.mark.parametrize("mean", [0.0, 3.0])
@@ -43,6 +43,6 @@ def test_a_deformable_convolution_with_a_frozen_norm(groups: int, stride: int, d
     torch.testing.assert_close(conv(x, offset), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(conv(x, torch.zeros_like(offset)), conv(x), rtol=1e-4, atol=1e-5)
     before = conv(x, offset)
-    fold_frozen_norms(torch.nn.ModuleList([conv]))
+    fold_norms(torch.nn.ModuleList([conv]))
     assert conv.norm is None
     torch.testing.assert_close(conv(x, offset), before, rtol=1e-4, atol=1e-5)

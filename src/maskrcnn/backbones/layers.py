@@ -174,18 +174,26 @@ def _frozen(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm:
 
 
 @torch.no_grad()
-def fold_frozen_norms(module: nn.Module) -> None:
-    """For inference: multiply frozen norms into the weights once and for all. The module cannot be saved after."""
+def fold_norms(module: nn.Module) -> None:
+    """For inference: multiply batch norms into the weights of the convolutions before them, once and for all. The
+    module can be neither trained nor saved after."""
     for child in module.modules():
-        if isinstance(child, Conv) and isinstance(child.norm, FrozenBatchNorm):
-            _fold(child, child.norm)
+        if isinstance(child, Conv) and (norm := _fixed(child.norm)) is not None:
+            _fold(child, norm)
             child.norm = None
         if isinstance(child, nn.Sequential):
             for i in range(len(child) - 1):
-                conv, norm = child[i], child[i + 1]
-                if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm):
+                conv, norm = child[i], _fixed(child[i + 1])
+                if isinstance(conv, nn.Conv2d) and norm is not None:
                     _fold(conv, norm)
                     child[i + 1] = nn.Identity()
+
+
+def _fixed(norm: nn.Module | None) -> FrozenBatchNorm | None:
+    """The batch norm as it is in inference; None where it is none."""
+    if isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
+        return _frozen(norm)
+    return norm if isinstance(norm, FrozenBatchNorm) else None
 
 
 def _fold(conv: Conv | nn.Conv2d, norm: FrozenBatchNorm) -> None:

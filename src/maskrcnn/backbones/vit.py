@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
+from maskrcnn.backbones.layers import GroupNorm
 from maskrcnn.config import ViTConfig
 
 Size = tuple[int, int]  # (H, W) in patches
@@ -84,11 +85,10 @@ class ViT(Trunk):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
         dim = config.dim
-        for i in range(1, 5):
-            self.add_module(f"norm{i}", nn.LayerNorm(dim, eps=self.eps))
+        self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(dim, eps=self.eps) for _ in range(4))
         self.up1 = nn.Sequential(
             nn.ConvTranspose2d(dim, dim, 2, stride=2),
-            nn.GroupNorm(32, dim),
+            GroupNorm(32, dim),
             nn.GELU(),
             nn.ConvTranspose2d(dim, dim, 2, stride=2),
         )
@@ -102,10 +102,13 @@ class ViT(Trunk):
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
         x, size = self.embed(pixels)
         outputs = {}
-        for i in range(1, 5):
-            x = self.run_blocks(x, size, self.config.depth * (i - 1) // 4, self.config.depth * i // 4 - 1)
-            y = as_map(self.get_submodule(f"norm{i}")(x), size)
-            outputs[f"c{i + 1}"] = self.get_submodule(f"up{i}")(y)
+        norms, ups = (
+            (self.norm1, self.norm2, self.norm3, self.norm4),
+            (self.up1, self.up2, self.up3, self.up4),
+        )
+        for i, (norm, up) in enumerate(zip(norms, ups, strict=True)):
+            x = self.run_blocks(x, size, i * self.config.depth // 4, (i + 1) * self.config.depth // 4 - 1)
+            outputs[f"c{i + 2}"] = up(as_map(norm(x), size))
         return outputs
 
 
@@ -162,12 +165,9 @@ class Block(nn.Module):
         self.gamma2 = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        x = x + stochastic_depth(
-            self.gamma1 * self.attn(self.norm1(x), size), self.drop_path, "row", self.training
-        )
-        return x + stochastic_depth(
-            self.gamma2 * self.mlp(self.norm2(x)), self.drop_path, "row", self.training
-        )
+        attended = self.attn(self.norm1(x), size)
+        x = add_scaled(x, self.gamma1, attended, self.drop_path, self.training)
+        return add_scaled(x, self.gamma2, self.mlp(self.norm2(x)), self.drop_path, self.training)
 
 
 class UniPerceiverBlock(nn.Module):
@@ -188,9 +188,9 @@ class UniPerceiverBlock(nn.Module):
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         attended = self.self_attn(self.norm1(x), size)
-        x = x + self.gamma_1 * stochastic_depth(attended, self.drop_path, "row", self.training)
+        x = add_scaled(x, self.gamma_1, attended, self.drop_path, self.training)
         y = self.linear2(F.gelu(self.linear1(self.norm2(x))))
-        return x + self.gamma_2 * stochastic_depth(y, self.drop_path, "row", self.training)
+        return add_scaled(x, self.gamma_2, y, self.drop_path, self.training)
 
 
 class MLP(nn.Module):
@@ -227,6 +227,11 @@ class UniPerceiverAttention(nn.Module):
     def forward(self, x: Tensor, size: Size) -> Tensor:
         qkv = self.in_proj(x)
         return self.out_proj(attend(qkv, size, self.num_heads, self.window, self.in_proj.bias.to(qkv.dtype)))
+
+
+def add_scaled(x: Tensor, scale: Tensor, y: Tensor, drop_path: float, training: bool) -> Tensor:
+    """x + scale * y, in one pass; y (B, ...) is left out of an image in training with the probability `drop_path`."""
+    return torch.addcmul(x, scale, stochastic_depth(y, drop_path, "row", training))
 
 
 def attend(qkv: Tensor, size: Size, num_heads: int, window: int | None, filling: Tensor) -> Tensor:

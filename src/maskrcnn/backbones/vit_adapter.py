@@ -19,10 +19,8 @@ from torchvision.ops import stochastic_depth
 
 from maskrcnn.backbones.layers import make_norm
 from maskrcnn.backbones.vit import Size, Trunk, as_map, as_tokens, initialize
-from maskrcnn.config import AdapterConfig, Norm, ViTConfig
+from maskrcnn.config import AdapterConfig, ViTConfig
 from maskrcnn.ops.deformable import ms_deform_attn
-
-NORM: Norm = "sync_bn"  # batch normalisation over all processes; over the only one, a plain one
 
 
 class ViTAdapter(Trunk):
@@ -40,8 +38,7 @@ class ViTAdapter(Trunk):
             for i in range(last + 1)
         )
         self.up = nn.ConvTranspose2d(dim, dim, 2, stride=2)
-        for i in range(1, 5):
-            self.add_module(f"norm{i}", make_norm(NORM, dim))
+        self.norm1, self.norm2, self.norm3, self.norm4 = (_batch_norm(dim) for _ in range(4))
         self.out_channels = {f"c{level}": dim for level in range(2, 6)}
         self.strides = {f"c{level}": 2**level for level in range(2, 6)}
         self.apply(initialize)
@@ -56,23 +53,21 @@ class ViTAdapter(Trunk):
         for interaction, (first, last) in zip(
             self.interactions, self.config.adapter.interactions, strict=True
         ):
+            assert isinstance(interaction, Interaction)
             x = self.recomputed(interaction.injector, x, c, size)
             x = self.run_blocks(x, size, first, last)
             for extractor in (interaction.extractor, *interaction.extra_extractors):
                 c = self.recomputed(extractor, c, x, size)
-        return self._pyramid(c1, c, x, size)
-
-    def _pyramid(self, c1: Tensor, c: Tensor, x: Tensor, size: Size) -> dict[str, Tensor]:
         sizes = pyramid(size)
-        c2, c3, c4 = (
-            as_map(level, s) for level, s in zip(c.split([h * w for h, w in sizes], 1), sizes, strict=True)
-        )
+        c2, c3, c4 = map(as_map, c.split([h * w for h, w in sizes], dim=1), sizes)
         vit = as_map(x, size)
-        outputs = {}
-        for i, level in enumerate((self.up(c2) + c1, c2, c3, c4)):
-            added = vit if i == 2 else F.interpolate(vit, scale_factor=2.0 ** (2 - i), mode="bilinear")
-            outputs[f"c{i + 2}"] = self.get_submodule(f"norm{i + 1}")(level + added)
-        return outputs
+        # By far the largest map is made and added to in place.
+        c1 = self.up(c2).add_(c1)
+        c1 = c1.add_(F.interpolate(vit, scale_factor=4, mode="bilinear"))
+        c2 = c2 + F.interpolate(vit, scale_factor=2, mode="bilinear")
+        c3 = c3 + vit
+        c4 = c4 + F.interpolate(vit, scale_factor=0.5, mode="bilinear")
+        return {"c2": self.norm1(c1), "c3": self.norm2(c2), "c4": self.norm3(c3), "c5": self.norm4(c4)}
 
 
 class SpatialPrior(nn.Module):
@@ -103,10 +98,15 @@ class SpatialPrior(nn.Module):
 
 
 def _conv_norm_relu(in_channels: int, out_channels: int, *, stride: int) -> list[nn.Module]:
-    norm = make_norm(NORM, out_channels)
-    assert norm is not None
     conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-    return [conv, norm, nn.ReLU(inplace=True)]
+    return [conv, _batch_norm(out_channels), nn.ReLU(inplace=True)]
+
+
+def _batch_norm(channels: int) -> nn.Module:
+    """Over the images of all processes."""
+    norm = make_norm("sync_bn", channels)
+    assert norm is not None
+    return norm
 
 
 class Interaction(nn.Module):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn.backbones.fpn import FPNBackbone, LastMap
-from maskrcnn.backbones.layers import fold_frozen_norms
+from maskrcnn.backbones.layers import fold_norms
 from maskrcnn.config import ModelConfig, TTAConfig
 from maskrcnn.errors import UserError
 from maskrcnn.models.box_head import BoxHead, Detections
@@ -261,12 +261,12 @@ class MaskRCNN(nn.Module):
         return instances
 
     def prepare(self, precision: Literal["fp32", "bf16", "fp16"] = "fp32") -> MaskRCNN:
-        """Make the model ready for fast inference, for good: frozen norms folded, channels-last, cast.
+        """Make the model ready for fast inference, for good: batch norms folded, channels-last, cast.
 
         Boxes, scores and mask probabilities are computed in float32 whatever the precision.
         """
         self.eval().requires_grad_(False)
-        fold_frozen_norms(self)
+        fold_norms(self)
         dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
         self.to(dtype=dtypes[precision])
         return self.to(memory_format=torch.channels_last)
