@@ -3,7 +3,10 @@ against `grid_sample` and against torchvision."""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -124,9 +127,9 @@ def test_ms_deform_attn_equals_grid_sample(N, Q, M, D, P, shapes):
     value = randn(N, sum(h * w for h, w in shapes), M, D)
     locations = randn(N, Q, M, len(shapes), P, 2, seed=1) * 0.6 + 0.5  # some outside, some far
     weights = randn(N, Q, M, len(shapes), P, seed=2)
-    ours = value_and_grads(lambda v, l, w: ms_deform_attn(v, shapes, l, w), value, locations, weights)
+    ours = value_and_grads(lambda v, x, w: ms_deform_attn(v, shapes, x, w), value, locations, weights)
     expected = value_and_grads(
-        lambda v, l, w: attention_by_grid_sample(v, shapes, l, w), value, locations, weights
+        lambda v, x, w: attention_by_grid_sample(v, shapes, x, w), value, locations, weights
     )
     torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
@@ -136,7 +139,7 @@ def test_places_far_outside_add_nothing(far):
     value = randn(1, 12, 2, 3)
     locations = torch.full((1, 5, 2, 1, 2, 2), far, dtype=torch.float64)
     out, *grads = value_and_grads(
-        lambda v, l, w: ms_deform_attn(v, [(3, 4)], l, w), value, locations, randn(1, 5, 2, 1, 2)
+        lambda v, x, w: ms_deform_attn(v, [(3, 4)], x, w), value, locations, randn(1, 5, 2, 1, 2)
     )
     for x in (out, *grads):
         assert torch.equal(x, torch.zeros_like(x))
@@ -247,7 +250,7 @@ def test_mistakes_are_said_in_a_line():
     value, locations, weights = randn(1, 12, 1, 2), randn(1, 3, 1, 2, 1, 2), randn(1, 3, 1, 2, 1)
     with pytest.raises(UserError, match=r"expected maps of at least one place, got \[\(3, 4\), \(0, 5\)\]"):
         ms_deform_attn(value, [(3, 4), (0, 5)], locations, weights)
-    with pytest.raises(UserError, match="expected value with the 20 places .* got 12"):
+    with pytest.raises(UserError, match=r"expected value with the 20 places .* got 12"):
         ms_deform_attn(value, [(3, 4), (2, 4)], locations, weights)
     with pytest.raises(UserError, match=r"sampling_locations of shape \(1, 3, 1, 1, 1, 2\)"):
         ms_deform_attn(value, [(3, 4)], locations, weights)
@@ -263,7 +266,7 @@ def test_mistakes_are_said_in_a_line():
 def test_empty_batches_and_no_queries():
     assert dcn(*dcn_args(N=0)).shape == (0, 6, 7, 8)
     out, *grads = value_and_grads(
-        lambda v, l, w: ms_deform_attn(v, [(3, 4)], l, w),
+        lambda v, x, w: ms_deform_attn(v, [(3, 4)], x, w),
         randn(1, 12, 2, 3),
         randn(1, 0, 2, 1, 2, 2),
         randn(1, 0, 2, 1, 2),
@@ -323,3 +326,52 @@ def test_export():
     args = dcn_args()
     exported = torch.export.export(Model(), args)
     torch.testing.assert_close(exported.module()(*args), three_operators(*args))
+
+
+TRITON_CASES = """
+import torch, torchvision
+from maskrcnn.ops import bilinear, deform_conv2d, ms_deform_attn
+from tests.ops.test_deformable import attention_by_grid_sample, dcn, dcn_args, randn, value_and_grads
+
+def both(op, *tensors):
+    bilinear._use_triton = lambda x: True
+    ours = value_and_grads(op, *tensors)
+    bilinear._use_triton = lambda x: False
+    return ours, value_and_grads(op, *tensors)
+
+for dtype, tolerance in [(torch.float64, 1e-12), (torch.float32, 1e-4), (torch.bfloat16, 0.03), (torch.float16, 0.004)]:
+    ours, expected = both(dcn, *dcn_args(N=1, H=3, W=4, C=8, dtype=dtype))
+    for a, b in zip(ours, expected, strict=True):
+        assert a.dtype == dtype
+        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+shapes = [(3, 2), (1, 3), (2, 2)]
+args = randn(2, 13, 2, 3), randn(2, 5, 2, 3, 2, 2, seed=1) * 0.6 + 0.5, randn(2, 5, 2, 3, 2, seed=2)
+args[1][0, 0, 0, 0, 0, 0] = float("nan")
+args[1][0, 1] = 1e30
+ours, expected = both(lambda v, l, w: ms_deform_attn(v, shapes, l, w), *args)
+torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+wide = randn(1, 4, 1, 150), randn(1, 2, 1, 1, 1, 2, seed=1), randn(1, 2, 1, 1, 1, seed=2)
+ours, expected = both(lambda v, l, w: ms_deform_attn(v, [(2, 2)], l, w), *wide)
+torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+bilinear._use_triton = lambda x: True
+args = randn(1, 4, 3, 4), randn(1, 36, 3, 4, seed=1) * 2, randn(2, 4, 3, 3, seed=2)
+ours = value_and_grads(lambda x, o, w: deform_conv2d(x, o, w, padding=1), *args)
+expected = value_and_grads(lambda x, o, w: torchvision.ops.deform_conv2d(x, o, w, padding=1), *args)
+torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+assert dcn(*dcn_args(N=0)).shape == (0, 6, 7, 8)
+print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_triton_kernels_equal_the_form_for_the_cpu():
+    """In a process of its own: the interpreter is chosen when the kernels are defined."""
+    pytest.importorskip("triton")
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    paths = [root, os.path.join(root, "src"), os.environ.get("PYTHONPATH", "")]
+    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run([sys.executable, "-c", TRITON_CASES], env=env, capture_output=True, text=True)
+    assert done.stdout.strip().endswith("equal"), done.stderr

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskrcnn.ops.sampling import _bag_sum
+from maskrcnn.ops.sampling import _bag_sum, _use_triton
 
 # Samples in a block: enough work for all threads, little enough to stay in the cache. It does not depend on
 # the number of threads, so that sums are made in the same order with any.
@@ -75,6 +75,11 @@ def _bilinear_sum(
     sizes: list[int],
 ) -> Tensor:
     (N, S, G, D), Q = rows.shape, weight.shape[1]
+    if _use_triton(rows):
+        from maskrcnn.ops import sampling_triton
+
+        out = sampling_triton.bilinear_sum_rows(rows.contiguous(), offset, weight, scale, point, at, sizes)
+        return out.view(N, Q, G * D)
     out = rows.new_empty(N, Q, G, D)
     places = Places(offset, weight, scale, point, at, sizes)
     for n in range(N):
@@ -108,6 +113,13 @@ def _bilinear_sum_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of rows, offset and weight; with for_rows or for_places off, empty in their stead."""
     (N, S, G, D), K = rows.shape, weight.shape[3]
+    if _use_triton(rows):
+        from maskrcnn.ops import sampling_triton
+
+        return sampling_triton.bilinear_sum_rows_backward(
+            grad.view(-1, D), rows.contiguous(), offset, weight, scale, point, at, sizes, for_rows, for_places
+        )
+    grad = grad.view(N, weight.shape[1], G, D)
     rows_grad = rows.new_zeros(rows.shape if for_rows else 0, dtype=scale.dtype)
     offset_grad = offset.new_empty(offset.shape if for_places else 0)
     weight_grad = weight.new_empty(weight.shape if for_places else 0)
@@ -341,7 +353,8 @@ class Cells:
                     include_last_offset=True,
                 )
                 shift = (corner // 2) * below + (corner % 2) * self.right
-                out[i + shift : j + shift] += part
+                to = out[i + shift : j + shift]  # shorter where a last map is smaller than the shift
+                to += part[: len(to)]  # no sample begins in a map's last line: nothing is left out
         self.scratch.next = mark
 
 
