@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from maskrcnn import presets
+from maskrcnn.engine.weights import WeightFile, load_weights
 from maskrcnn.models.build import build_model
 from maskrcnn.models.detectron2_keys import from_detectron2, to_detectron2
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.presets.detectron2 import PRESETS
+from tests.models.tiny import tiny
 from tests.references import detectron2_state
 
 # As published, without frozen norms.
@@ -126,3 +128,27 @@ def test_large_scale_jitter_has_two_convolutions_before_the_proposals(shapes: Sh
     replaced = {"proposal_generator.rpn_head.conv.weight", "proposal_generator.rpn_head.conv.bias"}
     assert found.keys() - same.keys() == extra
     assert same.keys() - found.keys() == replaced
+
+
+@pytest.mark.parametrize(
+    "name", ["mask_rcnn_R_50_C4_1x", "mask_rcnn_R_50_DC5_1x", "mask_rcnn_R_50_FPN_1x_dconv_c3-c5"]
+)
+def test_an_imagenet_backbone_fills_every_structure(name: str) -> None:
+    body = tiny("mask_rcnn_R_50_FPN_1x").backbone.body.state_dict()
+    file = WeightFile(
+        Path("R-50.pkl"),
+        {f"backbone.body.{k}": torch.rand_like(v) for k, v in body.items()},
+        None,
+        "backbone",
+    )
+    model = tiny(name)
+    load_weights(model, file)
+    filled = model.backbone.body.state_dict() | {
+        f"res5.{k}": v for k, v in (model.res5.state_dict() if model.res5 else {}).items()
+    }
+    for key, value in filled.items():
+        if "conv2_offset" in key:
+            assert not value.any()
+        else:
+            assert torch.equal(value, file.state[f"backbone.body.{key}"]), key
+    assert len([k for k in filled if "conv2_offset" not in k]) == len(body)
