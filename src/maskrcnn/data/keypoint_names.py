@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-_LEFT = re.compile(r"left|(?<![a-z])l(?![a-z])", re.IGNORECASE)
-_RIGHT = re.compile(r"right|(?<![a-z])r(?![a-z])", re.IGNORECASE)
+# Also l_hip, hip.r, LShoulder; not lower, roof.
+_LEFT = re.compile(r"(?i:left)|(?<![A-Za-z])[lL](?![a-z])")
+_RIGHT = re.compile(r"(?i:right)|(?<![A-Za-z])[rR](?![a-z])")
 
 
 def mirrored_pairs(names: Sequence[str]) -> tuple[tuple[int, int], ...]:
