@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from maskrcnn import presets
+from maskrcnn.engine.weights import load_weights, read_weights
 from maskrcnn.models.build import build_model
 from maskrcnn.models.mmdetection_keys import from_mmdetection, is_mmdetection, to_mmdetection
 from maskrcnn.models.rpn import RPN, Proposals
@@ -107,6 +110,24 @@ def test_filled_masks_follow_the_picture() -> None:
     picture = torch.from_numpy(masks.filled().to_bitmaps((80, 72)))[:, None].float()
     expected = roi_align(picture, torch.cat([torch.zeros(1, 1), boxes], 1), 28, 1.0, 0, True)[:, 0] >= 0.5
     assert (masks.filled().rasterize(boxes, index, 28) != expected).float().mean() < 0.03
+
+
+def test_a_container_of_the_runner_is_read(tmp_path: Path) -> None:
+    """state_dict beside meta and the optimiser, names with `module.` in front, counters of batch norms."""
+    config = presets.get("mask_rcnn_deit_adapter_tiny_fpn_1x_coco", tiny=True).model
+    model, other = build_model(config), build_model(config)
+    state = {f"module.{to_mmdetection(n)}": value for n, value in model.state_dict().items()}
+    path = tmp_path / "epoch_12.pth"
+    torch.save(
+        {"meta": {"epoch": 12, "CLASSES": ("a",)}, "state_dict": state, "optimizer": {"state": {}}}, path
+    )
+    file = read_weights(path)
+    assert file.kind == "mmdetection"
+    assert file.num_classes == 80
+    assert load_weights(other, file) == []
+    for name, value in model.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(value, other.state_dict()[name]), name
 
 
 def test_names_go_there_and_back() -> None:

@@ -113,8 +113,8 @@ class BoxHead(nn.Module):
         logits, deltas = self.predict_rois(features, boxes)
         counts = [len(b) for b in boxes]
         return [
-            self.detect(*of_one, score_threshold, original_size)
-            for *of_one, original_size in zip(
+            self.detect(box, score, delta, size, score_threshold, original_size)
+            for box, score, delta, size, original_size in zip(
                 boxes,
                 logits.softmax(1).split(counts),
                 deltas.split(counts),

@@ -54,8 +54,8 @@ class CascadeHead(nn.Module):
         counts = [len(b) for b in boxes]
         mean = torch.stack(scores).mean(0).split(counts)
         return [
-            self.heads[-1].detect(*of_one, score_threshold, original_size)
-            for *of_one, original_size in zip(
+            self.heads[-1].detect(box, score, delta, size, score_threshold, original_size)
+            for box, score, delta, size, original_size in zip(
                 boxes,
                 mean,
                 deltas.split(counts),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+WRAPPER = "module."  # before every name where the model was saved together with what distributed it
+
 # MMDetection's beginning -> ours. None is the beginning of another.
 BEGINNINGS: dict[str, str] = {
     "backbone.": "backbone.body.",
@@ -32,11 +34,12 @@ _FROM = BEGINNINGS | NO_PYRAMID_BEGINNINGS
 
 def is_mmdetection(names: Iterable[str]) -> bool:
     """Whether these are names of one of MMDetection's detectors."""
-    return any(n.startswith(("neck.", "rpn_head.", "roi_head.")) for n in names)
+    return any(n.removeprefix(WRAPPER).startswith(("neck.", "rpn_head.", "roi_head.")) for n in names)
 
 
 def from_mmdetection(name: str) -> str:
     """Our name of MMDetection's `name`; `name` itself where it has no place."""
+    name = name.removeprefix(WRAPPER)
     return next((ours + name[len(k) :] for k, ours in _FROM.items() if name.startswith(k)), name)
 
 

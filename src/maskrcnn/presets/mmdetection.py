@@ -1,6 +1,10 @@
 """What the models that were made with MMDetection 2.x have in common: its heads' settings and its recipe.
 
 The heads are the same as everywhere; these are the details in which MMDetection's differ from detectron2's.
+
+Where training is not the original's to the last detail: boxes that a crop cuts become tight around what is left of
+their masks (there: are cut); masks are read from the picture's own pixels (there: resized to the network's by the
+nearest pixel first); losses are normalised over all processes (there: over each by itself).
 """
 
 from __future__ import annotations
