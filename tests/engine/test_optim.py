@@ -34,26 +34,37 @@ def schedule(config: OptimConfig, iterations: int, minutes: float | None = None)
     return Schedule(config=config, lr=config.lr, iterations=iterations, budget_seconds=budget)
 
 
-@pytest.mark.parametrize("name", ["mask_rcnn_R_50_FPN_1x", "mask_rcnn_R_50_FPN_3x"])
-def test_rates_are_the_published_ones(published, name):
-    config = presets.get(name)
+SOLVERS = [
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x",
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x",
+    "Misc/mask_rcnn_R_50_FPN_3x_gn",
+]
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_rates_are_the_published_ones(published, solver):
+    config = presets.get(solver.split("/")[1])
     rate = schedule(config.optim, config.train.iterations)
-    for iteration, lr in published[f"COCO-InstanceSegmentation/{name}"]["lr"].items():
+    for iteration, lr in published[solver]["lr"].items():
         assert rate(int(iteration)) == pytest.approx(lr, rel=1e-12)
 
 
-@pytest.mark.parametrize("name", ["mask_rcnn_R_50_FPN_1x", "mask_rcnn_R_50_FPN_3x"])
-def test_groups_are_the_published_ones(published, name):
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_groups_are_the_published_ones(published, solver):
     from maskrcnn.models.build import build_model
 
-    config = presets.get(name)
-    optimizer = build_optimizer(build_model(config.model), config.optim)
-    (expected,) = published[f"COCO-InstanceSegmentation/{name}"]["groups"]
-    (group,) = optimizer.param_groups
-    assert len(group["params"]) == expected["n_tensors"]
-    assert sum(p.numel() for p in group["params"]) == expected["n_elems"]
-    for ours, theirs in (("weight_decay",) * 2, ("momentum",) * 2, ("nesterov",) * 2, ("lr", "base_lr")):
-        assert group[ours] == expected[theirs]
+    config = presets.get(solver.split("/")[1])
+    with torch.device("meta"):
+        optimizer = build_optimizer(build_model(config.model), config.optim)
+    expected = published[solver]["groups"]
+    assert len(optimizer.param_groups) == len(expected)
+    for group, theirs in zip(optimizer.param_groups, expected, strict=True):
+        assert len(group["params"]) == theirs["n_tensors"]
+        assert sum(p.numel() for p in group["params"]) == theirs["n_elems"]
+        for ours in ("weight_decay", "momentum", "nesterov"):
+            assert group[ours] == theirs[ours]
+        assert group["lr"] == theirs["base_lr"]
 
 
 def test_norm_parameters_have_their_own_decay_and_frozen_ones_are_in_no_group():
