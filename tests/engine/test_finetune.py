@@ -13,7 +13,9 @@ from maskrcnn.presets import get
 CPU = Process(torch.device("cpu"))
 
 
-def chosen(num_images: int, *, detector: bool = True, process: Process = CPU, **given: str) -> tuple[Config, str]:
+def chosen(
+    num_images: int, *, detector: bool = True, process: Process = CPU, **given: str
+) -> tuple[Config, str]:
     config = get("mask_rcnn_R_50_FPN_3x")
     names = {name.replace("__", "."): value for name, value in given.items()}
     for name, value in names.items():
