@@ -167,13 +167,13 @@ def adopt_keypoints(config: Config, data: CocoData, say: Callable[[str], object]
         head.num_keypoints, head.names, head.skeleton = data.num_keypoints, names, data.skeleton
         head.flip_pairs = mirrored_pairs(names) if names else given
         say(
-            f"{data.num_keypoints} key points from the data set; {len(head.flip_pairs)} left and right pairs change "
-            "places in mirrored images"
+            f"{data.num_keypoints} key points from the data set; left and right change places in mirrored images: "
+            f"{len(head.flip_pairs)} pairs"
         )
     seen = data.num_visible_keypoints > 0
     if not config.data.skip_empty or seen.all():
         return data
-    say(f"{int((~seen).sum())} images without a visible key point are left out of training")
+    say(f"images without a visible key point, left out of training: {int((~seen).sum())}")
     return data.subset(seen)
 
 
