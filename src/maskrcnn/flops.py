@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from maskrcnn.backbones.internimage import DCNv3
 from maskrcnn.backbones.layers import Conv
+from maskrcnn.backbones.vit import Attention, UniPerceiverAttention
 from maskrcnn.models.mask_rcnn import MaskRCNN
 
 PROPOSALS, DETECTIONS = 1000, 100
@@ -94,7 +95,8 @@ def _counting(module: nn.Module) -> Iterator[list[int]]:
 
 
 def _counts(layer: nn.Module) -> bool:
-    return isinstance(layer, Conv | nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DCNv3)
+    kinds = Conv | nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DCNv3 | Attention | UniPerceiverAttention
+    return isinstance(layer, kinds)
 
 
 def _macs(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> int:
@@ -104,5 +106,10 @@ def _macs(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> int:
         return layer.weight.numel() * (output.numel() // output.shape[1])
     if isinstance(layer, nn.ConvTranspose2d):
         return layer.weight.numel() * (inputs[0].numel() // inputs[0].shape[1])
-    assert isinstance(layer, DCNv3)  # beyond the layers inside it: 9 samples of 5 products each
+    if isinstance(
+        layer, Attention | UniPerceiverAttention
+    ):  # beyond the layers inside it: logits, weighted sums
+        num_keys = output.shape[1] if layer.window is None else layer.window**2
+        return 2 * num_keys * output.numel()
+    assert isinstance(layer, DCNv3)  # likewise: 9 samples of 5 products each
     return 5 * 9 * output.numel()

@@ -176,13 +176,13 @@ class DeformableAttention(nn.Module):
         M, L, P = self.num_heads, self.num_levels, self.num_points
         # Places in float32 at least: bfloat16 has 8 bits, and a map more places than that.
         real = torch.promote_types(query.dtype, torch.float32)
-        value = self.value_proj(feat).unflatten(-1, (M, -1))
+        value = (
+            self.value_proj(feat).unflatten(-1, (M, -1)).to(self.value_proj.weight.dtype)
+        )  # not autocast's
         offsets = self.sampling_offsets(query).unflatten(-1, (M, L, P, 2)).to(real)
         weights = self.attention_weights(query).unflatten(-1, (M, L * P)).softmax(-1, dtype=real)
         extent = torch.tensor(sizes, dtype=real, device=query.device).flip(1)[:, None]  # (L, 1, 2): W, H
         locations = centres(query_sizes, real, query.device)[:, None, None, None] + offsets / extent
-        if torch.is_autocast_enabled(query.device.type):
-            value = value.to(real)
         sampled = ms_deform_attn(value, sizes, locations, weights.unflatten(-1, (L, P)))
         return self.output_proj(sampled)
 
