@@ -93,7 +93,8 @@ def _sentence(config: Config, num_images: int, before: str, passes: float, given
     after = f"{n:,} iterations of {batch} ({n * batch / num_images:.0f} passes)"
     drops = f", rate x {o.gamma:g} at {', '.join(f'{m:,}' for m in o.milestones)}"
     extra = (drops if o.schedule == "step" else "") + f", warm-up {o.warmup_iterations}"
-    own = [f"--{name}" for name in CHOSEN if name not in given]
+    unused = () if o.schedule == "step" else ("optim.milestones",)
+    own = [f"--{name}" for name in CHOSEN if name not in (*given, *unused)]
     reason = (
         f"{after} were asked for"
         if "train.iterations" in given
