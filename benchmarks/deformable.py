@@ -2,11 +2,13 @@
 code falls back to without its CUDA operators: time and peak memory.
 
     python benchmarks/deformable.py --runs 7     # writes benchmarks/results/deformable.json and .md
+    python benchmarks/deformable.py --device cuda --precisions fp32 fp16 bf16
 
 The sizes are those of InternImage-T's four stages and of ViT-Adapter-S's injector and extractor for an image of
 800x1216. Both forms get the same tensors and run by turns; a row gives the median of each and the ratio of the
 medians. Memory is the most that one call holds at a time in tensors beyond its inputs, as the allocator
-reports it.
+reports it. On a GPU a row also gives the rate at which the bytes that must move at least (inputs read,
+outputs written, once each) do move.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +30,7 @@ from torch import Tensor
 from maskrcnn.ops import dcnv3, ms_deform_attn
 
 RESULTS = Path(__file__).parent / "results"
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Maps = list[tuple[int, int]]
 
 
@@ -41,7 +45,7 @@ def dcnv3_by_grid_sample(input: Tensor, offset: Tensor, mask: Tensor, groups: in
     centre = torch.stack((x, y), -1).view(1, H, W, 1, 2).to(size)
     points = torch.stack((dx, dy), -1).view(1, 1, 1, K, 2).repeat(1, 1, 1, groups, 1).to(size)
     places = (centre + points + offset.view(N, H, W, groups * K, 2)) / size
-    grid = (2 * places - 1).view(N, H * W, groups, K, 2).transpose(1, 2).flatten(0, 1)
+    grid = (2 * places - 1).to(input.dtype).view(N, H * W, groups, K, 2).transpose(1, 2).flatten(0, 1)
     maps = padded.flatten(1, 2).transpose(1, 2).reshape(N * groups, C // groups, H + 2, W + 2)
     samples = F.grid_sample(maps, grid, align_corners=False)
     weight = mask.view(N, H * W, groups, K).transpose(1, 2).reshape(N * groups, 1, H * W, K)
@@ -80,7 +84,7 @@ def dcnv3_case(H: int, W: int, C: int) -> tuple[list[Tensor], Callable, Callable
             offset_scale=1.0,
         )
 
-    return tensors, ours, lambda *t: dcnv3_by_grid_sample(*t, groups)
+    return tensors, ours, lambda i, o, m: dcnv3_by_grid_sample(i, o, m, groups)
 
 
 def attention_case(queries: Maps, maps: Maps) -> tuple[list[Tensor], Callable, Callable]:
@@ -116,11 +120,12 @@ CASES: dict[str, Callable] = {
 }
 
 
-def call(op: Callable, tensors: list[Tensor], grad: Tensor | None) -> Tensor:
+def call(op: Callable, tensors: list[Tensor], grad: Tensor | None) -> None:
     out = op(*tensors)
     if grad is not None:
         torch.autograd.grad(out, tensors, grad)
-    return out
+    if out.is_cuda:
+        torch.cuda.synchronize()
 
 
 def measure(ops: dict[str, Callable], tensors: list[Tensor], grad: Tensor | None, runs: int) -> dict:
@@ -143,11 +148,15 @@ def measure(ops: dict[str, Callable], tensors: list[Tensor], grad: Tensor | None
 
 def peak_mib(op: Callable, tensors: list[Tensor], grad: Tensor | None) -> float:
     """The most memory that one call holds at a time in tensors beyond its inputs, in MiB."""
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+    if tensors[0].is_cuda:
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
         call(op, tensors, grad)
-    results = profile.profiler.kineto_results  # type: ignore[union-attr]
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+        call(op, tensors, grad)
+    results: Any = profile.profiler.kineto_results  # type: ignore[union-attr]
     events = sorted((e for e in results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
     return max(itertools.accumulate(e.nbytes() for e in events)) / 2**20
 
@@ -158,51 +167,57 @@ def main() -> None:
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--precisions", nargs="+", choices=tuple(PRECISIONS), default=["fp32"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = []
-    for name, make in CASES.items():
+    for name, precision, backward in itertools.product(CASES, args.precisions, (False, True)):
         torch.manual_seed(0)
-        tensors, ours, theirs = make()
-        for backward in (False, True):
-            tensors = [t.requires_grad_(backward) for t in tensors]
-            out = ours(*tensors)
-            difference = float((out - theirs(*tensors)).abs().max())
-            assert difference < 1e-3, difference
-            grad = torch.randn_like(out) if backward else None
-            row: dict = {"case": name, "pass": "forward + backward" if backward else "forward"}
-            row |= measure({"ours": ours, "grid_sample": theirs}, tensors, grad, args.runs)
-            for what, key in (("ratio", "seconds"), ("ratio_of_best", "best"), ("ratio_of_peak", "peak_mib")):
-                row[what] = row["grid_sample"][key] / row["ours"][key]
-            rows.append(row)
-            print(json.dumps(row), flush=True)
-    write(rows, args.threads, args.runs)
+        tensors, ours, theirs = CASES[name]()
+        tensors = [t.to(args.device, PRECISIONS[precision]).requires_grad_(backward) for t in tensors]
+        out = ours(*tensors).detach()
+        difference = float((out - theirs(*tensors)).abs().max())
+        assert difference < {"fp32": 1e-3}.get(precision, 1.0), difference
+        grad = torch.randn_like(out) if backward else None
+        row: dict = {"case": name, "precision": precision}
+        row["pass"] = "forward + backward" if backward else "forward"
+        row |= measure({"ours": ours, "grid_sample": theirs}, tensors, grad, args.runs)
+        for what, key in (("ratio", "seconds"), ("ratio_of_best", "best"), ("ratio_of_peak", "peak_mib")):
+            row[what] = row["grid_sample"][key] / row["ours"][key]
+        if args.device == "cuda":
+            moved = (3 if backward else 1) * sum(t.nbytes for t in (*tensors, out))  # backward: in and out
+            row["gb_per_s"] = moved / row["ours"]["seconds"] / 1e9
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    write(rows, args)
 
 
-def write(rows: list[dict], threads: int, runs: int) -> None:
-    about = {
-        "device": f"CPU {platform.machine()}, {threads} threads",
-        "torch": torch.__version__,
-        "runs": runs,
-    }
-    stem = RESULTS / "deformable"
+def write(rows: list[dict], args: argparse.Namespace) -> None:
+    cuda = args.device == "cuda"
+    device = torch.cuda.get_device_name() if cuda else f"CPU {platform.machine()}, {args.threads} threads"
+    about = {"device": device, "torch": torch.__version__, "runs": args.runs}
+    stem = RESULTS / ("deformable_cuda" if cuda else "deformable")
     stem.with_suffix(".json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     lines = [
-        f"# DCNv3 and deformable attention against `grid_sample`, {about['device']}",
+        f"# DCNv3 and deformable attention against `grid_sample`, {device}",
         "",
-        f"An image of 800x1216, fp32, torch {torch.__version__}, medians of {runs} runs by turns; `best` is the ratio "
+        f"An image of 800x1216, torch {torch.__version__}, medians of {args.runs} runs by turns; `best` is the ratio "
         "of the fastest runs, which other work on the machine disturbs least. Peak: the most that one call "
         "holds in tensors beyond its inputs, MiB. `grid_sample` is the form that the original code falls back to "
         "without its CUDA operators.",
         "",
-        "| operator | pass | ours ms | grid_sample ms | ratio | best | peak ours | peak grid_sample |",
-        "|---|---|---|---|---|---|---|---|",
+        "| operator | precision | pass | ours ms | grid_sample ms | ratio | best | peak ours | peak grid_sample |"
+        + " GB/s |" * cuda,
+        "|---|---|---|---|---|---|---|---|---|" + "---|" * cuda,
     ]
     for r in rows:
         ours, theirs = r["ours"], r["grid_sample"]
         lines.append(
-            f"| {r['case']} | {r['pass']} | {ours['seconds'] * 1e3:.1f} | {theirs['seconds'] * 1e3:.1f} "
-            f"| {r['ratio']:.1f} | {r['ratio_of_best']:.1f} | {ours['peak_mib']:.0f} | {theirs['peak_mib']:.0f} |"
+            f"| {r['case']} | {r['precision']} | {r['pass']} | {ours['seconds'] * 1e3:.1f} "
+            f"| {theirs['seconds'] * 1e3:.1f} | {r['ratio']:.1f} | {r['ratio_of_best']:.1f} "
+            f"| {ours['peak_mib']:.0f} | {theirs['peak_mib']:.0f} |"
+            + (f" {r['gb_per_s']:.0f} |" if cuda else "")
         )
     stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
 

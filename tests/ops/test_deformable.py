@@ -200,8 +200,8 @@ def test_only_the_gradients_that_are_asked_for():
         torch.testing.assert_close(grad, expected[i])
 
 
-def test_blocks_and_threads_change_no_bit(monkeypatch):
-    args = dcn_args(dtype=torch.float32)
+def test_the_number_of_threads_changes_no_bit():
+    args = dcn_args(N=1, H=30, W=40, dtype=torch.float32)
     expected = value_and_grads(dcn, *args)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
@@ -210,6 +210,18 @@ def test_blocks_and_threads_change_no_bit(monkeypatch):
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+def test_many_blocks_and_pieces(monkeypatch):
+    shapes = [(6, 4), (3, 2), (1, 5)]
+    args = randn(2, 35, 2, 4), randn(2, 50, 2, 3, 2, 2, seed=1) * 0.6 + 0.5, randn(2, 50, 2, 3, 2, seed=2)
+    expected = [value_and_grads(dcn, *dcn_args())]
+    expected.append(value_and_grads(lambda v, x, w: ms_deform_attn(v, shapes, x, w), *args))
+    monkeypatch.setattr("maskrcnn.ops.bilinear.SAMPLES_PER_BLOCK", 100)
+    monkeypatch.setattr("maskrcnn.ops.bilinear.NUMBERS_PER_PIECE", 30)
+    ours = [value_and_grads(dcn, *dcn_args())]
+    ours.append(value_and_grads(lambda v, x, w: ms_deform_attn(v, shapes, x, w), *args))
+    torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Weighted sums of bilinear samples at free places: what the deformable operators share.
 
-The forward is `embedding_bag` over the map's rows (see `sampling`), with the arithmetic of places and weights in
-blocks that stay in the cache. The backward takes a few groups at a time, whose rows are a small table.
-The gradients of places and weights come from four dot products a sample, those of the output's gradient with
-the sample's four rows. The gradient of the map is the sum transposed: samples are sorted once by their
-first row, then each row gathers the gradients of the outputs that read it, as first, second, third and
-fourth row. No two threads write one row, so results do not depend on threads or timing.
+The forward is four `embedding_bag`s over the map's rows (see `sampling`), one for each of the rows that a sample
+lies between; places and weights are computed in blocks that stay in the cache. Backward, the gradients of
+places and weights come from the dot products of the output's gradient with those four rows
+(`sampled_addmm`, which reads them where they lie). The gradient of the map is the sum transposed: a block's
+samples are sorted by their first row, then each row gathers the gradients of the outputs that read it, as
+first, second, third and fourth row. No two threads write one row, and results do not depend on threads or
+timing. On CUDA devices both ways are the Triton kernel of `sampling_triton`.
 
 A sample reads the rows (b, b + 1) x (c, c + 1) nearest to it inside the map, with the weights
 max(0, 1 - distance) of either axis: at the border, and beyond, that is the map continued with zeros.
@@ -19,6 +20,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -86,9 +88,13 @@ def _bilinear_sum(
         table = rows[n].to(scale.dtype).reshape(S * G, D)
         for q in places.blocks():
             cells = places.cells(n, q)
-            total = 0
-            for (index, shift), w in zip(cells.rows(), cells.weights(), strict=True):
-                total = _bag_sum(table[shift:], index, w).add_(total)
+            parts = (
+                _bag_sum(table[shift:], index, w)
+                for (index, shift), w in zip(cells.rows(), cells.weights(), strict=True)
+            )
+            total = next(parts)
+            for part in parts:
+                total.add_(part)
             out[n, q] = total.view(-1, G, D)
     return out.view(N, Q, G * D)
 
@@ -315,7 +321,10 @@ class Cells:
         m, K = row.shape
         out = self.scratch.take(m, K).zero_()
         ends = torch.arange(0, m * K + 1, K, dtype=torch.int32, device=row.device)
-        at = _csr(ends, row.view(-1), out.view(-1), (m, len(table)))
+        _allow_csr()
+        at = torch.sparse_csr_tensor(
+            ends, row.view(-1), out.view(-1), (m, len(table)), check_invariants=False
+        )
         torch.sparse.sampled_addmm(at, flow, table.t(), beta=0.0, out=at)  # into the values of `at`: `out`
         return out
 
@@ -368,11 +377,9 @@ def _pieces(
             yield i, min(i + length, last), below
 
 
-def _csr(ends: Tensor, index: Tensor, values: Tensor, shape: tuple[int, int]) -> Tensor:
-    with warnings.catch_warnings():  # that sparse tensors are in a beta state
+@cache
+def _allow_csr() -> None:
+    """Torch says once in a process that such tensors are in a beta state; not to our users."""
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.sparse_csr_tensor(ends, index, values, shape, check_invariants=False)
-
-
-def _real(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+        torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([]).int(), torch.tensor([]), (1, 1))
