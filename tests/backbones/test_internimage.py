@@ -125,3 +125,22 @@ def test_starts_as_a_plain_mean_of_neighbours() -> None:
     out = dcn(torch.ones(1, 5, 6, 16))
     expected = dcn.output_proj(dcn.input_proj(torch.ones(16)))
     torch.testing.assert_close(out[0, 1:-1, 1:-1], expected.expand(3, 4, 16))
+
+
+@pytest.mark.parametrize("post_norm", [False, True])
+def test_trains_in_half_precision(post_norm: bool) -> None:
+    body = InternImage(tiny(post_norm=post_norm, drop_path=0.1)).train()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = sum(m.float().square().mean() for m in body(torch.randn(2, 3, 64, 96)).values())
+    assert isinstance(loss, torch.Tensor)
+    loss.backward()
+    for name, parameter in body.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+
+
+def test_can_be_exported() -> None:
+    body, image = InternImage(tiny()).eval(), torch.randn(1, 3, 64, 96)
+    exported = torch.export.export(body, (image,)).module()
+    for name, feature in body(image).items():
+        torch.testing.assert_close(exported(image)[name], feature)

@@ -60,13 +60,18 @@ def test_no_objects_make_everything_background() -> None:
     assert match_boxes(BOXES, torch.zeros(0, 4), 0.3, 0.7, keep_best=True).labels.tolist() == [0] * 5
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("best_reassigns", [False, True])
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, best_reassigns: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     corner, size = torch.rand(500, 2, generator=generator) * 100, torch.rand(500, 2, generator=generator) * 40
     boxes = torch.cat([corner, corner + size], dim=1)
-    whole = match_boxes(boxes, boxes[:30] + 1, 0.3, 0.7, keep_best=True)
+
+    def matches() -> matching.Matches:
+        return match_boxes(boxes, boxes[:30] + 1, 0.3, 0.7, keep_best=True, best_reassigns=best_reassigns)
+
+    whole = matches()
     monkeypatch.setattr(matching, "MAX_PAIRS", 100)
-    for a, b in zip(whole, match_boxes(boxes, boxes[:30] + 1, 0.3, 0.7, keep_best=True), strict=True):
+    for a, b in zip(whole, matches(), strict=True):
         assert torch.equal(a, b)
 
 

@@ -67,10 +67,13 @@ def match_boxes(
         enough = (best_of_gt > 0) & (best_of_gt >= min_best)
         best_of_gt = torch.where(enough, best_of_gt, 2.0)[:, None]
         number = torch.arange(1, len(gt_boxes) + 1, device=boxes.device, dtype=torch.int32)[:, None]
-        last = torch.cat([((overlaps(i) == best_of_gt) * number).amax(dim=0) for i in range(len(chunks))])
-        labels[last > 0] = 1
-        if best_reassigns:
-            return Matches(torch.where(last > 0, last.long() - 1, torch.cat(index)), labels)
+        for i in range(len(chunks)):
+            is_best = overlaps(i) == best_of_gt
+            taken = is_best.any(dim=0)
+            labels.split(len(chunks[0]))[i][taken] = 1
+            if best_reassigns:
+                last = (is_best * number).amax(dim=0).long() - 1
+                index[i] = torch.where(taken, last, index[i])
     return Matches(torch.cat(index), labels)
 
 
