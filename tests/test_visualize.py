@@ -213,3 +213,32 @@ def test_save_picture_takes_any_picture(tmp_path):
     save_picture(np.zeros((3, 4, 3), np.uint8), tmp_path / "x.jpeg")
     with Image.open(tmp_path / "x.jpeg") as picture:
         assert picture.size == (4, 3)
+
+
+def test_key_points_are_joined_by_the_skeleton():
+    boxes = torch.tensor([[100.0, 100, 300, 400], [350, 100, 550, 400]])
+    points = torch.tensor([[[150.0, 150, 0.9], [250, 150, 0.9], [200, 350, 0.01]]] * 2)
+    points[1, :, 0] += 250
+    instances = Instances(
+        (480, 640),
+        boxes,
+        torch.tensor([0.9, 0.2]),
+        torch.tensor([0, 0]),
+        keypoints=points,
+        class_names=("person",),
+        image=np.full((480, 640, 3), 100, np.uint8),
+        skeleton=((0, 1), (1, 2)),
+    )
+    picture = instances.draw()
+    assert (picture[150, 150] == 255).all()
+    assert (picture[150, 250] == 255).all()
+    assert changed(picture)[150, 160:240].all()  # a limb
+    assert not changed(picture)[340:360, 190:210].any()  # the model does not know where this point is
+    assert not changed(picture)[160:340, 210:240].any()
+    assert not changed(picture)[:, 320:].any()  # below the threshold of scores
+    truth = GroundTruth(
+        boxes[:1], torch.tensor([0]), keypoints=torch.tensor([[[150, 150, 1.0], [250, 150, 0]]])
+    )
+    drawn = draw_ground_truth(np.full((480, 640, 3), 100, np.uint8), truth, ("person",), ((0, 1),))
+    assert (drawn[150, 150] == 255).all()
+    assert not changed(drawn)[140:160, 170:270].any()
