@@ -9,7 +9,6 @@ Without --models all of the zoo is measured, of models that differ only in their
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -103,9 +102,10 @@ def _tasks(args: argparse.Namespace) -> list[Task]:
             checkpointing=args.checkpointing,
             tiny=args.tiny,
         )
-        for model, mode, precision, batch in itertools.product(
-            args.models or _structures(), args.modes, args.precisions, args.batch
-        )
+        for model in args.models or _structures()
+        for mode in args.modes
+        for precision in args.precisions
+        for batch in args.batch
     ]
 
 
