@@ -9,6 +9,7 @@ import torch
 
 from maskrcnn import presets
 from maskrcnn.engine.weights import load_weights, read_weights
+from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.build import build_model
 from maskrcnn.models.mmdetection_keys import from_mmdetection, is_mmdetection, to_mmdetection
 from maskrcnn.models.rpn import RPN, Proposals
@@ -69,6 +70,7 @@ def test_overlap_is_measured_in_the_picture() -> None:
     result is the same to the last box however the sizes are rounded."""
     model = build_model(presets.get(NAME, tiny=True).model).eval()
     head = model.box_head
+    assert isinstance(head, BoxHead)
     boxes = torch.tensor([[0.0, 0, 40, 40], [10.0, 0, 50, 40], [0.0, 50, 40, 90]])
     scores = torch.zeros(3, 81)
     scores[:, 7] = torch.tensor([0.9, 0.8, 0.7])

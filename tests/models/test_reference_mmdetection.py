@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from maskrcnn.config import ViTConfig
-from maskrcnn.models.box_head import Detections
+from maskrcnn.models.box_head import BoxHead, Detections
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import Proposals
@@ -205,6 +205,7 @@ class TestInference:
     def test_roi_predictions(
         self, model: MaskRCNN, stages: Stages, case: dict[str, np.ndarray], name: str, parity: Parity
     ) -> None:
+        assert isinstance(model.box_head, BoxHead)
         boxes = torch.from_numpy(case["a/proposals_top50"][:, :4])
         with torch.inference_mode():
             pooled = stages.features.pool([boxes[:10]], 7)
