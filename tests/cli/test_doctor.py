@@ -38,6 +38,18 @@ def test_a_sound_set(tmp_path: Path, content: dict[str, Any], capsys: pytest.Cap
     assert "usable: as it is" in out
 
 
+def test_a_set_of_boxes_and_key_points_alone_is_sound(
+    tmp_path: Path, content: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for a in content["annotations"]:
+        del a["segmentation"]
+        a["keypoints"] = [3, 3, 2, 5, 5, 0]
+    assert doctor(tmp_path, content) == 0
+    out = capsys.readouterr().out
+    assert "key points: 2; 15 objects have visible ones\n" in out
+    assert "usable: as it is" in out
+
+
 def test_repairable_defects_are_listed_and_do_not_fail(
     tmp_path: Path, content: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,8 @@ def _part(
     from maskrcnn.data import advise, check, read_data
 
     data = read_data(source, classes)
+    if data.num_keypoints and not data.num_objects.any():  # boxes and key points alone
+        data = data.without_masks()
     report = check(data, images=not args.no_files)
     print(f"{role}: {source.labels} ({source.format}), images in {source.images}")
     for line in _contents(data):
@@ -139,4 +141,7 @@ def _contents(data: CocoData) -> list[str]:
     shown = [f"{data.class_names[k]} {counts[k]:,}" for k in order[:10]]
     rest = f" and {len(order) - 10} more, the rarest {data.class_names[order[-1]]} {counts[order[-1]]:,}"
     lines.append("classes: " + ", ".join(shown) + (rest if len(order) > 10 else ""))
+    if data.num_keypoints:
+        objects = np.count_nonzero((data.points(np.flatnonzero(learnt))[..., 2] > 0).any(1))
+        lines.append(f"key points: {data.num_keypoints}; {objects:,} objects have visible ones")
     return lines

@@ -80,6 +80,8 @@ def read_parts(args: argparse.Namespace) -> dict[str, CocoData]:
             continue
         data = read_data(source, classes)
         classes = data.class_names
+        if data.num_keypoints and not data.num_objects.any():  # boxes and key points alone
+            data = data.without_masks()
         if args.split in (None, part):
             report = check(data)
             if len(report):
