@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskrcnn.ops import dcnv3, ms_deform_attn
+from maskrcnn.ops import bilinear, dcnv3, ms_deform_attn
 
 RESULTS = Path(__file__).parent / "results"
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -147,7 +147,11 @@ def measure(ops: dict[str, Callable], tensors: list[Tensor], grad: Tensor | None
 
 
 def peak_mib(op: Callable, tensors: list[Tensor], grad: Tensor | None) -> float:
-    """The most memory that one call holds at a time in tensors beyond its inputs, in MiB."""
+    """The most memory that one call holds at a time in tensors beyond its inputs, in MiB.
+
+    With what it would keep for the next call.
+    """
+    bilinear._scratch.slots.clear()
     if tensors[0].is_cuda:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

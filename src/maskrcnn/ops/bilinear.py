@@ -17,6 +17,7 @@ Shape letters: N images, S places of all maps, Q queries, G groups of D channels
 from __future__ import annotations
 
 import math
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -191,6 +192,7 @@ class Places:
         num_blocks = max(1, round(self.num_queries * G * self.K / SAMPLES_PER_BLOCK))
         self.step = max(1, math.ceil(self.num_queries / num_blocks))
         self.num_outputs = min(self.step, self.num_queries) * G
+        _scratch.next = 0
         size = torch.tensor(sizes, dtype=torch.int32, device=offset.device).view(-1, 2)  # H, W of each map
         end = size.prod(1, dtype=torch.int32).cumsum(0, dtype=torch.int32)
         start = F.pad(end[:-1], (1, 0))
@@ -198,19 +200,20 @@ class Places:
             zip((start * G).tolist(), (end * G).tolist(), (size[:, 1] * G).tolist(), strict=True)
         )
         self.scale, self.point = self._tile(scale), self._tile(point)
+        self.zero = scale.new_zeros(())
         self.last = self._tile(size.flip(1).to(scale.dtype) - 2)
         self.below = self._tile(size[:, 1:] * G)[0]
-        group = torch.arange(G, dtype=torch.int32, device=offset.device).repeat_interleave(self.K)
-        self.start = group.repeat(self.num_outputs // G).view(-1, self.K)
-        self.start += self._tile(start[:, None] * G)[0]
-        self.scratch = Scratch(scale)
+        group = torch.arange(G, dtype=torch.int32, device=offset.device)
+        first = group[:, None] + (start * G).repeat_interleave(self.K // len(start))  # (G, K)
+        self.first = _take(first, self.num_outputs // G, G, self.K).copy_(first).view(-1, self.K)
+        self.mark = _scratch.next
 
     def _tile(self, of_points: Tensor) -> Tensor:
         """What points or maps have, (.., 2) to (2, outputs, K), so that arithmetic runs without a break."""
         if len(of_points) == 1:
             return of_points.t()[:, :, None]
-        points = of_points.t().repeat_interleave(self.K // len(of_points), dim=1)
-        return points[:, None].repeat(1, self.num_outputs, 1)
+        points = of_points.t().repeat_interleave(self.K // len(of_points), dim=1)[:, None]
+        return _take(points, len(points), self.num_outputs, self.K).copy_(points)
 
     def blocks(self) -> Iterator[slice]:
         for i in range(0, self.num_queries, self.step):
@@ -220,45 +223,51 @@ class Places:
         offset = self.offset[n, q].to(self.scale.dtype)
         num_queries, G, K, _ = offset.shape
         m = num_queries * G
-        self.scratch.next = 0
-        place, step, cell = (self.scratch.take(2, m, K) for _ in range(3))  # of x and y
+        _scratch.next = self.mark
+        place, cell = _take(self.scale, 2, m, K), _take(self.scale, 2, m, K)  # of x and y
         offset = offset.reshape(m, K, 2).movedim(2, 0)
         torch.addcmul(self.point[:, :m], offset, self.scale[:, :m], out=place)
         if self.at is not None:
             place.view(2, num_queries, -1).add_(self.at[q].t()[:, :, None])
         place.nan_to_num_(-2.0)  # what is no number is outside
-        torch.floor(place, out=step)
-        torch.minimum(step, self.last[:, :m], out=cell).clamp_(min=0)
-        place.sub_(cell)
-        step.sub_(cell)
-        x, first = self.scratch.take(2, m, K, dtype=torch.int32).copy_(cell)
+        torch.clamp(torch.floor(place, out=cell), self.zero, self.last[:, :m], out=cell)
+        beyond = place.sub_(cell)
+        x, first = _take(cell, dtype=torch.int32).copy_(cell)
         below = self.below[:m]
-        first.mul_(below).add_(x, alpha=G).add_(self.start[:m])
+        first.mul_(below).add_(x, alpha=G).add_(self.first[:m])
         under = torch.add(first, below, out=x)
-        far_high = torch.sub(place, 1, out=cell).clamp_(-1, 1).abs_()
-        far_low = place.clamp_(-1, 1).abs_()
-        weight = self.weight[n, q].to(place.dtype).reshape(m, K)
-        return Cells(far_low, far_high, step, weight, first, under, G, self.scratch)
+        far_low = torch.clamp(beyond, -1, 1, out=_take(beyond)).abs_()
+        far_high = torch.sub(beyond, 1, out=cell).clamp_(-1, 1).abs_()
+        weight = self.weight[n, q].to(beyond.dtype).reshape(m, K)
+        return Cells(beyond, far_low, far_high, weight, first, under, G)
 
 
-class Scratch:
-    """Memory that is taken once and used again for every block: fresh pages cost more than the arithmetic."""
+class Scratch(threading.local):
+    """Memory for a block's arithmetic, taken once in a thread and kept: 10 to 20 MB.
 
-    def __init__(self, like: Tensor) -> None:
-        self.like = like
+    Fresh pages would cost more than the arithmetic does.
+    """
+
+    def __init__(self) -> None:
         self.slots: list[Tensor] = []
         self.next = 0
 
-    def take(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    def take(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """A tensor of any content, which holds until `next` is set back to where it was before."""
-        dtype = dtype or self.like.dtype
         size = math.prod(shape) * dtype.itemsize
-        if self.next == len(self.slots):
-            self.slots.append(self.like.new_empty(size, dtype=torch.uint8))
-        elif len(self.slots[self.next]) < size:
-            self.slots[self.next] = self.like.new_empty(size, dtype=torch.uint8)
+        slot = self.slots[self.next] if self.next < len(self.slots) else None
+        if slot is None or len(slot) < size or slot.device != device:
+            slot = torch.empty(size, dtype=torch.uint8, device=device)
+            self.slots[self.next : self.next + 1] = [slot]
         self.next += 1
-        return self.slots[self.next - 1][:size].view(dtype).view(shape)
+        return slot[:size].view(dtype).view(shape)
+
+
+_scratch = Scratch()
+
+
+def _take(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    return _scratch.take(*(shape or like.shape), dtype=dtype or like.dtype, device=like.device)
 
 
 @dataclass(slots=True)
@@ -268,14 +277,13 @@ class Cells:
     A sample reads two neighbouring cells of either axis, with the weights 1 - far.
     """
 
-    far_low: Tensor  # (2, m, K) distance in x and y from the lower of the two cells, at most 1
+    beyond: Tensor  # (2, m, K) how far, in x and y, the sample lies beyond the lower of the two cells
+    far_low: Tensor  # (2, m, K) the distance from it, at most 1
     far_high: Tensor  # and from the upper
-    step: Tensor  # (2, m, K) how many cells the sample lies beyond the lower one: 0 but at borders
     weight: Tensor
     first: Tensor  # row of the upper left cell
     under: Tensor  # row of the lower left cell
     right: int  # from a row to that of the next cell
-    scratch: Scratch
 
     def rows(self) -> list[tuple[Tensor, int]]:
         """The four rows, each as indices (m, K) and what to add to them: left, right, the same a line below."""
@@ -283,24 +291,18 @@ class Cells:
 
     def weights(self) -> list[Tensor]:
         (x_low, y_low), (x_high, y_high) = self.far_low, self.far_high
-        lines = [self._less(self.weight, far) for far in (y_low, y_high)]
-        return [self._less(line, far) for line in lines for far in (x_low, x_high)]
-
-    def _less(self, weight: Tensor, far: Tensor) -> Tensor:
-        """weight * (1 - far)"""
-        return torch.addcmul(weight, weight, far, value=-1, out=self.scratch.take(*weight.shape))
+        lines = [_less(self.weight, far) for far in (y_low, y_high)]
+        return [_less(line, far) for line in lines for far in (x_low, x_high)]
 
     def gradients(self, table: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
         """Of the places in cells, (m, K, 2), and of the weights, (m, K), from the outputs' gradients (m, D)."""
         a, b, c, d = (self._dots(flow, table[shift:], row) for row, shift in self.rows())
         (x_low, y_low), (x_high, y_high) = self.far_low, self.far_high
-        upper = self._less(a, x_low).add_(self._less(b, x_high))
-        lower = self._less(c, x_low).add_(self._less(d, x_high))
-        left = self._less(a, y_low).add_(self._less(c, y_high))
-        right = self._less(b, y_low).add_(self._less(d, y_high))
-        for_weight = self._less(upper, y_low).add_(self._less(lower, y_high))
+        upper, lower = _blend(a, x_low, b, x_high), _blend(c, x_low, d, x_high)
+        left, right = _blend(a, y_low, c, y_high), _blend(b, y_low, d, y_high)
+        for_weight = _blend(upper, y_low, lower, y_high)
         (slope_left, slope_upper), (slope_right, slope_lower) = self._slopes()
-        for_place = self.scratch.take(*a.shape, 2)
+        for_place = _take(a, *a.shape, 2)
         torch.mul(left.mul_(slope_left).addcmul_(right, slope_right), self.weight, out=for_place[..., 0])
         torch.mul(upper.mul_(slope_upper).addcmul_(lower, slope_lower), self.weight, out=for_place[..., 1])
         return for_place, for_weight
@@ -310,16 +312,14 @@ class Cells:
 
         At a corner: as it moves to the right or down.
         """
-        before, here, after = (
-            torch.add(self.step, i, out=self.scratch.take(*self.step.shape)).clamp_(-1, 1).abs_()
-            for i in (1, 0, -1)
-        )
+        step = self.beyond.floor_()  # 0 but at borders
+        before, here, after = (torch.add(step, i, out=_take(step)).clamp_(-1, 1).abs_() for i in (1, 0, -1))
         return torch.sub(here, before, out=before), after.sub_(here)
 
     def _dots(self, flow: Tensor, table: Tensor, row: Tensor) -> Tensor:
         """The products of each row of flow (m, D) with the K rows of the table that `row` names: (m, K)."""
         m, K = row.shape
-        out = self.scratch.take(m, K).zero_()
+        out = _take(flow, m, K).zero_()
         ends = torch.arange(0, m * K + 1, K, dtype=torch.int32, device=row.device)
         _allow_csr()
         at = torch.sparse_csr_tensor(
@@ -334,21 +334,16 @@ class Cells:
         Samples are sorted by their first row; each row then gathers the outputs that read it.
         maps: the first and the last row of each, and from a row to that one line below.
         """
-        mark = self.scratch.next
+        mark = _scratch.next
         begin, end = (int(x) for x in self.first.aminmax())
-        key = torch.sub(self.first, begin, out=self.scratch.take(*self.first.shape, dtype=torch.int32)).view(
-            -1
-        )
+        key = torch.sub(self.first, begin, out=_take(self.first)).view(-1)
         counts = torch.bincount(key, minlength=end + 1 - begin)
         ends = F.pad(counts.cumsum(0), (1, 0)).to(torch.int32)  # of the samples of each row, sorted
         order = key.sort(stable=True)[1]
         output = torch.div(
             key.copy_(order), self.first.shape[1], rounding_mode="floor", out=key
         )  # the output of each sample, sorted
-        weights = [
-            torch.index_select(w.view(-1), 0, order, out=self.scratch.take(*key.shape))
-            for w in self.weights()
-        ]
+        weights = [torch.index_select(w.view(-1), 0, order, out=_take(w.view(-1))) for w in self.weights()]
         for i, j, below in _pieces(maps, begin, end + 1, max(1, NUMBERS_PER_PIECE // max(1, flow.shape[1]))):
             here = ends[i - begin : j + 1 - begin]
             first, last = here[[0, -1]].tolist()
@@ -364,7 +359,21 @@ class Cells:
                 shift = (corner // 2) * below + (corner % 2) * self.right
                 to = out[i + shift : j + shift]  # shorter where a last map is smaller than the shift
                 to += part[: len(to)]  # no sample begins in a map's last line: nothing is left out
-        self.scratch.next = mark
+        _scratch.next = mark
+
+
+def _less(weight: Tensor, far: Tensor) -> Tensor:
+    """weight * (1 - far)"""
+    return torch.addcmul(weight, weight, far, value=-1, out=_take(weight))
+
+
+def _blend(a: Tensor, far_a: Tensor, b: Tensor, far_b: Tensor) -> Tensor:
+    """a * (1 - far_a) + b * (1 - far_b)"""
+    out = _less(a, far_a)
+    mark = _scratch.next
+    out.add_(_less(b, far_b))
+    _scratch.next = mark
+    return out
 
 
 def _pieces(
