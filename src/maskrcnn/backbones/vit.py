@@ -11,6 +11,8 @@ Shape letters: B images, H x W patches an image, N = H * W tokens, C channels, M
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -251,24 +253,53 @@ def _attend(qkv: Tensor, num_heads: int) -> Tensor:
 
 
 def to_windows(x: Tensor, size: Size, window: int, filling: Tensor) -> Tensor:
-    """(B, N, C) -> (B * windows, T * T, C)."""
+    """(B, N, C) -> (B * windows, T * T, C), copied once."""
     (B, _, C), (H, W) = x.shape, size
     down, right = -(-H // window), -(-W // window)
-    x = x.view(B, H, W, C)
-    if down * window != H or right * window != W:
-        padded = filling.expand(B, down * window, right * window, C).clone()
-        padded[:, :H, :W] = x
-        x = padded
-    return x.view(B, down, window, right, window, C).transpose(2, 3).reshape(-1, window * window, C)
+    windows = x.new_empty(B, down, right, window, window, C)
+    for there, here, split in _tiles(size, window):
+        windows[there] = _split(x.view(B, H, W, C)[here], split)
+    if H % window:
+        windows[:, -1, :, H % window :] = filling
+    if W % window:
+        windows[:, :, -1, :, W % window :] = filling
+    return windows.view(-1, window * window, C)
 
 
 def from_windows(windows: Tensor, size: Size, window: int) -> Tensor:
-    """(B * windows, T * T, C) -> (B, N, C)."""
+    """(B * windows, T * T, C) -> (B, N, C), copied once."""
     H, W = size
     down, right = -(-H // window), -(-W // window)
-    x = windows.view(-1, down, right, window, window, windows.shape[-1]).transpose(2, 3)
-    x = x.reshape(-1, down * window, right * window, windows.shape[-1])
-    return x[:, :H, :W].reshape(len(x), H * W, -1)
+    windows = windows.view(-1, down, right, window, window, windows.shape[-1])
+    x = windows.new_empty(len(windows), H, W, windows.shape[-1])
+    for there, here, split in _tiles(size, window):
+        _split(x[here], split).copy_(windows[there])
+    return x.flatten(1, 2)
+
+
+Index = tuple[slice, ...]
+
+
+def _tiles(size: Size, window: int) -> Iterator[tuple[Index, Index, tuple[int, int]]]:
+    """The whole windows, those cut by the right edge, by the lower one and by both: where they are among the windows,
+    where in the image, and how many there are, (down, right)."""
+
+    def runs(length: int) -> Iterator[tuple[slice, slice, slice, int]]:
+        whole, rest = divmod(length, window)
+        if whole:
+            yield slice(whole), slice(window), slice(whole * window), whole
+        if rest:
+            yield slice(whole, whole + 1), slice(rest), slice(whole * window, length), 1
+
+    for i, y, rows, down in runs(size[0]):
+        for j, x, columns, right in runs(size[1]):
+            yield (slice(None), i, j, y, x), (slice(None), rows, columns), (down, right)
+
+
+def _split(x: Tensor, parts: tuple[int, int]) -> Tensor:
+    """(B, down * h, right * w, C) -> (B, down, right, h, w, C), a view."""
+    down, right = parts
+    return x.unflatten(2, (right, -1)).unflatten(1, (down, -1)).transpose(2, 3)
 
 
 def resize_embedding(embedding: Tensor, size: Size) -> Tensor:
