@@ -256,10 +256,11 @@ def _draw(
         x0, y0, x1, y1 = boxes[i].tolist()
         if x1 - x0 >= 1 and y1 - y0 >= 1:
             draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=tuple(colours[i].tolist()), width=line)
-    for i in order if points is not None else ():
-        extent = math.sqrt((boxes[i, 2:] - boxes[i, :2]).clip(1).prod())
-        width = min(max(2 * line, round(extent / 50)), 5 * line)
-        _draw_figure(draw, points[i] * zoom, skeleton, tuple(colours[i].tolist()), width)
+    if points is not None:
+        for i in order:
+            extent = math.sqrt((boxes[i, 2:] - boxes[i, :2]).clip(1).prod())
+            width = min(max(2 * line, round(extent / 50)), 5 * line)
+            _draw_figure(draw, points[i] * zoom, skeleton, tuple(colours[i].tolist()), width)
     _draw_labels(draw, boxes, texts, colours, picture.size, crowded)
     return np.asarray(picture)
 
@@ -311,13 +312,15 @@ def _draw_figure(
     width: int,
 ) -> None:
     """Limbs in the instance's colour and its points in white, both with dark rims that any ground lets see."""
-    there, rim = np.isfinite(points).all(1), max(1, width // 3)
-    limbs = [(*points[a].tolist(), *points[b].tolist()) for a, b in skeleton if there[a] and there[b]]
+    places = [place if np.isfinite(place).all() else None for place in points]
+    rim = max(1, width // 3)
+    ends = [(places[a], places[b]) for a, b in skeleton]
+    limbs = [(*a.tolist(), *b.tolist()) for a, b in ends if a is not None and b is not None]
     for limb in limbs:
         draw.line(limb, fill=_DARK, width=width + 2 * rim)
     for limb in limbs:
         draw.line(limb, fill=colour, width=width)
-    for point in points[there].tolist():
+    for point in (place.tolist() for place in places if place is not None):
         draw.circle(point, 0.75 * width + rim, fill=_DARK)
         draw.circle(point, 0.75 * width, fill=(255, 255, 255))
 
