@@ -38,6 +38,8 @@ LOSS_TOLERANCE = (
     2e-5  # most are within 2e-6; the last box loss of a cascade, 5 objects of 4,011 RoIs, is 1.2e-5 off
 )
 GRADIENT_TOLERANCE = 2e-3
+# Of the largest norm. A softmax over cells does not feel a bias of all of them: its gradient is rounding alone.
+NO_GRADIENT = 1e-7
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -196,7 +198,7 @@ class TestTraining:
         total.backward()
         pyramid = model.config.fpn is not None
         norms = {
-            to_detectron2(n, pyramid=pyramid): p.grad.norm().item()
+            to_detectron2(n, pyramid=pyramid): p.grad.double().norm().item()
             for n, p in model.named_parameters()
             if p.grad is not None
         }
@@ -204,5 +206,6 @@ class TestTraining:
             zip(case[f"{key}/grad_names"].tolist(), case[f"{key}/grad_l2"].tolist(), strict=True)
         )
         assert norms.keys() == expected_norms.keys()
-        worst = max(abs(norms[n] / expected_norms[n] - 1) for n in norms)
+        least = NO_GRADIENT * max(expected_norms.values())
+        worst = max(abs(norms[n] - e) / max(e, least) for n, e in expected_norms.items())
         parity(name, f"case {key[-1]}", "gradient norms, relative", worst, GRADIENT_TOLERANCE)
