@@ -16,6 +16,7 @@ from maskrcnn.backbones.fpn import FPN, LevelConvs
 from maskrcnn.backbones.vit import Block, UniPerceiverBlock, ViT, from_windows, resize_embedding, to_windows
 from maskrcnn.backbones.vit_adapter import Extractor, Injector, SpatialPrior, ViTAdapter
 from maskrcnn.config import AdapterConfig, FPNConfig, ViTConfig
+from maskrcnn.errors import UserError
 from maskrcnn.models.build import build_model
 from tests.references import load_module, read_npz
 
@@ -212,3 +213,29 @@ def test_autocast_and_half_precision_stay_near() -> None:
         assert half[name].dtype == torch.bfloat16
         for other in (cast[name], half[name]):
             assert (other.float() - value).std() < 0.02 * value.std()
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting"),
+    [
+        ({"num_heads": 5}, "dim"),
+        ({"depth": 3}, "depth"),
+        ({"dim": 48}, "dim"),
+        ({"adapter": AdapterConfig(num_heads=7)}, "adapter.deform_ratio"),
+        ({"adapter": AdapterConfig(interactions=((0, 5), (5, 11)))}, "adapter.interactions"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(changes: dict[str, Any], setting: str) -> None:
+    config = ViTConfig(**changes)
+    with pytest.raises(UserError, match=f"^model.backbone.{setting}: expected .*, got .*$"):
+        (ViT if config.adapter is None else ViTAdapter)(config)
+
+
+@pytest.mark.parametrize("uni_perceiver", [False, True])
+def test_it_is_exported_and_exported_it_says_the_same(uni_perceiver: bool) -> None:
+    torch.manual_seed(0)
+    body = ViTAdapter(mini(adapter=adapter(), uni_perceiver=uni_perceiver)).eval()
+    pixels = torch.randn(1, 3, 64, 96)
+    exported = torch.export.export(body, (pixels,)).module()
+    with torch.no_grad():
+        torch.testing.assert_close(exported(pixels), body(pixels), rtol=0, atol=1e-6)

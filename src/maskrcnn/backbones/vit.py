@@ -21,6 +21,7 @@ from torchvision.ops import stochastic_depth
 
 from maskrcnn.backbones.layers import GroupNorm
 from maskrcnn.config import ViTConfig
+from maskrcnn.errors import UserError
 
 Size = tuple[int, int]  # (H, W) in patches
 
@@ -31,6 +32,7 @@ class Trunk(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
+        _check(config)
         self.config = config
         self.eps = 1e-5 if config.uni_perceiver else 1e-6
         block = UniPerceiverBlock if config.uni_perceiver else Block
@@ -321,6 +323,33 @@ def as_map(tokens: Tensor, size: Size) -> Tensor:
 def as_tokens(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, N, C), without a copy where the map is channels-last."""
     return x.flatten(2).transpose(1, 2)
+
+
+def _check(config: ViTConfig) -> None:
+    def expect(holds: bool, setting: str, what: str, value: object) -> None:
+        if not holds:
+            raise UserError(f"model.backbone.{setting}: expected {what}, got {value}.")
+
+    heads, depth = config.num_heads, config.depth
+    expect(config.dim % heads == 0, "dim", f"a multiple of the {heads} heads", config.dim)
+    expect(depth >= 4, "depth", "at least 4 blocks, one for each map of the pyramid", depth)
+    if (adapter := config.adapter) is None:
+        expect(config.dim % 32 == 0, "dim", "a multiple of the 32 groups of a normalisation", config.dim)
+        return
+    value_dim, deformable = int(config.dim * adapter.deform_ratio), adapter.num_heads
+    expect(
+        value_dim % deformable == 0 and value_dim > 0,
+        "adapter.deform_ratio",
+        f"dim x deform_ratio to be a multiple of the {deformable} heads",
+        value_dim,
+    )
+    blocks = [i for first, last in adapter.interactions for i in range(first, last + 1)]
+    expect(
+        blocks == list(range(depth)),
+        "adapter.interactions",
+        f"first and last blocks that follow each other from 0 to {depth - 1}",
+        adapter.interactions,
+    )
 
 
 def initialize(module: nn.Module) -> None:
