@@ -33,7 +33,8 @@ class InputConfig:
     min_size: int = 800  # shortest side at test time
     max_size: int = 1333  # longest side at test time
     size_divisor: int = 32  # padded height and width are multiples of this
-    resize: Literal["pillow", "opencv"] = "pillow"  # whose bilinear resize, and whose rule for the size
+    # Whose bilinear resize, and whose rule for the size.
+    resize: Literal["pillow", "opencv", "torchvision"] = "pillow"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -46,6 +47,7 @@ class ResNetConfig:
     width_per_group: int = 64
     stride_in_1x1: bool = True  # MSRA's original; False is torchvision's "v1.5" and ResNeXt
     norm: Norm = "frozen_bn"
+    norm_epsilon: float = 1e-5  # of batch normalisations
     frozen_stages: int = 2  # 0: none, 1: the stem, 2: the stem and res2, ... 5: all
     last_stage: Literal["res4", "res5"] = "res5"  # res4: C4, whose res5 is the head of every RoI
     res5_dilation: int = 1  # 2: DC5, whose res5 has stride 1 and dilated 3x3 convolutions
@@ -124,6 +126,8 @@ class FPNConfig:
     norm: Norm = "none"
     top_down: bool = True  # False: one 1x1 convolution and ReLU a level; P6 is P5 max-pooled by 2
     level_epsilon: float = 1e-8  # in the rule that gives a RoI its level, see `models.pooling`
+    roi_aligned: bool = True  # RoIAlign with pixel centres at .5; False: half a pixel off, as at first
+    roi_sampling_ratio: int = 0  # RoIAlign's samples along a bin; 0: as many as it has pixels
 
 
 @dataclass(kw_only=True, slots=True)
@@ -132,6 +136,7 @@ class RPNConfig:
 
     anchor_sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
     aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
+    anchors: Literal["exact", "torchvision"] = "exact"  # see `RPN.anchors`
     num_convs: int = 1  # 3x3 convolutions before the predictions
     iou_negative: float = 0.3  # below: background
     iou_positive: float = 0.7  # from here: object; between the two: ignored
@@ -144,6 +149,7 @@ class RPNConfig:
     pre_nms_topk_test: int = 1000
     post_nms_topk_train: int = 1000  # per image
     post_nms_topk_test: int = 1000
+    min_box_side: float = 0.0  # pixels; thinner proposals are dropped, and empty ones always
     nms_threshold: float = 0.7
     smooth_l1_beta: float = 0.0  # 0: plain L1
     normalize_by: Literal["num_samples", "sampled"] = "num_samples"  # sampled: those that there were
@@ -182,6 +188,7 @@ class BoxHeadConfig:
     limit_shrinking: bool = False  # as for anchors
     smooth_l1_beta: float = 0.0
     score_threshold: float = 0.05
+    min_box_side: float = 0.0  # pixels; thinner detections are dropped before they suppress others
     nms_threshold: float = 0.5
     class_agnostic_nms: bool = False  # boxes of different classes suppress each other too
     nms_in_original: bool = False  # boxes are compared in the picture's own pixels, not in the network's
@@ -200,6 +207,7 @@ class MaskHeadConfig:
     norm: Norm = "none"
     class_agnostic: bool = False
     threshold: float = 0.5  # probability from which a pixel belongs to the mask
+    paste: Literal["exact", "torchvision"] = "exact"  # torchvision: at whole pixels
     targets: Literal["polygons", "bitmaps"] = "polygons"  # bitmaps: of polygons too, read by RoIAlign
     loss_weight: float = 1.0
 

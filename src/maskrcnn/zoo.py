@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
-_WEIGHT_SUFFIXES = (".safetensors", ".pkl", ".pth", ".pt")
+_WEIGHT_SUFFIXES = (".safetensors", ".pkl", ".pth", ".pt", ".tar", ".npz")
 
 
 def build(name: str, num_classes: int | None = None, *, tiny: bool = False) -> MaskRCNN:
@@ -40,11 +40,12 @@ def load(
     """A model with its weights, ready to predict.
 
     name_or_path: a run folder or a safetensors file of ours, which need nothing else; or a model's name, with
-    `weights` a file of ours or a published one. The number of classes is the file's.
+    `weights` a file of ours or a published one; without, its published file is downloaded (see
+    `maskrcnn.download`). The number of classes is the file's.
     device: by default a CUDA GPU where there is one. precision: of the network; results are float32 anyway.
 
     Raises:
-        UserError: no such model or file, weights of another model, no such device.
+        UserError: no such model or file, weights of another model, no such device, a download that fails.
     """
     if precision not in ("fp32", "bf16", "fp16"):
         raise UserError(f"precision: expected fp32, bf16 or fp16, got {precision!r}.")
@@ -62,9 +63,7 @@ def restore(name_or_path: str | Path, weights: str | Path | None = None) -> Mask
         config = file.config
     else:
         config = presets.get(str(name_or_path)).model
-        if weights is None:
-            raise UserError(_no_weights(str(name_or_path)))
-        file = read_weights(weights)
+        file = read_weights(published_weights(str(name_or_path)) if weights is None else weights)
         config = _config_for(config, file)
     if file.kind == "backbone":
         raise UserError(
@@ -77,6 +76,23 @@ def restore(name_or_path: str | Path, weights: str | Path | None = None) -> Mask
     model = build_model(config)
     load_weights(model, file)
     return model
+
+
+def published_weights(name: str) -> Path:
+    """The published file of a model, from the cache or else downloaded.
+
+    Raises:
+        UserError: no such model, none was published, or the download fails.
+    """
+    from maskrcnn.download import fetch
+
+    presets.get(name)
+    entry = find(name)
+    if entry is None or entry.weights is None:
+        raise UserError(
+            f"{name}: expected weights, got none, and none are published. Train it, or give a file."
+        )
+    return fetch(entry.weights)
 
 
 def with_classes(config: ModelConfig, num_classes: int) -> ModelConfig:
@@ -104,15 +120,6 @@ def _is_file(name: str | Path) -> bool:
     return str(name) not in presets.PRESETS and (
         path.exists() or path.suffix in _WEIGHT_SUFFIXES or len(path.parts) > 1
     )
-
-
-def _no_weights(name: str) -> str:
-    entry = find(name)
-    address = entry.weights if entry else None
-    where = (
-        f"Download {address} and pass it as weights." if address else "None are published: train it first."
-    )
-    return f"{name}: expected weights, got none. {where}"
 
 
 def _device(device: str | None) -> str:

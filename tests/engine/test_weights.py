@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from maskrcnn import presets, zoo
+from maskrcnn import download, presets, zoo, zoo_table
 from maskrcnn.cli.main import main as cli
 from maskrcnn.engine.checkpoint import write_weights
 from maskrcnn.engine.weights import load_weights, read_weights
@@ -293,8 +293,27 @@ def test_harm_put_into_a_torch_zip_is_refused(tmp_path: Path, protocol: int) -> 
 # --- by name
 
 
+def test_a_published_name_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        presets.PRESETS, R50, lambda: presets.shrink(presets.detectron2.mask_rcnn_R_50_FPN_3x())
+    )
+    monkeypatch.setenv("MASKRCNN_CACHE", str(tmp_path))
+    monkeypatch.setenv("MASKRCNN_OFFLINE", "1")
+    monkeypatch.setattr(download, "_digest_in", lambda name: "")
+    entry = zoo_table.find(R50)
+    assert entry
+    assert entry.weights
+    path = download.cached_path(entry.weights)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(pickle.dumps({"model": detectron2_state(tiny(num_classes=80, seed=3))}))
+    assert zoo.published_weights(R50) == path
+    assert same(zoo.restore(R50), tiny(num_classes=80, seed=3))
+
+
 def test_load_by_name_takes_the_files_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(presets.PRESETS, R50, lambda: presets.shrink(presets.detectron2.mask_rcnn_R_50_FPN_3x()))
+    monkeypatch.setitem(
+        presets.PRESETS, R50, lambda: presets.shrink(presets.detectron2.mask_rcnn_R_50_FPN_3x())
+    )
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": detectron2_state(tiny(num_classes=7))}))
     model = zoo.load(R50, tmp_path / "a.pkl", device="cpu")
     assert model.config.num_classes == 7
@@ -302,9 +321,12 @@ def test_load_by_name_takes_the_files_classes(tmp_path: Path, monkeypatch: pytes
     assert zoo.load(R50, tmp_path / "a.pkl", device="cpu", precision="bf16").dtype == torch.bfloat16
 
 
-def test_load_says_what_is_missing(tmp_path: Path) -> None:
+def test_load_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASKRCNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("MASKRCNN_OFFLINE", "1")
     assert "Did you mean 'mask_rcnn_R_50_FPN_1x'" in refusal(zoo.load, "mask_rcnn_R50_FPN_1x")
-    assert "model_final_f10217.pkl and pass it as weights" in refusal(zoo.load, R50)
+    assert "model_final_f10217.pkl: not in the cache" in refusal(zoo.load, R50, device="cpu")
+    assert "none are published" in refusal(zoo.load, MOBILENET, device="cpu")
     assert "no such weight file" in refusal(zoo.load, "runs/mine")
     assert "expected cpu or cuda, got 'gpu'" in refusal(zoo.load, R50, device="gpu")
     assert "got 'int8'" in refusal(zoo.load, R50, precision="int8")
@@ -318,7 +340,9 @@ def test_load_says_what_is_missing(tmp_path: Path) -> None:
 
 
 def test_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(presets.PRESETS, R50, lambda: presets.shrink(presets.detectron2.mask_rcnn_R_50_FPN_3x()))
+    monkeypatch.setitem(
+        presets.PRESETS, R50, lambda: presets.shrink(presets.detectron2.mask_rcnn_R_50_FPN_3x())
+    )
     model = tiny()
     (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": detectron2_state(model)}))
     out = tmp_path / "out.safetensors"

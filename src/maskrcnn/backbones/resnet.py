@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from maskrcnn.backbones.layers import Conv, freeze
+from maskrcnn.backbones.layers import Conv, FrozenBatchNorm, freeze
 from maskrcnn.config import Norm, ResNetConfig
 
 NUM_BLOCKS = {
@@ -146,6 +146,9 @@ class ResNet(nn.Module):
             self.add_module(name, make_stage(config, stage))
             self.out_channels[name] = stage_channels(config, stage)
             self.strides[name] = 2**stage // (config.res5_dilation if stage == 5 else 1)
+        for norm in self.modules():
+            if isinstance(norm, FrozenBatchNorm | nn.BatchNorm2d | nn.SyncBatchNorm):
+                norm.eps = config.norm_epsilon
         stages = [self.get_submodule(name) for name in self.out_channels]
         for part in [self.stem, *stages][: config.frozen_stages]:
             freeze(part)

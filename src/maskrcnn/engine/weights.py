@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn.config import ModelConfig, from_dict
+from maskrcnn.engine.torch_file import read_torch
 from maskrcnn.engine.unpickle import read_pickle
 from maskrcnn.errors import UserError
+from maskrcnn.models.caffe2_keys import from_bare_detectron2, from_caffe2, is_bare_detectron2, is_caffe2
 from maskrcnn.models.detectron2_keys import from_detectron2, is_detectron2
 from maskrcnn.models.mmdetection_keys import from_mmdetection, is_mmdetection
+from maskrcnn.models.torchvision_keys import from_resnet, from_torchvision, is_resnet, is_torchvision
 
-Kind = Literal["maskrcnn", "detectron2", "mmdetection", "backbone"]
+Kind = Literal["maskrcnn", "detectron2", "mmdetection", "torchvision", "backbone"]
 
 IN_A_FOLDER = ("model.safetensors", "best.safetensors")  # the end of a run, or the best of one still going
 MAX_STAGES = 8  # of a cascade
@@ -40,6 +42,7 @@ HEADS_PER_CLASS = (
     *(f"{head}{predictor}." for head in _BOX_HEADS for predictor in ("class_predictor", "box_predictor")),
     "mask_head.predictor.",
 )
+HEAD_PER_KEYPOINT = "keypoint_head.deconv."
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, as its first pickle
 
 
@@ -69,7 +72,7 @@ def read_weights(path: str | Path) -> WeightFile:
     path = _model_file(Path(path))
     head = _first_bytes(path)
     if head.startswith(b"PK\x03\x04") or _LEGACY_TORCH in head[:32]:
-        return _named(path, _tensors(path, _unwrapped(_read_torch(path))))
+        return _named(path, _tensors(path, _unwrapped(read_torch(path))))
     if head[8:9] == b"{":
         return _read_safetensors(path)
     if head[:1] == b"\x80" or re.match(rb"[(}c]", head):  # protocol 2 on; 0 and 1
@@ -81,7 +84,8 @@ def load_weights(model: nn.Module, file: WeightFile | str | Path, *, new_head: b
     """Copy a file's weights into a model of ours; everything has to fit, by name and by shape.
 
     A backbone's file fills the backbone alone. With `new_head` the heads' last layers are left as they are
-    (random) where their shape differs because the file has another number of classes.
+    (random) where their shape differs because the file has another number of classes or of key points; so is a
+    head of masks or of key points that the file lacks, and one that the model lacks is not used.
 
     Returns:
         What was not loaded and why, as sentences for the user; empty when all of the model was.
@@ -96,20 +100,44 @@ def load_weights(model: nn.Module, file: WeightFile | str | Path, *, new_head: b
     wanted = {k: v for k, v in wanted.items() if not k.endswith("num_batches_tracked")}
     state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
     if file.kind == "backbone":
-        wanted = {k: v for k, v in wanted.items() if k.startswith("backbone.body.")}
+        if "res5.0.conv1.weight" in wanted:  # C4: the last stage belongs to the heads
+            state = {k.replace("backbone.body.res5.", "res5."): v for k, v in state.items()}
+        wanted = {k: v for k, v in wanted.items() if k.startswith(("backbone.body.", "res5."))}
+        # A deformable convolution begins as the plain one that it was.
+        wanted = {k: v for k, v in wanted.items() if ".conv2_offset." not in k or k in state}
         notes.append(f"{file.path}: a backbone's weights; pyramid, proposals and heads start at random.")
     if file.dropped:
         notes.append(f"{file.path}: {_listed(file.dropped)} not used.")
-    other = _misshapen(state, wanted, HEADS_PER_CLASS)
-    if new_head and file.num_classes is not None and other:
-        state = {k: v for k, v in state.items() if k not in other}
-        wanted = {k: v for k, v in wanted.items() if k not in other}
-        notes.append(
-            f"{file.path}: has {file.num_classes} classes; the last layers of the heads start at random."
-        )
+    if new_head and file.num_classes is not None:
+        notes += [f"{file.path}: {said}" for said in _leave_out_heads(state, wanted, file.num_classes)]
     _refuse_mismatch(file, state, wanted)
     model.load_state_dict(state, strict=False)
     return notes
+
+
+def _leave_out_heads(state: dict[str, Tensor], wanted: dict[str, Tensor], num_classes: int) -> list[str]:
+    """Take out of both what new heads do not share with the file's; sentences on it."""
+    said = []
+    for head, name in (("mask_head.", "masks"), ("keypoint_head.", "key points")):
+        in_file, in_model = (any(k.startswith(head) for k in names) for names in (state, wanted))
+        if in_file != in_model:
+            what = "its head is not used" if in_file else "their head starts at random"
+            said.append(f"{'finds' if in_file else 'does not find'} {name}; {what}.")
+            _drop((state, wanted), [k for k in (*state, *wanted) if k.startswith(head)])
+    if points := _misshapen(state, wanted, (HEAD_PER_KEYPOINT,)):
+        number = state[f"{HEAD_PER_KEYPOINT}bias"].shape[0]
+        said.append(f"has {number} key points; their head's last layer starts at random.")
+        _drop((state, wanted), points)
+    if other := _misshapen(state, wanted, HEADS_PER_CLASS):
+        said.append(f"has {num_classes} classes; the last layers of the heads start at random.")
+        _drop((state, wanted), other)
+    return said
+
+
+def _drop(states: tuple[dict[str, Tensor], ...], names: Iterable[str]) -> None:
+    for name in list(names):
+        for state in states:
+            state.pop(name, None)
 
 
 def _model_file(path: Path) -> Path:
@@ -149,24 +177,6 @@ def _what_is(head: bytes) -> str:
     if b"\0" not in head and all(c >= 32 or c in b"\t\r\n" for c in head):
         return "a text file"
     return "a file of an unknown format"
-
-
-def _read_torch(path: Path) -> Any:
-    """A file of `torch.save`, zip or older: PyTorch's own reader, restricted to tensors and containers."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    # What a damaged or harmful file raises is not documented: zip, pickle, storage and type errors.
-    except Exception as e:
-        text = str(e)
-        if asked := re.search(r"GLOBAL ([\w.]+)", text):
-            raise UserError(
-                f"{path}: expected tensors only, got a file that asks for {asked[1]}. "
-                "It may be made to do harm: it was not read."
-            ) from None
-        reason = " ".join(text.split("\n")[0].split())[:100] or type(e).__name__
-        raise UserError(f"{path}: expected a whole torch file, got a damaged one ({reason}).") from None
 
 
 def _read_safetensors(path: Path) -> WeightFile:
@@ -213,20 +223,36 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
 
 def _named(path: Path, state: dict[str, Tensor]) -> WeightFile:
     """Whose names these are, and the same weights under ours."""
+    if is_torchvision(state):
+        return WeightFile(path, from_torchvision(state), None, "torchvision")
+    if any(k.startswith("backbone.body.") for k in state):
+        return WeightFile(path, state, None, "maskrcnn")
     if is_detectron2(state):
         renamed = {from_detectron2(k): v for k, v in state.items()}
         return WeightFile(path, {k: v for k, v in renamed.items() if k is not None}, None, "detectron2")
     if is_mmdetection(state):
         return WeightFile(path, {from_mmdetection(k): v for k, v in state.items()}, None, "mmdetection")
+    if is_resnet(state):
+        return WeightFile(path, *_backbone(*from_resnet(state)))
+    if is_caffe2(state):
+        return WeightFile(path, *_backbone(*from_caffe2(state)))
+    if is_bare_detectron2(state):
+        renamed = {k: from_bare_detectron2(k) for k in state}
+        body = {new: state[k] for k, new in renamed.items() if new}
+        return WeightFile(path, *_backbone(body, tuple(k for k, new in renamed.items() if not new)))
     if "features.0.0.weight" in state:
         # torchvision's MobileNetV2: its last convolution and its classifier have no place in a detector.
         other = tuple(k for k in state if not k.startswith("features.") or k.startswith("features.18."))
         body = {f"backbone.body.{k}": v for k, v in state.items() if k not in other}
-        return WeightFile(path, body, None, "backbone", other)
-    if any(k.startswith("backbone.body.") for k in state):
-        return WeightFile(path, state, None, "maskrcnn")
+        return WeightFile(path, *_backbone(body, other))
     some = ", ".join(list(state)[:3])
     raise UserError(f"{path}: expected weights of a known model, got {len(state)} with names like {some}.")
+
+
+def _backbone(
+    body: dict[str, Tensor], other: tuple[str, ...]
+) -> tuple[dict[str, Tensor], None, Literal["backbone"], tuple[str, ...]]:
+    return body, None, "backbone", other
 
 
 def _misshapen(

@@ -17,11 +17,15 @@ def cell_anchors(sizes: tuple[float, ...], aspect_ratios: tuple[float, ...]) -> 
     return torch.tensor(boxes)
 
 
-def grid_anchors(cell: Tensor, size: tuple[int, int], stride: int) -> Tensor:
-    """`cell` (A, 4) at every place of a map: (H * W * A, 4), ordered (H, W, A), unrounded, without offset."""
+def grid_anchors(cell: Tensor, size: tuple[int, int], stride: int | tuple[int, int]) -> Tensor:
+    """`cell` (A, 4) at every place of a map: (H * W * A, 4), ordered (H, W, A), unrounded, without offset.
+
+    stride: pixels between two places, or those down and across.
+    """
+    down, across = (stride, stride) if isinstance(stride, int) else stride
     height, width = size
-    x = torch.arange(width, device=cell.device) * float(stride)
-    y = torch.arange(height, device=cell.device) * float(stride)
+    x = torch.arange(width, device=cell.device) * float(across)
+    y = torch.arange(height, device=cell.device) * float(down)
     x, y = x[None, :].expand(height, width), y[:, None].expand(height, width)
     shift = torch.stack([x, y, x, y], dim=-1).to(cell.dtype)
     return (shift[:, :, None] + cell).reshape(-1, 4)

@@ -16,7 +16,7 @@ from maskrcnn.config import BoxHeadConfig
 from maskrcnn.models.linear import Linear
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import Proposals
-from maskrcnn.ops.boxes import batched_nms, clip_boxes, decode_boxes, encode_boxes, scale_boxes
+from maskrcnn.ops.boxes import batched_nms, clip_boxes, decode_boxes, encode_boxes, nonempty, scale_boxes
 from maskrcnn.ops.matching import Matches, match_boxes, subsample
 from maskrcnn.ops.processes import mean_over_processes
 from maskrcnn.structures import GroundTruth
@@ -142,6 +142,8 @@ class BoxHead(nn.Module):
         box = decode_boxes(delta, boxes[proposal], self.box_weights, c.limit_shrinking)
         box = clip_boxes(box, size)
         keep = torch.isfinite(box).all(1) & torch.isfinite(score)
+        if c.min_box_side > 0:
+            keep &= nonempty(box, c.min_box_side)
         box, score, label, proposal = box[keep], score[keep], label[keep], proposal[keep]
         # Rounding to whole pixels resizes height and width by slightly different factors.
         compared = scale_boxes(box, size, original_size or size) if c.nms_in_original else box

@@ -26,7 +26,7 @@ from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import RPN
 from maskrcnn.ops.boxes import clip_boxes, nonempty, scale_boxes
 from maskrcnn.ops.image_io import read_image, resize_image, resize_size
-from maskrcnn.ops.masks import PredictedMasks
+from maskrcnn.ops.masks import PredictedMasks, whole_pixel_boxes
 from maskrcnn.structures import GroundTruth, ImageBatch, Instances
 
 Picture = str | Path | np.ndarray
@@ -125,7 +125,8 @@ class MaskRCNN(nn.Module):
         strides, fpn = self.backbone.strides[:levels], self.config.fpn
         if fpn is None:
             return RoIFeatures(features[:levels], strides, self.res5)
-        return RoIFeatures(features[:levels], strides, level_epsilon=fpn.level_epsilon)
+        how = (fpn.level_epsilon, fpn.roi_aligned, fpn.roi_sampling_ratio)
+        return RoIFeatures(features[:levels], strides, None, *how)
 
     def _finish(
         self,
@@ -140,8 +141,7 @@ class MaskRCNN(nn.Module):
         boxes = boxes[keep]
         masks = None
         if mask_probs is not None and self.config.mask_head is not None:
-            threshold = self.config.mask_head.threshold
-            masks = PredictedMasks(mask_probs[keep], boxes, original, threshold)
+            masks = self.masks(mask_probs[keep], boxes, original)
         head = self.config.keypoint_head
         if keypoints is not None:
             x, y = original[1] / size[1], original[0] / size[0]
@@ -156,6 +156,14 @@ class MaskRCNN(nn.Module):
             class_names=self.config.class_names,
             skeleton=() if head is None else head.skeleton,
         )
+
+    def masks(self, probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> PredictedMasks:
+        """Masks of a picture of `size`: probabilities (N, M, M) over boxes (N, 4), both as predicted."""
+        head = self.config.mask_head
+        assert head is not None
+        if head.paste == "torchvision":
+            boxes = whole_pixel_boxes(boxes, probs.shape[-1])
+        return PredictedMasks(probs, boxes, size, head.threshold)
 
     def preprocess(
         self, images: Sequence[Tensor], original_sizes: Sequence[tuple[int, int]] | None = None

@@ -28,7 +28,8 @@ class RoIFeatures:
     """Where the heads of one batch look.
 
     maps: (B, C, H, W) each, finest first, of `strides`. res5: what pooled RoIs go through before the heads see them,
-    of stride 2 (C4); None otherwise. level_epsilon: see `assign_levels`.
+    of stride 2 (C4); None otherwise. level_epsilon: see `assign_levels`; aligned, sampling_ratio: see
+    `ops.sampling.roi_align`.
     """
 
     def __init__(
@@ -37,15 +38,17 @@ class RoIFeatures:
         strides: tuple[int, ...],
         res5: nn.Module | None = None,
         level_epsilon: float = EPSILON,
+        aligned: bool = True,
+        sampling_ratio: int = 0,
     ) -> None:
         self.maps, self.strides, self.res5, self.level_epsilon = maps, strides, res5, level_epsilon
+        self.aligned, self.sampling_ratio = aligned, sampling_ratio
         self._last: tuple[list[Tensor], Tensor] | None = None  # boxes and what came of them
 
     def pool(self, boxes: list[Tensor], size: int) -> Tensor:
         """(R, C, size, size) of every image's boxes (R_i, 4) in the network's pixels, images one after the other."""
         if self.res5 is None:
-            rois = with_image_index(boxes)
-            return pool_rois(self.maps, self.strides, rois, size, self.level_epsilon)
+            return self._pool(with_image_index(boxes), size)
         if not torch.is_grad_enabled():
             return self._in_chunks(with_image_index(boxes), size)
         # In training the mask's RoIs are the first of the box head's, whose features they share.
@@ -68,7 +71,11 @@ class RoIFeatures:
 
     def _through_res5(self, rois: Tensor, size: int) -> Tensor:
         assert self.res5 is not None
-        return self.res5(pool_rois(self.maps, self.strides, rois, 2 * size))
+        return self.res5(self._pool(rois, 2 * size))
+
+    def _pool(self, rois: Tensor, size: int) -> Tensor:
+        how = (self.level_epsilon, self.aligned, self.sampling_ratio)
+        return pool_rois(self.maps, self.strides, rois, size, *how)
 
 
 def _begins_with(boxes: Tensor, first: Tensor) -> bool:
@@ -81,15 +88,21 @@ def with_image_index(boxes: list[Tensor]) -> Tensor:
 
 
 def pool_rois(
-    maps: list[Tensor], strides: tuple[int, ...], rois: Tensor, size: int, level_epsilon: float = EPSILON
+    maps: list[Tensor],
+    strides: tuple[int, ...],
+    rois: Tensor,
+    size: int,
+    level_epsilon: float = EPSILON,
+    aligned: bool = True,
+    sampling_ratio: int = 0,
 ) -> Tensor:
     """Pool RoIs from a pyramid.
 
     maps: (B, C, H, W), finest first, of `strides`; rois: (R, 5), image and box in the network's pixels.
-    Returns (R, C, size, size); aligned, with as many samples a bin as it has pixels.
+    Returns (R, C, size, size); by default aligned, with as many samples a bin as it has pixels.
     """
     if len(maps) == 1:
-        return roi_align(maps[0], rois, size, 1 / strides[0], 0, True)
+        return roi_align(maps[0], rois, size, 1 / strides[0], sampling_ratio, aligned)
     finest, coarsest = (int(math.log2(stride)) for stride in (strides[0], strides[-1]))
     levels = assign_levels(rois[:, 1:], finest, coarsest, level_epsilon) - finest
     parts, places = [], []
@@ -97,7 +110,7 @@ def pool_rois(
         place = (levels == i).nonzero()[:, 0]
         # An empty level has no part in the result, but must have one in the gradient's graph once.
         if len(place) or (i == 0 and not len(rois)):
-            parts.append(roi_align(feature, rois[place], size, 1 / stride, 0, True))
+            parts.append(roi_align(feature, rois[place], size, 1 / stride, sampling_ratio, aligned))
             places.append(place)
     order = torch.argsort(torch.cat(places))
     return torch.cat(parts)[order]

@@ -122,16 +122,22 @@ class RPN(nn.Module):
         )
 
     def anchors(self, features: list[Tensor]) -> list[Tensor]:
-        """L x (H * W * A, 4), in the network's pixels."""
+        """L x (H * W * A, 4), in the network's pixels.
+
+        torchvision's have whole corners, and lie as far apart as a level's places fit into the picture: those of P6 a
+        little closer than 64 pixels where its side is no multiple of that.
+        """
         dtype = torch.promote_types(features[0].dtype, torch.float32)
-        return [
-            grid_anchors(
-                cell_anchors(sizes, self.config.aspect_ratios).to(feature.device, dtype),
-                (feature.shape[2], feature.shape[3]),
-                stride,
-            )
-            for feature, stride, sizes in zip(features, self.strides, self.config.anchor_sizes, strict=True)
-        ]
+        height, width = (side * self.strides[0] for side in features[0].shape[2:])
+        anchors = []
+        for feature, stride, sizes in zip(features, self.strides, self.config.anchor_sizes, strict=True):
+            cell = cell_anchors(sizes, self.config.aspect_ratios).to(feature.device, dtype)
+            size = (feature.shape[2], feature.shape[3])
+            if self.config.anchors == "torchvision":
+                anchors.append(grid_anchors(cell.round(), size, (height // size[0], width // size[1])))
+            else:
+                anchors.append(grid_anchors(cell, size, stride))
+        return anchors
 
     def forward(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> list[Proposals]:
         """The proposals of each image at test time."""
@@ -177,7 +183,7 @@ class RPN(nn.Module):
             torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1), image_sizes
         ):
             box = clip_boxes(box, size)
-            keep = nonempty(box) & torch.isfinite(score)
+            keep = nonempty(box, self.config.min_box_side) & torch.isfinite(score)
             box, score, level = box[keep], score[keep], level[keep]
             keep = batched_nms(box, score, level, self.config.nms_threshold)[:post_nms_topk]
             proposals.append(Proposals(box[keep], score[keep]))

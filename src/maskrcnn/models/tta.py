@@ -20,7 +20,6 @@ from maskrcnn.errors import UserError
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.ops.boxes import clip_boxes, nonempty, scale_boxes
 from maskrcnn.ops.image_io import resize_image, resize_size
-from maskrcnn.ops.masks import PredictedMasks
 from maskrcnn.structures import ImageBatch, Instances
 
 if TYPE_CHECKING:
@@ -81,7 +80,7 @@ def detect_in_views(
     )
     if model.mask_head is not None and model.config.mask_head is not None:
         probs = _mask_probs(model, image, tta, kept, merged)
-        merged.masks = PredictedMasks(probs, merged.boxes, original, model.config.mask_head.threshold)
+        merged.masks = model.masks(probs, merged.boxes, original)
     return merged
 
 

@@ -44,10 +44,11 @@ def scale_boxes(boxes: Tensor, old_size: tuple[int, int], new_size: tuple[int, i
     return boxes * boxes.new_tensor([x, y, x, y])
 
 
-def nonempty(boxes: Tensor) -> Tensor:
-    """(N, 4) -> (N,) bool: finite boxes with a positive width and height."""
+def nonempty(boxes: Tensor, min_side: float = 0.0) -> Tensor:
+    """(N, 4) -> (N,) bool: finite boxes with a positive width and height, of `min_side` at least."""
     size = boxes[:, 2:] - boxes[:, :2]
-    return (size > 0).all(dim=1) & torch.isfinite(boxes).all(dim=1)
+    wide = size >= min_side if min_side > 0 else size > 0
+    return wide.all(dim=1) & torch.isfinite(boxes).all(dim=1)
 
 
 def encode_boxes(boxes: Tensor, targets: Tensor, weights: tuple[float, float, float, float]) -> Tensor:

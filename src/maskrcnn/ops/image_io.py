@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 EXIF_ORIENTATION = 0x0112
-Resize = Literal["pillow", "opencv"]  # as `InputConfig.resize`
+Resize = Literal["pillow", "opencv", "torchvision"]  # as `InputConfig.resize`
 
 
 def read_image(path: str | Path) -> np.ndarray:
@@ -90,11 +90,12 @@ def resize_size(
     """(H, W) with the shortest side `min_size`, or less where the longest would exceed `max_size`.
 
     Rounded int(x + 0.5), with x computed as detectron2 does, or for "opencv" as MMDetection does: they can be a
-    pixel apart.
+    pixel apart. torchvision rounds down.
     """
-    if resize == "opencv":
+    if resize != "pillow":
         scale = min(max_size / max(height, width), min_size / min(height, width))
-        return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+        half = 0.5 if resize == "opencv" else 0.0
+        return max(1, int(height * scale + half)), max(1, int(width * scale + half))
     scale = min_size / min(height, width)
     new_height, new_width = (min_size, scale * width) if height < width else (scale * height, min_size)
     longest = max(new_height, new_width)
@@ -105,7 +106,8 @@ def resize_size(
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int], resize: Resize = "pillow") -> np.ndarray:
-    """(H, W, 3) uint8 to (*size, 3) uint8, by Pillow's antialiased bilinear filter or OpenCV's plain one.
+    """(H, W, 3) uint8 to (*size, 3), by Pillow's antialiased bilinear filter or OpenCV's plain one, both uint8, or by
+    torchvision's detectors' plain one, float32.
 
     The original models were evaluated with one of these on uint8; torchvision's differ by up to 2 levels.
     """
@@ -115,6 +117,10 @@ def resize_image(image: np.ndarray, size: tuple[int, int], resize: Resize = "pil
         return image
     if resize == "opencv":
         return resize_bilinear(image, size)
+    if resize == "torchvision":
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+        pixels = torch.nn.functional.interpolate(pixels, size, mode="bilinear", align_corners=False)
+        return pixels[0].permute(1, 2, 0).numpy()
     resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return np.array(resized)
 

@@ -136,6 +136,20 @@ class PredictedMasks:
             yield left, _paste(probs, gx, gy, self.threshold)
 
 
+def whole_pixel_boxes(boxes: Tensor, size: int) -> Tensor:
+    """Where torchvision's way of pasting puts maps of `size` cells a side: (N, 4) boxes to (N, 4) boxes.
+
+    It adds a cell of zeros around a map and enlarges the result to whole pixels, from the cut-off corners of the
+    box grown likewise, both included. The map itself is what is left of that, less the added cells.
+    """
+    middle, half = (boxes[:, :2] + boxes[:, 2:]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * 0.5
+    half = half * ((size + 2) / size)
+    first, last = (middle - half).trunc(), (middle + half).trunc()
+    extent = (last - first + 1).clamp(min=1)
+    cell = extent / (size + 2)
+    return torch.cat([first + cell, first + extent - cell], dim=1)
+
+
 def _paste(probs: Tensor, gx: Tensor, gy: Tensor, threshold: float) -> np.ndarray:
     """`probs` (M, M) at the places gx (w,) by gy (h,), where -1..1 is the box: (w, h) bool, at `threshold` or above.
 

@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 from maskrcnn.config import Config
 from maskrcnn.errors import UserError, did_you_mean
-from maskrcnn.presets import detectron2, internimage, small, vit
+from maskrcnn.presets import detectron2, internimage, small, torchvision, vit
 from maskrcnn.presets.tiny import shrink
 
 PRESETS: dict[str, Callable[[], Config]] = (
-    detectron2.PRESETS | internimage.PRESETS | vit.PRESETS | small.PRESETS
+    detectron2.PRESETS | internimage.PRESETS | vit.PRESETS | torchvision.PRESETS | small.PRESETS
 )
 
 
