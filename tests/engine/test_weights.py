@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from maskrcnn import download, presets, zoo, zoo_table
-from maskrcnn.cli.main import main as cli
 from maskrcnn.engine.checkpoint import write_weights
 from maskrcnn.engine.weights import load_weights, read_weights
 from maskrcnn.errors import UserError
@@ -337,16 +336,3 @@ def test_load_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert f"expected weights of {R50}, got those of {MOBILENET}" in refusal(
         zoo.load, R50, tmp_path / "b.safetensors", device="cpu"
     )
-
-
-def test_convert(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(
-        presets.PRESETS, R50, lambda: presets.shrink(presets.detectron2.mask_rcnn_R_50_FPN_3x())
-    )
-    model = tiny()
-    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": detectron2_state(model)}))
-    out = tmp_path / "out.safetensors"
-    assert cli(["convert", str(tmp_path / "a.pkl"), "--model", R50, "-o", str(out)]) == 0
-    assert same(zoo.restore(out), model)
-    assert cli(["convert", str(tmp_path / "a.pkl"), "--model", R50, "-o", str(tmp_path / "out.pkl")]) == 2
-    assert "ends in .safetensors" in capsys.readouterr().err

@@ -7,7 +7,8 @@ Which reader a file needs is seen from its first bytes, whose names it has from 
 | maskrcnn | safetensors with the model's config (`engine.checkpoint` writes it); a run's or a checkpoint's folder |
 | detectron2 | `.pkl` of numpy arrays (the published files), `.pth` of its trainer |
 | MMDetection 2.x | `.pth` of its runner: InternImage's and ViT-Adapter's published files |
-| torchvision | `.pt` / `.pth` of the MobileNetV2 classifier: the backbone alone |
+| torchvision | `.pth` of its R-CNNs with a pyramid; of its ResNet and MobileNetV2 classifiers: the backbone alone |
+| caffe2, detectron2 | `.pkl` of an ImageNet ResNet (`R-50.pkl`, `X-101-32x8d.pkl`): the backbone alone |
 """
 
 from __future__ import annotations
@@ -218,6 +219,8 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
                 f"{path}: expected weights by name, got {reprlib.repr(name)}: {type(value).__name__}."
             )
         state[name] = value
+    if all(name.startswith("module.") for name in state):  # as a parallel wrapper names them
+        state = {name.removeprefix("module."): value for name, value in state.items()}
     return state
 
 
