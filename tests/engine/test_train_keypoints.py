@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from maskrcnn import presets
@@ -16,7 +17,9 @@ from maskrcnn.data import read_coco
 from maskrcnn.engine.runlog import read_log
 from maskrcnn.engine.train import adopt_keypoints, train
 from maskrcnn.engine.trainer import score
+from maskrcnn.engine.weights import WeightFile, load_weights
 from maskrcnn.errors import UserError
+from maskrcnn.models.build import build_model
 
 NAMES = ["left_end", "right_end"]
 
@@ -124,3 +127,33 @@ def test_masks_and_key_points_are_learnt_together(data: Path, tmp_path: Path) ->
 )
 def test_the_best_is_best_at_the_most_that_it_finds(evaluation: dict[str, Any], best: float) -> None:
     assert score(evaluation) == best
+
+
+def test_weights_of_other_heads_and_other_key_points_start_a_model() -> None:
+    torch.manual_seed(0)
+    of_masks = presets.get("mask_rcnn_R_50_FPN_3x", tiny=True).model
+    of_people = presets.get("keypoint_rcnn_R_50_FPN_3x", tiny=True).model
+    of_masks.num_classes = 1
+    file = WeightFile(Path("masks.pkl"), build_model(of_masks).state_dict(), None, "maskrcnn")
+    model = build_model(of_people)
+    before = model.keypoint_head.deconv.weight.clone()  # type: ignore[union-attr]
+    notes = load_weights(model, file, new_head=True)
+    assert notes == [
+        "masks.pkl: finds masks; its head is not used.",
+        "masks.pkl: does not find key points; their head starts at random.",
+    ]
+    state = model.state_dict()
+    assert (state["keypoint_head.deconv.weight"] == before).all()
+    assert (state["box_head.fcs.0.weight"] == file.state["box_head.fcs.0.weight"]).all()
+    with pytest.raises(UserError, match=r"missing .*unexpected"):
+        load_weights(model, file)
+
+    assert of_people.keypoint_head is not None
+    file = WeightFile(Path("people.pkl"), state, None, "maskrcnn")
+    of_people.keypoint_head.num_keypoints, of_people.num_classes = 5, 2
+    of_people.keypoint_head.names, of_people.keypoint_head.flip_pairs = (), ()
+    of_people.keypoint_head.skeleton, of_people.class_names = (), ()
+    assert load_weights(build_model(of_people), file, new_head=True) == [
+        "people.pkl: has 17 key points; their head's last layer starts at random.",
+        "people.pkl: has 1 classes; the last layers of the heads start at random.",
+    ]
