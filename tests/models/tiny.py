@@ -16,7 +16,7 @@ def tiny(name: str = "mask_rcnn_R_50_FPN_1x") -> MaskRCNN:
     torch.manual_seed(0)
     config = presets.get(name, tiny=True).model
     config.num_classes = 3
-    config.class_names = ("a", "b", "c")
+    config.class_names, config.category_ids = ("a", "b", "c"), ()
     return build_model(config)
 
 
