@@ -201,7 +201,7 @@ def _read_safetensors(path: Path) -> WeightFile:
 
 def _unwrapped(content: Any) -> Any:
     """The dictionary of weights inside what trainers put around it."""
-    for wrapper in ("model", "state_dict"):
+    for wrapper in ("model", "state_dict", "blobs"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             return content[wrapper]
     return content
