@@ -8,6 +8,7 @@ Which reader a file needs is seen from its first bytes, whose names it has from 
 | detectron2 | `.pkl` of numpy arrays (the published files), `.pth` of its trainer |
 | MMDetection 2.x | `.pth` of its runner: InternImage's and ViT-Adapter's published files |
 | torchvision | `.pth` of its R-CNNs with a pyramid; of its ResNet and MobileNetV2 classifiers: the backbone alone |
+| InternImage, DeiT, timm, DINOv2, AugReg, Uni-Perceiver | their pretrained backbones, `.pth` and `.npz` |
 | caffe2, detectron2 | `.pkl` of an ImageNet ResNet (`R-50.pkl`, `X-101-32x8d.pkl`): the backbone alone |
 """
 
@@ -16,6 +17,8 @@ from __future__ import annotations
 import json
 import re
 import reprlib
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +35,7 @@ from maskrcnn.errors import UserError
 from maskrcnn.models.caffe2_keys import from_bare_detectron2, from_caffe2, is_bare_detectron2, is_caffe2
 from maskrcnn.models.detectron2_keys import from_detectron2, is_detectron2
 from maskrcnn.models.mmdetection_keys import from_mmdetection, is_mmdetection
+from maskrcnn.models.pretrained_keys import fit, from_pretrained, may_be_missing
 from maskrcnn.models.torchvision_keys import from_resnet, from_torchvision, is_resnet, is_torchvision
 
 Kind = Literal["maskrcnn", "detectron2", "mmdetection", "torchvision", "backbone"]
@@ -72,6 +76,8 @@ def read_weights(path: str | Path) -> WeightFile:
     """
     path = _model_file(Path(path))
     head = _first_bytes(path)
+    if head.startswith(b"PK\x03\x04") and _is_npz(path):
+        return _named(path, _tensors(path, _read_npz(path)))
     if head.startswith(b"PK\x03\x04") or _LEGACY_TORCH in head[:32]:
         return _named(path, _tensors(path, _unwrapped(read_torch(path))))
     if head[8:9] == b"{":
@@ -107,6 +113,10 @@ def load_weights(model: nn.Module, file: WeightFile | str | Path, *, new_head: b
         # A deformable convolution begins as the plain one that it was.
         wanted = {k: v for k, v in wanted.items() if ".conv2_offset." not in k or k in state}
         notes.append(f"{file.path}: a backbone's weights; pyramid, proposals and heads start at random.")
+        notes += [f"{file.path}: {said}." for said in fit(state, wanted)]
+        if absent := [k for k in wanted if k not in state and may_be_missing(k)]:
+            wanted = {k: v for k, v in wanted.items() if k in state or not may_be_missing(k)}
+            notes.append(f"{file.path}: {len(wanted)} weights; {len(absent)} not in it ({_listed(absent)}).")
     if file.dropped:
         notes.append(f"{file.path}: {_listed(file.dropped)} not used.")
     if new_head and file.num_classes is not None:
@@ -180,6 +190,26 @@ def _what_is(head: bytes) -> str:
     return "a file of an unknown format"
 
 
+def _is_npz(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".npy") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    """Arrays that numpy or JAX saved; those of objects, which would be pickles, are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        reason = " ".join(str(e).split())[:100]
+        raise UserError(
+            f"{path}: expected a whole .npz file of numbers, got a damaged one ({reason})."
+        ) from None
+
+
 def _read_safetensors(path: Path) -> WeightFile:
     from safetensors import SafetensorError, safe_open
 
@@ -248,6 +278,8 @@ def _named(path: Path, state: dict[str, Tensor]) -> WeightFile:
         other = tuple(k for k in state if not k.startswith("features.") or k.startswith("features.18."))
         body = {f"backbone.body.{k}": v for k, v in state.items() if k not in other}
         return WeightFile(path, *_backbone(body, other))
+    if found := from_pretrained(state):
+        return WeightFile(path, *_backbone(*found))
     some = ", ".join(list(state)[:3])
     raise UserError(f"{path}: expected weights of a known model, got {len(state)} with names like {some}.")
 
