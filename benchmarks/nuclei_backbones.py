@@ -8,7 +8,8 @@
 
 30 minutes on one core each, side by side: as much computing as 15 minutes on both. The baseline is the run of
 `nuclei.json`, which starts from ImageNet weights and has both cores: its scores are those of the evaluations
-before and after 15 minutes, when its learning rate, planned for 25, was still high. Tests of other work ran meanwhile and took about a third of the two runs'
+before and after 15 minutes, when its learning rate, planned for 25, was still high.
+Tests of other work ran meanwhile and took about a third of the two runs'
 share.
 """
 

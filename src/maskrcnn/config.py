@@ -325,7 +325,7 @@ class TrainConfig:
     iterations: int = 90_000  # optimiser steps
     max_minutes: float | None = None  # stop training by the clock; the schedule then follows the clock too
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    tf32: bool = False  # on CUDA: float32 matrix products from factors rounded to 10 bits, several times as fast
+    tf32: bool = False  # on CUDA: matrix products of factors rounded to 10 bits, several times as fast
     channels_last: bool = True
     compile: bool = False
     seed: int = 0
