@@ -91,6 +91,8 @@ def _load_model(args: argparse.Namespace) -> MaskRCNN:
     c = model.config
     if categories is not None:
         ids, names = categories
+        if len(ids) != c.num_classes and set(ids) <= set(c.category_ids):
+            return model  # it knows these and more
         if len(ids) != c.num_classes:
             raise UserError(
                 f"{args.data}: expected the {c.num_classes} categories of the model, got {len(ids)}. "

@@ -81,22 +81,28 @@ def run_inference(
 ) -> list[dict[str, Any]]:
     """COCO results of the images `indices` (default: all), with `bbox` and `segmentation`, in the data's ids.
 
+    A model that knows its classes' ids may have more classes than the data; what it finds of others is left out.
     `progress` is called with the number of images done after each.
 
     Raises:
         UserError: the model has another number of classes than the data set, or an image cannot be read.
     """
-    if model.config.num_classes != len(data.category_ids):
-        raise UserError(
-            f"{data.json_path}: expected the model's {model.config.num_classes} classes, got "
-            f"{len(data.category_ids)}. Use a model trained on these classes."
-        )
+    category_ids, own = data.category_ids, model.config.category_ids
+    if model.config.num_classes != len(category_ids):
+        if not set(category_ids) <= set(own):
+            raise UserError(
+                f"{data.json_path}: expected the model's {model.config.num_classes} classes, got "
+                f"{len(category_ids)}. Use a model trained on these classes."
+            )
+        category_ids = own
+    known = set(data.category_ids)
     results: list[dict[str, Any]] = []
     stream = stream_inference(
         model, data, indices=indices, batch_size=batch_size, num_threads=num_threads, tta=tta
     )
     for done, (i, instances) in enumerate(stream, start=1):
-        results += instances.to_coco(data.image_ids[i].item(), data.category_ids)
+        found = instances.to_coco(data.image_ids[i].item(), category_ids)
+        results += (entry for entry in found if entry["category_id"] in known)
         if progress:
             progress(done)
     return results
