@@ -78,7 +78,7 @@ class Handler(BaseHTTPRequestHandler):
         (state.script.pop(0) if state.script else serve)(self)
         self.close_connection = True
 
-    def log_message(self, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         pass
 
 

@@ -25,6 +25,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._utils import _rebuild_tensor_v2
 
 from maskrcnn.engine.torch_file import LEGACY_MAGIC, LEGACY_PROTOCOL, read_torch
 from maskrcnn.engine.weights import read_weights
@@ -325,7 +326,7 @@ def persistent(pid: Any) -> bytes:
 
     class Tensor:
         def __reduce__(self) -> Any:
-            return torch._utils._rebuild_tensor_v2, (
+            return _rebuild_tensor_v2, (
                 Storage(),
                 0,
                 (2,),
@@ -377,7 +378,7 @@ def test_tensors_beyond_their_storage(tmp_path: Path, args: Any) -> None:
             self.storage = storage
 
         def __reduce__(self) -> Any:
-            return torch._utils._rebuild_tensor_v2, (self.storage, *args, False, collections.OrderedDict())
+            return _rebuild_tensor_v2, (self.storage, *args, False, collections.OrderedDict())
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # typed storages are deprecated

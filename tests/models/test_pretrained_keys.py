@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -154,11 +155,15 @@ def as_jax(state: dict[str, Tensor], heads: int) -> dict[str, np.ndarray]:
     return {k: v.numpy() for k, v in made.items()}
 
 
+def save_arrays(path: Path, arrays: dict[str, Any]) -> None:
+    np.savez(path, **arrays)
+
+
 @pytest.mark.parametrize("prefix", ["", "opt/target/"])
 def test_augreg(tmp_path: Path, prefix: str) -> None:
     model = tiny(PLAIN)
     arrays = {prefix + k: v for k, v in as_jax(trunk(model), heads=2).items()}
-    np.savez(tmp_path / "L_16.npz", **arrays)
+    save_arrays(tmp_path / "L_16.npz", arrays)
     notes = check(model, tmp_path / "L_16.npz")
     assert "head/kernel" in notes
     assert "encoder_norm/scale" in notes
@@ -169,7 +174,7 @@ def test_augregs_attention_by_its_formula(tmp_path: Path) -> None:
     """JAX's attention from the arrays as they lie in the file: kernels (C, heads, C / heads) and their inverse."""
     model = tiny(PLAIN)
     arrays = {k: torch.from_numpy(v) for k, v in as_jax(trunk(model), heads=2).items()}
-    np.savez(tmp_path / "a.npz", **{k: v.numpy() for k, v in arrays.items()})
+    save_arrays(tmp_path / "a.npz", {k: v.numpy() for k, v in arrays.items()})
     other = tiny(PLAIN, seed=1)
     load_weights(other, tmp_path / "a.npz")
     block = "Transformer/encoderblock_1/MultiHeadDotProductAttention_1/"

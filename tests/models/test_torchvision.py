@@ -16,6 +16,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from maskrcnn import zoo
+from maskrcnn.backbones.layers import FrozenBatchNorm
 from maskrcnn.engine.weights import load_weights, read_weights
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.rpn import Proposals
@@ -102,12 +103,12 @@ def test_each_stage_is_exact(name: str, picture: np.ndarray) -> None:
     """In float64, each stage on torchvision's own input to it."""
     their = theirs(name).double()
     try:
-        model = zoo.build(name).double().eval()
+        model: Any = zoo.build(name).double().eval()
         model.load_state_dict(from_torchvision(their.state_dict()), strict=False)
-        close = {"atol": 1e-9, "rtol": 1e-9}
+        close: dict[str, Any] = {"atol": 1e-9, "rtol": 1e-9}
         images, _ = their.transform([as_theirs(picture).double()])
-        size = images.image_sizes[0]
-        assert resize_size(*picture.shape[:2], *SIZES, "torchvision") == tuple(size)
+        size: tuple[int, int] = tuple(images.image_sizes[0])
+        assert resize_size(*picture.shape[:2], *SIZES, "torchvision") == size
         resized = torch.from_numpy(resize_image(picture, size, "torchvision")).permute(2, 0, 1)
         batch = model.preprocess([resized])
         torch.testing.assert_close(batch.pixels, images.tensors, atol=3e-4, rtol=0)  # resized in float32
@@ -116,7 +117,7 @@ def test_each_stage_is_exact(name: str, picture: np.ndarray) -> None:
         for level, want in zip(maps, levels.values(), strict=True):
             torch.testing.assert_close(level, want, **close)
         proposals = their.rpn(images, levels)[0]
-        torch.testing.assert_close(model.rpn(maps, [tuple(size)])[0].boxes, proposals[0], **close)
+        torch.testing.assert_close(model.rpn(maps, [size])[0].boxes, proposals[0], **close)
         features, heads = model.roi_features(maps), their.roi_heads
         pooled = heads.box_roi_pool(levels, proposals, images.image_sizes)
         torch.testing.assert_close(features.pool(proposals, 7), pooled, **close)
@@ -125,7 +126,7 @@ def test_each_stage_is_exact(name: str, picture: np.ndarray) -> None:
         torch.testing.assert_close(our_logits, logits.roll(-1, 1), **close)
         torch.testing.assert_close(our_deltas.flatten(1), deltas[:, 4:], **close)
         boxes, scores, labels = heads.postprocess_detections(logits, deltas, proposals, images.image_sizes)
-        (found,) = model.box_head(features, [Proposals(proposals[0], proposals[0][:, 0])], [tuple(size)])
+        (found,) = model.box_head(features, [Proposals(proposals[0], proposals[0][:, 0])], [size])
         torch.testing.assert_close(found.boxes, boxes[0], **close)
         torch.testing.assert_close(found.scores, scores[0], **close)
         assert torch.equal(found.labels, labels[0] - 1)
@@ -207,7 +208,7 @@ def test_a_classifier_is_a_backbone(tmp_path: Path) -> None:
     load_weights(body, tmp_path / "a.pth")
     body = body.backbone.get_submodule("body").eval()
     for module in body.modules():
-        if hasattr(module, "eps"):
+        if isinstance(module, FrozenBatchNorm):
             module.eps = 1e-5
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():

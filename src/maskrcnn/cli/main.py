@@ -28,7 +28,7 @@ VERBS = {
     "predict": "boxes and masks of images, drawn and as COCO JSON",
     "doctor": "check a data set before training",
     "view": "look at a data set: its pictures with their objects, its classes and sizes",
-    "convert": "published weights to a safetensors file with its config",
+    "convert": "weights to a safetensors file with its config, or back to the original's",
     "bench": "measure models on this machine: time and memory",
     "list": "the models, with their published numbers",
     "demo": "make a small data set, train on it and show the result as a page",
