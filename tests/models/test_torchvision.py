@@ -23,6 +23,7 @@ from maskrcnn.models.rpn import Proposals
 from maskrcnn.models.torchvision_keys import from_torchvision, to_torchvision
 from maskrcnn.ops.image_io import resize_image, resize_size
 from maskrcnn.ops.masks import PredictedMasks, whole_pixel_boxes
+from tests.parity import Parity
 
 NAMES = ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "keypointrcnn_resnet50_fpn")
 # Factors on the class scores for which random weights find a few dozen objects.
@@ -66,13 +67,18 @@ def picture() -> np.ndarray:
     return np.ascontiguousarray(smooth[0].permute(1, 2, 0).clamp(0, 255).numpy().astype(np.uint8))
 
 
+def difference(a: Tensor, b: Tensor) -> float:
+    assert a.shape == b.shape
+    return (a - b).abs().max().item()
+
+
 def as_theirs(picture: np.ndarray) -> Tensor:
     return torch.from_numpy(picture).permute(2, 0, 1) / 255
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_the_same_detections(name: str, picture: np.ndarray, tmp_path: Path) -> None:
+def test_the_same_detections(name: str, picture: np.ndarray, tmp_path: Path, parity: Parity) -> None:
     torch.save(theirs(name).state_dict(), tmp_path / "a.pth")
     model = ours(tmp_path / "a.pth", name)
     with torch.no_grad():
@@ -85,50 +91,53 @@ def test_the_same_detections(name: str, picture: np.ndarray, tmp_path: Path) -> 
     distance[found.labels[:, None] != want["labels"] - 1] = torch.inf
     nearest, match = distance.min(1)
     assert len(match.unique()) == len(found)
-    assert nearest.max() < 0.02
-    torch.testing.assert_close(found.scores, want["scores"][match], atol=5e-4, rtol=0)
+    case = "torchvision, 256x367, fp32"
+    parity(name, case, "final boxes", nearest.max().item(), 0.02, "px")
+    parity(name, case, "scores", difference(found.scores, want["scores"][match]), 5e-4)
     if found.masks is not None:
         masks, pasted = found.masks.numpy(), want["masks"][match, 0].numpy() >= 0.5
-        assert (masks != pasted).sum() <= 1e-4 * pasted.sum()
+        parity(name, case, "mask pixels", (masks != pasted).sum() / pasted.sum(), 1e-4, "of all")
     if found.keypoints is not None:
-        torch.testing.assert_close(
-            found.keypoints[..., :2], want["keypoints"][match, :, :2], atol=0.05, rtol=0
-        )
+        places = difference(found.keypoints[..., :2], want["keypoints"][match, :, :2])
+        parity(name, case, "final key points", places, 0.05, "px")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_each_stage_is_exact(name: str, picture: np.ndarray) -> None:
+def test_each_stage_is_exact(name: str, picture: np.ndarray, parity: Parity) -> None:
     """In float64, each stage on torchvision's own input to it."""
     their = theirs(name).double()
     try:
         model: Any = zoo.build(name).double().eval()
         model.load_state_dict(from_torchvision(their.state_dict()), strict=False)
-        close: dict[str, Any] = {"atol": 1e-9, "rtol": 1e-9}
+
+        def exact(stage: str, ours: Tensor, want: Tensor) -> None:
+            parity(name, "torchvision, 256x367, fp64", stage, difference(ours, want), 1e-9)
+
         images, _ = their.transform([as_theirs(picture).double()])
         size: tuple[int, int] = tuple(images.image_sizes[0])
-        assert resize_size(*picture.shape[:2], *SIZES, "torchvision") == size
+        assert resize_size(300, 431, *SIZES, resize="torchvision") == size
         resized = torch.from_numpy(resize_image(picture, size, "torchvision")).permute(2, 0, 1)
         batch = model.preprocess([resized])
         torch.testing.assert_close(batch.pixels, images.tensors, atol=3e-4, rtol=0)  # resized in float32
         levels = their.backbone(images.tensors)
         maps = model.backbone(images.tensors)
         for level, want in zip(maps, levels.values(), strict=True):
-            torch.testing.assert_close(level, want, **close)
+            exact("features", level, want)
         proposals = their.rpn(images, levels)[0]
-        torch.testing.assert_close(model.rpn(maps, [size])[0].boxes, proposals[0], **close)
+        exact("proposals", model.rpn(maps, [size])[0].boxes, proposals[0])
         features, heads = model.roi_features(maps), their.roi_heads
         pooled = heads.box_roi_pool(levels, proposals, images.image_sizes)
-        torch.testing.assert_close(features.pool(proposals, 7), pooled, **close)
+        exact("RoI features", features.pool(proposals, 7), pooled)
         logits, deltas = heads.box_predictor(heads.box_head(pooled))
         our_logits, our_deltas = model.box_head.predict_rois(features, proposals)
-        torch.testing.assert_close(our_logits, logits.roll(-1, 1), **close)
-        torch.testing.assert_close(our_deltas.flatten(1), deltas[:, 4:], **close)
+        exact("class logits", our_logits, logits.roll(-1, 1))
+        exact("box deltas", our_deltas.flatten(1), deltas[:, 4:])
         boxes, scores, labels = heads.postprocess_detections(logits, deltas, proposals, images.image_sizes)
         (found,) = model.box_head(features, [Proposals(proposals[0], proposals[0][:, 0])], [size])
-        torch.testing.assert_close(found.boxes, boxes[0], **close)
-        torch.testing.assert_close(found.scores, scores[0], **close)
+        exact("boxes", found.boxes, boxes[0])
+        exact("scores", found.scores, scores[0])
         assert torch.equal(found.labels, labels[0] - 1)
     finally:
         their.float()
