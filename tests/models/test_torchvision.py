@@ -212,9 +212,10 @@ def test_a_classifier_is_a_backbone(tmp_path: Path) -> None:
     model = zoo.build("mask_rcnn_R_50_FPN_3x")
     notes = load_weights(model, tmp_path / "a.pth")
     assert any("fc.weight" in note for note in notes)
+    assert any("made for strides in the 3x3" in note for note in notes)
     assert read_weights(tmp_path / "a.pth").kind == "backbone"
     body = zoo.build("maskrcnn_resnet50_fpn")
-    load_weights(body, tmp_path / "a.pth")
+    assert not any("made for" in note for note in load_weights(body, tmp_path / "a.pth"))
     body = body.backbone.get_submodule("body").eval()
     for module in body.modules():
         if isinstance(module, FrozenBatchNorm):

@@ -34,6 +34,7 @@ from maskrcnn.engine.unpickle import read_pickle
 from maskrcnn.errors import UserError
 from maskrcnn.models.caffe2_keys import from_bare_detectron2, from_caffe2, is_bare_detectron2, is_caffe2
 from maskrcnn.models.detectron2_keys import from_detectron2, is_detectron2
+from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.mmdetection_keys import from_mmdetection, is_mmdetection
 from maskrcnn.models.pretrained_keys import fit, from_pretrained, may_be_missing
 from maskrcnn.models.torchvision_keys import from_resnet, from_torchvision, is_resnet, is_torchvision
@@ -51,6 +52,9 @@ HEAD_PER_KEYPOINT = "keypoint_head.deconv."
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, as its first pickle
 
 
+TORCHVISION_RESNET = "strides in the 3x3 convolutions and RGB images of ImageNet's mean and deviation"
+
+
 @dataclass(slots=True)
 class WeightFile:
     """Weights under our names, the config where the file holds it, and whose file it was."""
@@ -60,6 +64,7 @@ class WeightFile:
     config: ModelConfig | None
     kind: Kind
     dropped: tuple[str, ...] = ()  # names in the file that are no part of a detector
+    made_for: str = ""  # of a backbone: what it expects that not every model of its shape gives it
 
     @property
     def num_classes(self) -> int | None:
@@ -117,6 +122,14 @@ def load_weights(model: nn.Module, file: WeightFile | str | Path, *, new_head: b
         if absent := [k for k in wanted if k not in state and may_be_missing(k)]:
             wanted = {k: v for k, v in wanted.items() if k in state or not may_be_missing(k)}
             notes.append(f"{file.path}: {len(wanted)} weights; {len(absent)} not in it ({_listed(absent)}).")
+    if (
+        file.made_for
+        and isinstance(model, MaskRCNN)
+        and getattr(model.config.backbone, "stride_in_1x1", False)
+    ):
+        notes.append(
+            f"{file.path}: made for {file.made_for}: maskrcnn_resnet50_fpn has them, this model has not."
+        )
     if file.dropped:
         notes.append(f"{file.path}: {_listed(file.dropped)} not used.")
     if new_head and file.num_classes is not None:
@@ -266,7 +279,7 @@ def _named(path: Path, state: dict[str, Tensor]) -> WeightFile:
     if is_mmdetection(state):
         return WeightFile(path, {from_mmdetection(k): v for k, v in state.items()}, None, "mmdetection")
     if is_resnet(state):
-        return WeightFile(path, *_backbone(*from_resnet(state)))
+        return WeightFile(path, *_backbone(*from_resnet(state)), made_for=TORCHVISION_RESNET)
     if is_caffe2(state):
         return WeightFile(path, *_backbone(*from_caffe2(state)))
     if is_bare_detectron2(state):
