@@ -1,8 +1,9 @@
 """How fast a model is and how much memory it takes on this machine: seconds an image, a training step, peak memory.
 
 Each measurement is a process of its own, so that its peak memory is its own and a model too large for the machine
-ends only its own row. Weights are random, which changes nothing of the work but one thing: no detection would pass
-the score threshold, so 100 proposals stand in for the detections that the mask and key-point heads get.
+ends only its own row. Weights are random, which changes nothing of the work but how many proposals and detections
+come out: so as many boxes of all sizes as the model keeps proposals stand in for these, and 100 of them for the
+detections that the mask and key-point heads get.
 
 `python -m maskrcnn.bench JSON` is such a process: it measures one `Task` and prints one JSON line.
 """
@@ -129,6 +130,7 @@ def _build(task: Task) -> MaskRCNN:
     import torch
 
     from maskrcnn import presets
+    from maskrcnn.backbones.resnet import BottleneckBlock
     from maskrcnn.models.build import build_model
 
     torch.manual_seed(0)
@@ -137,7 +139,12 @@ def _build(task: Task) -> MaskRCNN:
         if not hasattr(config.backbone, "checkpointing"):
             raise ValueError(f"{task.model}: its backbone has no gradient checkpointing")
         config.backbone.checkpointing = True  # pyright: ignore[reportAttributeAccessIssue]
-    return build_model(config)
+    model = build_model(config)
+    for block in model.modules():
+        if isinstance(block, BottleneckBlock) and block.conv3.norm is not None:
+            # As training does: random residual blocks alone would double the signal at each.
+            torch.nn.init.constant_(block.conv3.norm.weight, 0.2)  # pyright: ignore[reportArgumentType]
+    return model
 
 
 def _batch(model: MaskRCNN, task: Task) -> ImageBatch:
@@ -152,26 +159,38 @@ def _batch(model: MaskRCNN, task: Task) -> ImageBatch:
 def _inference(model: MaskRCNN, task: Task) -> Callable[[], Any]:
     import torch
 
+    from maskrcnn.models.box_head import Detections
+    from maskrcnn.models.rpn import Proposals
+
     model.prepare("fp32" if task.precision == "tf32" else task.precision)
     batch = _batch(model, task)
+    boxes = _boxes(model.config.rpn.post_nms_topk_test, task.size).to(task.device)
+    scores = torch.linspace(1, 0, len(boxes), device=task.device)
+    index = torch.arange(min(DETECTIONS, len(boxes)), device=task.device)
+    detections = Detections(boxes[index], scores[index], index % model.config.num_classes, index)
 
     @torch.inference_mode()
     def detect() -> list[Instances]:
-        from maskrcnn.models.box_head import Detections
-
         features = model.backbone(batch.pixels)
-        proposals = model.rpn(features, batch.image_sizes)
+        model.rpn(features, batch.image_sizes)
         roi_features = model.roi_features(features)
-        model.box_head(roi_features, proposals, batch.image_sizes)
-        stand_ins = []
-        for p in proposals:
-            boxes = p.boxes[:DETECTIONS]
-            index = torch.arange(len(boxes), device=boxes.device)
-            labels = index % model.config.num_classes
-            stand_ins.append(Detections(boxes, p.objectness_logits[:DETECTIONS].sigmoid(), labels, index))
-        return model.describe(roi_features, stand_ins, batch)
+        model.box_head(roi_features, [Proposals(boxes, scores)] * task.batch, batch.image_sizes)
+        return model.describe(roi_features, [detections] * task.batch, batch)
 
     return detect
+
+
+def _boxes(count: int, size: tuple[int, int]) -> torch.Tensor:
+    """(count, 4) boxes with sides from a 64th to two thirds of the image's, each size as often as twice it."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    image = torch.tensor([size[1], size[0]])
+    side = min(size) / 64 * (64 * 2 / 3) ** torch.rand(count, 1, generator=generator)
+    stretch = 2 ** (torch.rand(count, 1, generator=generator) - 0.5)
+    centre = torch.rand(count, 2, generator=generator) * image
+    half = torch.cat([side * stretch, side / stretch], 1) / 2
+    return torch.cat([(centre - half).clamp(min=0), torch.minimum(centre + half, image)], 1)
 
 
 def _training(model: MaskRCNN, task: Task) -> Callable[[], Any]:
