@@ -30,7 +30,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops import roi_align as torchvision_roi_align
 
 from maskrcnn import presets
-from maskrcnn.backbones.layers import fold_frozen_norms
+from maskrcnn.backbones.layers import fold_norms
 from maskrcnn.config import ResNetConfig
 from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.build import build_shared_res5
@@ -117,7 +117,7 @@ def make_calls(name: str, training: bool) -> dict[str, Callable[[], object]]:
         for a, b in zip(ours(feature, rois[:50]), plain(feature, rois[:50]), strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
     if not training:
-        fold_frozen_norms(ours)
+        fold_norms(ours)
     ours = ours.to(memory_format=torch.channels_last)
     maps = {"ours": feature.to(memory_format=torch.channels_last), "plain": feature}
     bf16 = torch.bfloat16
