@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -22,9 +23,9 @@ from maskrcnn import download
 from maskrcnn.download import cached_path, fetch
 from maskrcnn.errors import UserError
 
-CONTENT = bytes(range(256)) * 2000  # 512,000 bytes
+CONTENT = pickle.dumps(bytes(range(256)) * 2000)  # 512,000 bytes and a few
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
-NAME = f"model_final_{DIGEST[:6]}.pkl"
+NAME = f"weights-{DIGEST[:8]}.pkl"
 
 
 @dataclass
@@ -132,9 +133,9 @@ def test_a_file_is_fetched_once(server: Server, cache: Path) -> None:
 
 
 def test_one_name_at_two_addresses_is_two_files(server: Server) -> None:
-    server.script = [serve, lambda h: serve(h, b"other")]
+    server.script = [serve, lambda h: serve(h, pickle.dumps("other"))]
     assert fetch(server.at("MSRA/R-50.pkl")).read_bytes() == CONTENT
-    assert fetch(server.at("torchvision/R-50.pkl")).read_bytes() == b"other"
+    assert fetch(server.at("torchvision/R-50.pkl")).read_bytes() == pickle.dumps("other")
 
 
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -243,7 +244,7 @@ def test_another_range_than_asked_is_not_taken(server: Server) -> None:
 def test_wrong_bytes_are_refused_and_not_kept(server: Server, cache: Path) -> None:
     server.script = [lambda h: serve(h, b"wrong" * 1000)]
     message = refused(server.at(NAME))
-    assert f"sha256 {DIGEST[:6]}... as its name says" in message
+    assert f"sha256 {DIGEST[:8]}... as its name says" in message
     assert visible(cache) == []
     assert parts(cache) == []
     assert fetch(server.at(NAME)).read_bytes() == CONTENT
@@ -253,6 +254,15 @@ def test_a_web_page_is_no_file(server: Server, cache: Path) -> None:
     server.script = [answer(200, Content_Type="text/html; charset=utf-8")]
     assert "got a web page" in refused(server.at("R-50.pkl"))
     assert visible(cache) == []
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"error": "rate limit"}', b"<Error>NoSuchKey</Error>", b"version https://git-lfs", b""]
+)
+def test_text_is_no_weights(server: Server, cache: Path, content: bytes) -> None:
+    server.script = [lambda h: serve(h, content)] if content else [answer(200)]
+    assert "expected weights, got " in refused(server.at("model_final_f10217.pkl"))
+    assert visible(cache) == parts(cache) == []
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -413,7 +423,7 @@ def test_a_file_put_there_by_hand_is_held_to_its_name(server: Server) -> None:
 @pytest.mark.parametrize(
     ("name", "digest"),
     [
-        ("model_final_f10217.pkl", "f10217"),
+        ("model_final_f10217.pkl", ""),
         ("deit_tiny_patch16_224-a1311bcf.pth", "a1311bcf"),
         ("maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth", "bf2d0c1e"),
         ("mask_rcnn_r50_fpn_1x_coco_20200205.pth", ""),

@@ -9,7 +9,8 @@
 A file lies in the cache under its address, `HOST/PATH`. While it is fetched it is `.NAME.part`, with `.NAME.part.json`
 beside it that says of what; a broken download goes on from there. `.NAME.json` holds the whole file's sha256, size and
 time: size and time are compared at every use, the sha256 again when they changed. A name that holds the beginning of
-its sha256, as `model_final_f10217.pkl` and `deit_tiny_patch16_224-a1311bcf.pth` do, is held to it.
+its sha256 as PyTorch's do, `deit_tiny_patch16_224-a1311bcf.pth`, is held to it. (The six digits of detectron2's
+`model_final_f10217.pkl` are of something else: its DensePose file `162be9` has a sha256 that begins with b8a738.)
 """
 
 from __future__ import annotations
@@ -137,9 +138,8 @@ def _refuse_wrong(path: Path, digest: str, advice: str) -> None:
 
 def _digest_in(name: str) -> str:
     """The beginning of the sha256 that a published file's name holds; empty if none."""
-    found = re.search(r"(?:model_final_([0-9a-f]{6})|-([0-9a-f]{8,64}))\.\w+$", name)
-    digest = (found[1] or found[2]) if found else ""
-    return "" if len(digest) > 6 and digest.isdecimal() else digest  # a date
+    found = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
+    return "" if found is None or found[1].isdecimal() else found[1]  # all decimal: a date
 
 
 def _sha256(path: Path) -> str:
@@ -228,6 +228,7 @@ class _Download:
             _refuse_wrong(
                 self.path, digest, f"{self._address()} serves another file: try again or elsewhere."
             )
+            self._refuse_text()
         except UserError:
             self._forget()
             raise
@@ -356,6 +357,16 @@ class _Download:
                 f"{self._address()}: cannot trust the server: {_said(reason)}. {advice}"
             ) from None
         raise UserError(f"{self._address()}: cannot reach the server: {_said(reason)}. {advice}") from None
+
+    def _refuse_text(self) -> None:
+        """No weights are text, but many ways of servers to say no are."""
+        with open(self.part, "rb") as file:
+            head = file.read(512)
+        if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
+            said = " ".join(head[:60].decode().split())
+            raise UserError(
+                f"{self._address()}: expected weights, got {f'the text {said!r}' if said else 'nothing'}."
+            )
 
     def _have(self) -> int:
         try:
