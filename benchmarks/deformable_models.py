@@ -5,7 +5,7 @@
 Same weights, image (800x1216) and code; only the operator differs: ours, or what the original code falls back to
 without its CUDA operators (`deformable.py` measures the operators alone). Offsets get random weights, as a trained
 model's would be. 100 proposals stand in for detections (`maskrcnn.bench`). The two take turns; before that, they
-have to give the same feature maps.
+have to give the same feature maps. In float32: in bf16 PyTorch's `grid_sample` gives NaN on this CPU.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def randomize_offsets(model: torch.nn.Module) -> None:
             parameter.data.normal_(0, 0.05, generator=generator)
 
 
-def measure(name: str, precision: Any, rounds: int, threads: int) -> dict[str, Any]:
-    task = bench.Task(model=name, precision=precision, threads=threads)
+def measure(name: str, rounds: int, threads: int) -> dict[str, Any]:
+    task = bench.Task(model=name, threads=threads)
     model = bench._build(task)
     randomize_offsets(model)
     call = bench._inference(model, task)
@@ -69,7 +69,7 @@ def measure(name: str, precision: Any, rounds: int, threads: int) -> dict[str, A
         with on_grid_sample():
             other = model.backbone(pixels)
     differences = [float((a - b).abs().max() / b.std()) for a, b in zip(mine, other, strict=True)]
-    assert max(differences) < (1e-3 if precision == "fp32" else 0.5), differences
+    assert max(differences) < 1e-3, differences
     calls: dict[str, Callable[[], object]] = {"grid_sample": theirs, "ours": call}
     seconds: dict[str, list[float]] = {key: [] for key in calls}
     for turn in range(rounds + 1):
@@ -81,7 +81,6 @@ def measure(name: str, precision: Any, rounds: int, threads: int) -> dict[str, A
     median = {key: statistics.median(values) for key, values in seconds.items()}
     return {
         "model": name,
-        "precision": precision,
         "seconds": {key: round(value, 3) for key, value in median.items()},
         "ratio": round(median["grid_sample"] / median["ours"], 2),
         "features_differ_by": f"{max(differences):.1e} of their spread",
@@ -98,9 +97,8 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rows = []
     for name in MODELS:
-        for precision in ("fp32", "bf16"):
-            rows.append(measure(name, precision, args.rounds, args.threads))
-            print(json.dumps(rows[-1]), flush=True)
+        rows.append(measure(name, args.rounds, args.threads))
+        print(json.dumps(rows[-1]), flush=True)
     about = {"torch": torch.__version__, "machine": platform.machine(), "threads": args.threads, "rows": rows}
     (RESULTS / "deformable_models.json").write_text(json.dumps(about, indent=1) + "\n")
 

@@ -8,6 +8,7 @@ one row a model and case, one column a stage. (A part of conftest.py, kept apart
 from __future__ import annotations
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -78,16 +79,17 @@ class _Collector:
 
 
 def table(found: list[Difference]) -> str:
-    """Markdown: a section a family of stages' names (inference, training, parts), worst of each cell."""
-    sections: dict[tuple[str, ...], dict[tuple[str, str], dict[str, Difference]]] = {}
+    """Markdown: a section for inference and one for training, in each a table for each original's images, whose
+    columns are the stages that it tells of; of each cell the worst."""
     rows: dict[tuple[str, str], dict[str, Difference]] = defaultdict(dict)
     for d in found:
         worst = rows[d.model, d.case].get(d.stage)
         if worst is None or d.value > worst.value:
             rows[d.model, d.case][d.stage] = d
-    for key, row in sorted(rows.items()):
+    sections: dict[tuple[str, str], dict[tuple[str, str], dict[str, Difference]]] = {}
+    for (model, case), row in sorted(rows.items()):
         kind = "training" if any("loss" in stage for stage in row) else "inference"
-        sections.setdefault((kind,), {})[key] = row
+        sections.setdefault((kind, re.split("[, ]", case)[0]), {})[model, case] = row
     lines = [
         "# The originals' numbers, and ours",
         "",
@@ -95,13 +97,14 @@ def table(found: list[Difference]) -> str:
         "computed with the same weights and image, and in brackets what the tests allow. Rows ending in `fp64` ran",
         "in float64 on both sides, where only the rounding of the stored reference is left; in float32 the",
         "original's own distance from its float64 run is of the same size. Detections are matched one to one, by",
-        "class and box.",
+        "class and box. Boxes, proposals and key points are in pixels, features, backbone, neck and layers in units of",
+        "their own spread, mask areas in pixels.",
     ]
-    for (kind,), section in sorted(sections.items()):
+    for (kind, images), section in sorted(sections.items()):
         stages = list(dict.fromkeys(stage for row in section.values() for stage in row))
         units = {d.stage: d.unit for row in section.values() for d in row.values()}
         heads = [f"{s} ({units[s]})" if units[s] else s for s in stages]
-        lines += ["", f"## {kind.capitalize()}", "", "| model | case | " + " | ".join(heads) + " |"]
+        lines += ["", f"## {kind.capitalize()}: {images}", "", "| model | case | " + " | ".join(heads) + " |"]
         lines += ["|---|---|" + "---:|" * len(stages)]
         for (model, case), row in section.items():
             cells = [f"{row[s].value:.2g} ({row[s].bound:.2g})" if s in row else "" for s in stages]
