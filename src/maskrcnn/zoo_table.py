@@ -57,20 +57,21 @@ def _d2(
     name: str,
     backbone: str,
     schedule: str | None,
-    ap: tuple[float, float],
+    ap: tuple[float, float] | None,
     train_seconds: float | None,
     file: str,
     folder: str = "COCO-InstanceSegmentation",
 ) -> Entry:
-    """A row of detectron2's zoo; `ap` is box and mask, for key-point models box and key points."""
+    """A row of detectron2's zoo; `ap` is box and mask, for key-point models box and key points; None: not at hand."""
     keypoints = name.startswith("keypoint")
+    box_ap, other_ap = ap or (None, None)
     return Entry(
         name=name,
         backbone=backbone,
         schedule=schedule,
-        box_ap=ap[0],
-        mask_ap=None if keypoints else ap[1],
-        keypoint_ap=ap[1] if keypoints else None,
+        box_ap=box_ap,
+        mask_ap=None if keypoints else other_ap,
+        keypoint_ap=other_ap if keypoints else None,
         train_seconds=train_seconds,
         hardware=None if train_seconds is None else _V100,
         weights=f"{_FAIR}/{folder}/{name}/{file}",
@@ -279,7 +280,7 @@ ENTRIES: tuple[Entry, ...] = (
                 "mask_rcnn_R_101_FPN_200ep_LSJ",
                 "R101-FPN",
                 200,
-                (48.0, 43.1),
+                None,
                 "42131867/model_final_0bb7ae.pkl",
             ),
             (
