@@ -58,10 +58,6 @@ class Measurement:
     memory_mib: float | None = None
     error: str | None = None
 
-    @property
-    def images_per_second(self) -> float | None:
-        return None if self.seconds is None else self.task.batch / self.seconds
-
 
 def measure_all(tasks: Sequence[Task], timeout: float | None = None) -> Iterator[Measurement]:
     """Each task in a process of its own, one after the other."""

@@ -320,10 +320,14 @@ def test_trace_as_one_graph():
     torch.testing.assert_close(torch.autograd.grad(compiled(*args), args), expected)
 
 
+# PyTorch's CPU code generator calls a compiler, which users need not have: without one there is nothing to test here,
+# and the test above has traced the whole graph already. CI machines have gcc, so it runs there.
 @pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")),
+    reason="torch.compile's CPU code needs a C++ compiler",
+)
 def test_compile():
-    if not (shutil.which("g++") or shutil.which("clang++")):
-        pytest.skip("torch.compile needs a C++ compiler for the CPU")
     args = [x.requires_grad_() for x in dcn_args()]
     compiled = torch.compile(three_operators, fullgraph=True)
     expected = torch.autograd.grad(three_operators(*args), args)
