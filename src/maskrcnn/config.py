@@ -256,8 +256,11 @@ class TTAConfig:
 
 @dataclass(kw_only=True, slots=True)
 class AugmentConfig:
-    """What happens to a training image, in this order: resize or jitter, crop, flips, colour."""
+    """What happens to a training image, in this order: window, resize or jitter, crop, flips, colour."""
 
+    window_share: tuple[float, float] | None = (
+        None  # random window: of height and width, each a share of this range
+    )
     min_sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # one is drawn for the shortest side
     max_size: int = 1333
     jitter_scale: tuple[float, float] | None = None  # large-scale jitter: the image's size times this range
@@ -325,6 +328,7 @@ class TrainConfig:
     iterations: int = 90_000  # optimiser steps
     max_minutes: float | None = None  # stop training by the clock; the schedule then follows the clock too
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    loss_scale: float = 65536.0  # in fp16, to begin with: it adapts
     tf32: bool = False  # on CUDA: matrix products of factors rounded to 10 bits, several times as fast
     channels_last: bool = True
     compile: bool = False
@@ -335,6 +339,9 @@ class TrainConfig:
     keep_checkpoints: int = 2  # older ones are removed; the best is always kept
     evaluate_every: int = 5000  # 0: only at the end
     evaluate_max_detections: int = 100
+    precise_norm_batches: int = (
+        0  # before an evaluation, batch norms' statistics are renewed over so many batches
+    )
     early_stopping: int = 0  # evaluations without a better AP before stopping; 0: never
     weights: str = ""  # initial weights: a file, or empty for random
     tensorboard: bool = False

@@ -251,6 +251,23 @@ def test_result_is_not_a_view_of_the_larger_image():
     assert image.permute(1, 2, 0).is_contiguous()
 
 
+def test_a_window_is_a_share_of_the_picture_and_comes_first():
+    image, truth = sample()
+    config = AugmentConfig(min_sizes=(240,), max_size=1000, window_share=(0.5, 0.75), horizontal_flip=0)
+    ratios = set()
+    for seed in range(40):
+        view, objects = augment(image, truth, config, seed)
+        assert min(view.shape[1:]) == 240
+        ratios.add(view.shape[2] / view.shape[1])
+        channels = tuple({3: 0, 5: 1}[k] for k in objects.labels.tolist())
+        sides = (objects.boxes[:, 2:] - objects.boxes[:, :2]).amin(1)  # of a strip at the border half is blur
+        good = zip(agreement(view, objects, channels), sides.tolist(), strict=True)
+        assert all(iou > 0.8 for iou, side in good if side > 16)
+    # Height 60 to 90 and width 80 to 120, each drawn by itself.
+    assert 80 / 90 - 0.02 <= min(ratios) < 1.1
+    assert 1.6 < max(ratios) <= 120 / 60 + 0.02
+
+
 def test_zoom_enlarges_a_window_half_of_the_time():
     image, truth = sample()
     config = AugmentConfig(min_sizes=(96,), max_size=200, zoom_sizes=(60, 80), zoom_crop=(40, 50))

@@ -259,6 +259,8 @@ def test_the_clock_ends_a_run_with_a_time_budget(tmp_path, monkeypatch):
         ("train", "iterations", 0, "at least 1"),
         ("train", "max_minutes", 0.0, "more than 0"),
         ("train", "ema_decay", 1.0, "between 0 and 1"),
+        ("train", "precise_norm_batches", -1, "0 or more"),
+        ("train", "loss_scale", 0.0, "more than 0"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(tmp_path, section, name, value, match):
@@ -267,6 +269,20 @@ def test_settings_that_cannot_work_are_refused(tmp_path, section, name, value, m
     setattr(getattr(config, section), name, value)
     with pytest.raises(UserError, match=match):
         Trainer(SmallModel(), config, tmp_path, batches=batches(), process=Process(torch.device("cpu")))
+
+
+def test_precise_norms_and_averaged_weights_exclude_each_other(tmp_path):
+    config = small_config(precise_norm_batches=2, ema_decay=0.9)
+    with pytest.raises(UserError, match=r"precise_norm_batches.*ema_decay"):
+        Trainer(SmallModel(), config, tmp_path, batches=batches())
+
+
+@pytest.mark.parametrize("share", [(0.0, 1.0), (0.9, 0.5), (0.9, 1.1)])
+def test_windows_that_cannot_be_are_refused(tmp_path, share):
+    config = small_config()
+    config.data.augment.window_share = share
+    with pytest.raises(UserError, match="window_share"):
+        Trainer(SmallModel(), config, tmp_path, batches=batches())
 
 
 def test_lines_where_there_is_no_terminal_and_a_bar_where_there_is(tmp_path):

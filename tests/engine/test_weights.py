@@ -182,6 +182,16 @@ def test_heads_that_fit_are_kept(tmp_path: Path) -> None:
     assert same(model, trained)
 
 
+def test_heads_kept_for_classes_of_other_names_are_told(tmp_path: Path) -> None:
+    trained, model = tiny(seed=1), tiny(seed=2)
+    trained.config.class_names, model.config.class_names = ("cat", "dog", "cow"), ("cat", "dog", "hen")
+    write_weights(tmp_path / "three.safetensors", trained.state_dict(), trained.config)
+    (note,) = load_weights(model, tmp_path / "three.safetensors", new_head=True)
+    assert "has 3 classes too (cat, dog, cow): the heads are kept" in note
+    assert "in their order (cat, dog, hen)" in note
+    assert same(model, trained)
+
+
 # --- backbones
 
 

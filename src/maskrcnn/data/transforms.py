@@ -34,12 +34,16 @@ MIN_BOX_SIDE = 1.0  # pixels of the network; what is smaller cannot be seen and 
 def augment(
     image: Tensor, truth: GroundTruth, config: AugmentConfig, seed: int, flip_pairs: Pairs = ()
 ) -> Sample:
-    """A random view of a sample: zoom, resize or jitter, crop, flips, quarter turn, colour, in this order.
+    """A random view of a sample: window, zoom, resize or jitter, crop, flips, quarter turn, colour, in this order.
 
     All chance comes from `seed`: the same seed gives the same view. Objects of which the crop leaves
     nothing, or that end up under a pixel wide or high, are left out; key points outside become invisible.
     """
     rng = np.random.Generator(np.random.PCG64(seed))
+    if config.window_share is not None:
+        image, truth = _random_crop(
+            image, truth, _draw_window(image.shape[1:], config.window_share, rng), rng
+        )
     if config.zoom_sizes and rng.random() < 0.5:
         image, truth = _zoom(image, truth, config, rng)
     sample = resize(image, truth, _draw_size(image.shape[1:], config, rng), config.antialias)
@@ -167,6 +171,14 @@ def _zoom(image: Tensor, truth: GroundTruth, config: AugmentConfig, rng: np.rand
     image, truth = resize(image, truth, size, config.antialias)
     height, width = (_draw_side(side, config.zoom_crop, rng) for side in size)
     return _random_crop(image, truth, (height, width), rng)
+
+
+def _draw_window(size: torch.Size, share: tuple[float, float], rng: np.random.Generator) -> tuple[int, int]:
+    """The (H, W) of a window in an image of `size`, each side a share drawn from the range (detectron2's
+    `relative_range` crop)."""
+    low, high = share
+    height, width = (int(side * (low + (high - low) * rng.random()) + 0.5) for side in size)
+    return max(1, height), max(1, width)
 
 
 def _draw_side(side: int, limits: tuple[int, int], rng: np.random.Generator) -> int:

@@ -42,6 +42,20 @@ def check_settings(config: Config, process: Process) -> None:
         raise UserError(f"--train.max_minutes: expected more than 0, got {t.max_minutes:g}.")
     if t.ema_decay is not None and not 0 < t.ema_decay < 1:
         raise UserError(f"--train.ema_decay: expected a number between 0 and 1, got {t.ema_decay:g}.")
+    if t.precise_norm_batches < 0:
+        raise UserError(f"--train.precise_norm_batches: expected 0 or more, got {t.precise_norm_batches}.")
+    if t.precise_norm_batches and t.ema_decay is not None:
+        raise UserError(
+            "--train.precise_norm_batches: measures the weights being trained, not their average; leave out "
+            "--train.ema_decay or this."
+        )
+    if t.loss_scale <= 0:
+        raise UserError(f"--train.loss_scale: expected more than 0, got {t.loss_scale:g}.")
+    window = config.data.augment.window_share
+    if window is not None and not 0 < window[0] <= window[1] <= 1:
+        raise UserError(
+            f"--data.augment.window_share: expected two shares, 0 < low <= high <= 1, got {window[0]:g}, {window[1]:g}."
+        )
     if not 0 <= config.data.val_fraction < 1:
         raise UserError(f"--data.val_fraction: expected from 0 to below 1, got {config.data.val_fraction:g}.")
     shares = process.world_size * o.accumulation_steps

@@ -29,6 +29,7 @@ from maskrcnn.engine import distributed
 from maskrcnn.engine.distributed import Process
 from maskrcnn.engine.inference import autocast
 from maskrcnn.engine.optim import Schedule, WeightAverage, build_optimizer, scaled_lr, set_learning_rate
+from maskrcnn.engine.precise_norm import renew_statistics
 from maskrcnn.engine.runlog import Display, RunLog, Stopwatch, Window
 from maskrcnn.engine.settings import check_settings, compare_configs
 from maskrcnn.errors import UserError
@@ -91,7 +92,11 @@ class Trainer:
         self.average = (
             None if config.train.ema_decay is None else WeightAverage(self.model, config.train.ema_decay)
         )
-        self.scaler = torch.amp.GradScaler(self.process.device.type, enabled=config.train.precision == "fp16")  # type: ignore[attr-defined]
+        self.scaler = torch.amp.GradScaler(  # type: ignore[attr-defined]
+            self.process.device.type,
+            init_scale=config.train.loss_scale,
+            enabled=config.train.precision == "fp16",
+        )
         lr, self.lr_note = scaled_lr(config.optim, config.data.batch_size)
         minutes = config.train.max_minutes
         budget = None if minutes is None else minutes * 60
@@ -99,6 +104,7 @@ class Trainer:
             config=config.optim, lr=lr, iterations=config.train.iterations, budget_seconds=budget
         )
         self.iteration = 0
+        self.norms_renewed_at: int | None = None
         self.seconds = 0.0  # of training, without evaluations
         self.resume_from = resume_from
         torch.manual_seed(config.train.seed + self.process.rank)
@@ -273,6 +279,7 @@ class Trainer:
     def _evaluate(self, validate: Callable[[Any], dict[str, Any]]) -> None:
         self.watch.pause()
         started = time.monotonic()
+        self._renew_norms()
         with torch.random.fork_rng(devices=_cuda_devices(self.process.device)):
             found = validate(self.averaged_model().eval())
         before = self.log.evaluations
@@ -288,6 +295,16 @@ class Trainer:
             numbers.append(f"validation loss {found['validation_loss']:.3f}")
         self.display.say(f"{self.iteration}: {'  '.join(numbers)}{'  (best so far)' if best else ''}")
         self.watch.start()
+
+    def _renew_norms(self) -> None:
+        """Batch norms' running statistics of the weights as they are now, where the config asks for it."""
+        num_batches = self.config.train.precise_norm_batches
+        if not num_batches or self.norms_renewed_at == self.iteration:
+            return
+        batches = self.batches(self.iteration)
+        with torch.random.fork_rng(devices=_cuda_devices(self.process.device)):
+            renew_statistics(self.model, lambda: self._losses(*next(batches)[:2]), num_batches)
+        self.norms_renewed_at = self.iteration
 
     def averaged_model(self) -> Any:
         """A copy of the model with the weights to evaluate and keep: the averaged ones where there are."""
@@ -341,6 +358,7 @@ class Trainer:
                 torch.cuda.set_rng_state(kept.state["cuda_rng"], self.process.device)
 
     def _end(self, reason: str) -> TrainResult:
+        self._renew_norms()
         self._save()
         self._evaluate_if_due(at_end=True)
         if self.process.is_main:

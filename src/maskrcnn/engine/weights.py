@@ -133,7 +133,8 @@ def load_weights(model: nn.Module, file: WeightFile | str | Path, *, new_head: b
     if file.dropped:
         notes.append(f"{file.path}: {_listed(file.dropped)} not used.")
     if new_head and file.num_classes is not None:
-        notes += [f"{file.path}: {said}" for said in _leave_out_heads(state, wanted, file.num_classes)]
+        said = _leave_out_heads(state, wanted, file.num_classes) or _kept_heads(file, model)
+        notes += [f"{file.path}: {sentence}" for sentence in said]
     _refuse_mismatch(file, state, wanted)
     model.load_state_dict(state, strict=False)
     return notes
@@ -156,6 +157,19 @@ def _leave_out_heads(state: dict[str, Tensor], wanted: dict[str, Tensor], num_cl
         said.append(f"has {num_classes} classes; the last layers of the heads start at random.")
         _drop((state, wanted), other)
     return said
+
+
+def _kept_heads(file: WeightFile, model: nn.Module) -> list[str]:
+    """A sentence on heads that fit by their number of classes, unless these are known to be the same ones."""
+    names = model.config.class_names if isinstance(model, MaskRCNN) else ()
+    own = () if file.config is None else file.config.class_names
+    if not names or own == names:
+        return []
+    its, ours = (", ".join(n[:3]) + ", ..." * (len(n) > 3) for n in (own, names))
+    return [
+        f"has {len(names)} class{'es' * (len(names) > 1)} too{f' ({its})' if own else ''}: the heads are kept, and its "
+        f"classes are taken for the data set's in their order ({ours})."
+    ]
 
 
 def _drop(states: tuple[dict[str, Tensor], ...], names: Iterable[str]) -> None:

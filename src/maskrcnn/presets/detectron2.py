@@ -147,7 +147,7 @@ def cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv() -> Config:
     """The zoo's largest: a cascade on ResNeXt-152 with deformable convolutions, group normalisation in the heads.
 
     X-152-32x8d-IN5k.pkl. Published: 50.2 / 44.0, 51.9 / 45.9 with test-time augmentation; 128 images an iteration.
-    The original also crops each training image to a window of 90 % to 100 % of its size, which is left out here.
+    Each training image is cropped to a window of 90 % to 100 % of its height and width.
     """
     config = cascade_mask_rcnn_R_50_FPN_1x()
     config.model.name = "cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv"
@@ -159,6 +159,7 @@ def cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv() -> Config:
     config.data.batch_size = 128
     config.data.augment.min_sizes = tuple(range(640, 865))
     config.data.augment.max_size = 1440
+    config.data.augment.window_share = (0.9, 1.0)
     config.optim.lr, config.optim.reference_batch_size = 0.16, 128
     config.optim.milestones = (35_000, 45_000)
     config.train.iterations = 50_000
@@ -199,12 +200,12 @@ def scratch_mask_rcnn_R_50_FPN_3x_gn() -> Config:
 def mask_rcnn_R_50_FPN_3x_syncbn() -> Config:
     """Batch normalisation over all processes. R-50.pkl. Published: 41.9 / 37.8; 0.371 s an iteration, 27.8 hours.
 
-    The original recomputes the running statistics over the training set before it evaluates (PreciseBN); that is
-    left out here.
+    Before an evaluation the running statistics are renewed over 200 batches (PreciseBN).
     """
     config = _named("mask_rcnn_R_50_FPN_3x_syncbn", mask_rcnn_R_50_FPN_3x())
     config.model.backbone = ResNetConfig(norm="sync_bn")
     config.model.fpn = FPNConfig(norm="sync_bn")
+    config.train.precise_norm_batches = 200
     return _convolutional_heads(config, "sync_bn")
 
 

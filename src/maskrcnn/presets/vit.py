@@ -143,7 +143,7 @@ def mask_rcnn_deit_adapter_base_fpn_3x_coco() -> Config:
 def mask_rcnn_deit_adapter_small_3x_coco() -> Config:
     """ViT-Adapter-S without a pyramid on it, 45 million parameters, in fp16. Published: box AP 48.2, mask AP 42.7."""
     config = _deit_config("small", 36, adapter=True, top_down=False)
-    config.train.precision = "fp16"
+    config.train.precision, config.train.loss_scale = "fp16", 512.0
     return config
 
 
