@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskrcnn.ops.sampling import _bag_sum, _use_triton
+from maskrcnn.ops.sampling import _sum_bags, _use_triton
 
 # Samples in a block: enough work for all threads, little enough to stay in the cache. It does not depend on
 # the number of threads, so that sums are made in the same order with any.
@@ -89,14 +89,12 @@ def _bilinear_sum(
         table = rows[n].to(scale.dtype).reshape(S * G, D)
         for q in places.blocks():
             cells = places.cells(n, q)
-            parts = (
-                _bag_sum(table[shift:], index, w)
+            ends = places.ends[: cells.first.shape[0] + 1]
+            a, b, c, d = (
+                _sum_bags(table[shift:], index.view(-1), ends, w.view(-1))
                 for (index, shift), w in zip(cells.rows(), cells.weights(), strict=True)
             )
-            total = next(parts)
-            for part in parts:
-                total.add_(part)
-            out[n, q] = total.view(-1, G, D)
+            torch.add(a.add_(b), c.add_(d), out=out[n, q].view(-1, D))
     return out.view(N, Q, G * D)
 
 
@@ -200,12 +198,13 @@ class Places:
             zip((start * G).tolist(), (end * G).tolist(), (size[:, 1] * G).tolist(), strict=True)
         )
         self.scale, self.point = self._tile(scale), self._tile(point)
-        self.zero = scale.new_zeros(())
         self.last = self._tile(size.flip(1).to(scale.dtype) - 2)
         self.below = self._tile(size[:, 1:] * G)[0]
         group = torch.arange(G, dtype=torch.int32, device=offset.device)
         first = group[:, None] + (start * G).repeat_interleave(self.K // len(start))  # (G, K)
         self.first = _take(first, self.num_outputs // G, G, self.K).copy_(first).view(-1, self.K)
+        num_samples = self.num_outputs * self.K
+        self.ends = torch.arange(0, num_samples + 1, self.K, dtype=torch.int32, device=offset.device)
         self.mark = _scratch.next
 
     def _tile(self, of_points: Tensor) -> Tensor:
@@ -230,7 +229,7 @@ class Places:
         if self.at is not None:
             place.view(2, num_queries, -1).add_(self.at[q].t()[:, :, None])
         place.nan_to_num_(-2.0)  # what is no number is outside
-        torch.clamp(torch.floor(place, out=cell), self.zero, self.last[:, :m], out=cell)
+        torch.minimum(torch.floor(place, out=cell), self.last[:, :m], out=cell).clamp_(min=0)
         beyond = place.sub_(cell)
         x, first = _take(cell, dtype=torch.int32).copy_(cell)
         below = self.below[:m]
@@ -348,14 +347,7 @@ class Cells:
             here = ends[i - begin : j + 1 - begin]
             first, last = here[[0, -1]].tolist()
             for corner, weight in enumerate(weights):
-                part = F.embedding_bag(
-                    output[first:last],
-                    flow,
-                    here - first,
-                    mode="sum",
-                    per_sample_weights=weight[first:last],
-                    include_last_offset=True,
-                )
+                part = _sum_bags(flow, output[first:last], here - first, weight[first:last])
                 shift = (corner // 2) * below + (corner % 2) * self.right
                 to = out[i + shift : j + shift]  # shorter where a last map is smaller than the shift
                 to += part[: len(to)]  # no sample begins in a map's last line: nothing is left out

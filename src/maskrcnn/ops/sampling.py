@@ -109,15 +109,20 @@ def _bag_sum(table: Tensor, index: Tensor, weight: Tensor, sizes: Tensor | None 
     num_bags = len(index) if sizes is None else len(sizes)
     if num_bags == 0 or table.numel() == 0:
         return table.new_zeros(num_bags, table.shape[1])
-    offsets = None if sizes is None else F.pad(sizes.cumsum(0), (1, 0)).to(index.dtype)
-    return F.embedding_bag(
-        index,
-        table.detach(),
-        offsets,
-        mode="sum",
-        per_sample_weights=weight.detach(),
-        include_last_offset=sizes is not None,
-    )
+    if sizes is None:
+        step = index.shape[1]
+        ends = torch.arange(0, num_bags * step + 1, step, dtype=index.dtype, device=index.device)
+    else:
+        ends = F.pad(sizes.cumsum(0, dtype=index.dtype), (1, 0))
+    return _sum_bags(table, index.reshape(-1), ends, weight.reshape(-1))
+
+
+def _sum_bags(table: Tensor, index: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
+    """`_bag_sum` of flat tensors: bag m holds what lies from ends[m] to ends[m + 1]."""
+    # Not by F.embedding_bag: in small blocks its checks cost a tenth of the time.
+    return torch.embedding_bag(
+        table.detach(), index, ends, mode=0, per_sample_weights=weight.detach(), include_last_offset=True
+    )[0]
 
 
 # ---------------------------------------------------------------------------------------------------
