@@ -36,6 +36,12 @@ def test_import_waits_for_torch_until_it_is_used() -> None:
     run("import sys, maskrcnn; maskrcnn.__version__; assert 'torch' not in sys.modules")
 
 
+def test_large_tensors_get_large_pages_unless_the_user_decides() -> None:
+    code = "import os; {first}import maskrcnn; assert os.environ['THP_MEM_ALLOC_ENABLE'] == '{wanted}'"
+    run(code.format(first="os.environ.pop('THP_MEM_ALLOC_ENABLE', 0); ", wanted=1))
+    run(code.format(first="os.environ['THP_MEM_ALLOC_ENABLE'] = '0'; ", wanted=0))
+
+
 def test_all_names_what_there_is() -> None:
     assert maskrcnn.__all__ == sorted(maskrcnn.__all__)
     assert dir(maskrcnn) == maskrcnn.__all__

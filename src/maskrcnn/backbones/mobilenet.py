@@ -58,7 +58,7 @@ def _apply(x: Tensor, conv: nn.Module, norm: nn.Module | None) -> Tensor:
 
 
 def _is_slow_backward(x: Tensor) -> bool:
-    """In bfloat16 on a CPU, a channel-wise convolution of stride 2 takes 4 to 25 times as long to train as in float32."""
+    """In bfloat16 on a CPU, a channel-wise convolution of stride 2 trains 4 to 25 times as slowly as in float32."""
     return x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled()
 
 

@@ -18,16 +18,14 @@ from __future__ import annotations
 
 import math
 import threading
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskrcnn.ops.sampling import _sum_bags, _use_triton
+from maskrcnn.ops.sampling import _sum_bags, _use_triton, allow_csr, has_csr
 
 # Samples in a block: enough work for all threads, little enough to stay in the cache. It does not depend on
 # the number of threads, so that sums are made in the same order with any.
@@ -318,9 +316,11 @@ class Cells:
     def _dots(self, flow: Tensor, table: Tensor, row: Tensor) -> Tensor:
         """The products of each row of flow (m, D) with the K rows of the table that `row` names: (m, K)."""
         m, K = row.shape
+        if not has_csr(flow):
+            return torch.linalg.vecdot(table[row.long()], flow[:, None])
         out = _take(flow, m, K).zero_()
         ends = torch.arange(0, m * K + 1, K, dtype=torch.int32, device=row.device)
-        _allow_csr()
+        allow_csr()
         at = torch.sparse_csr_tensor(
             ends, row.view(-1), out.view(-1), (m, len(table)), check_invariants=False
         )
@@ -376,11 +376,3 @@ def _pieces(
         last = min(last, end)
         for i in range(max(first, begin), last, length):
             yield i, min(i + length, last), below
-
-
-@cache
-def _allow_csr() -> None:
-    """Torch says once in a process that such tensors are in a beta state; not to our users."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([]).int(), torch.tensor([]), (1, 1))

@@ -20,7 +20,8 @@ N rows of a table, M outputs of K weighted rows each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -299,26 +300,26 @@ class RoITaps:
         used_y, used_x = self.wy != 0, self.wx != 0
         row = ((self.image[:, None, None] * H + self.y) * W)[used_y]
         x, wy, wx = self.x[used_x], self.wy[used_y], self.wx[used_x]
-        ny, nx = used_y.sum(2), used_x.sum(2)  # taps of each line and each column of bins
+        ny, nx = (
+            used.sum(2, dtype=torch.int32) for used in (used_y, used_x)
+        )  # taps of each line, each column
+        first_y, first_x = _first(ny), _first(nx)
+        out = table.new_zeros(R * P * Q, table.shape[1])
+        for a, b in _blocks((ny.sum(1) * nx.sum(1)).tolist(), PAIRS_PER_BLOCK):
 
-        def of_bins(y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-            """(R, P) and (R, Q) spread over the bins (R, P, Q), flat."""
-            return y[:, :, None].expand(R, P, Q).reshape(-1), x[:, None, :].expand(R, P, Q).reshape(-1)
+            def of_bins(y: Tensor, x: Tensor, rois: slice = slice(a, b)) -> Iterator[Tensor]:
+                """(R, P) and (R, Q) spread over the block's bins (R, P, Q), flat."""
+                y, x = y[rois, :, None], x[rois, None, :]
+                return (t.reshape(-1) for t in torch.broadcast_tensors(y, x))
 
-        first_y, first_x = of_bins(_first(ny), _first(nx))
-        ny, nx = of_bins(ny, nx)
-        sizes = ny * nx
-        index, weight = _empty_pairs(sizes, table)
-        end = 0
-        for a, b in _blocks(sizes.view(R, P * Q).sum(1).tolist(), PAIRS_PER_BLOCK):
-            bins = slice(a * P * Q, b * P * Q)
-            bin, i = _ranges(first_y[bins], ny[bins])
-            tap, j = _ranges(first_x[bins].index_select(0, bin), nx[bins].index_select(0, bin))
-            i = i.index_select(0, tap)
-            begin, end = end, end + len(i)
-            torch.add(row.index_select(0, i), x.index_select(0, j), out=index[begin:end])
-            weight[begin:end] = wy.index_select(0, i).mul_(wx.index_select(0, j))
-        return _bag_sum(table, index, weight, sizes)
+            lines, columns = of_bins(ny, nx)
+            first_line, first_column = of_bins(first_y, first_x)
+            bin, i = _ranges(first_line, lines)
+            tap, j = _ranges(first_column.index_select(0, bin), columns.index_select(0, bin))
+            index = row.index_select(0, i).index_select(0, tap).add_(x.index_select(0, j))
+            weight = wy.index_select(0, i).index_select(0, tap).mul_(wx.index_select(0, j))
+            _sum_bags_into(out[a * P * Q : b * P * Q], table, index, _ends(lines * columns), weight)
+        return out
 
     def scatter(self, grad: Tensor, num_images: int) -> Tensor:
         """The transpose of `gather`: what the bins' gradients (R * P * Q, C) add to a map (B * H * W, C).
@@ -328,48 +329,69 @@ class RoITaps:
         """
         P, Q, (H, W) = self.y.shape[1], self.x.shape[1], self.size
         used_y, used_x = self.wy != 0, self.wx != 0
-        r, p, _ = used_y.nonzero(as_tuple=True)
+        r, p, _ = (i.to(torch.int32) for i in used_y.nonzero(as_tuple=True))
         line, order = (self.image[:, None, None] * H + self.y)[used_y].sort(stable=True)
         r, bin_row, wy = r[order], ((r * P + p) * Q)[order], self.wy[used_y][order]
-        x, q, wx = self.x[used_x], used_x.nonzero(as_tuple=True)[1], self.wx[used_x]
-        nx = used_x.sum((1, 2))
+        x, q, wx = self.x[used_x], used_x.nonzero(as_tuple=True)[1].to(torch.int32), self.wx[used_x]
+        nx = used_x.sum((1, 2), dtype=torch.int32)
         first_x, nx = _first(nx)[r], nx[r]  # of each y tap: the x taps that it meets
 
-        sizes = torch.zeros(num_images * H * W, dtype=torch.int64, device=grad.device)
+        out = grad.new_zeros(num_images * H * W, grad.shape[1])
         pairs_of_line = torch.bincount(line, weights=nx.double(), minlength=num_images * H).tolist()
-        index, weight = _empty_pairs(nx, grad)
-        end = 0
         for a, b in _blocks(pairs_of_line, PAIRS_PER_BLOCK):
             u, v = torch.searchsorted(line, line.new_tensor([a, b])).tolist()
             i, j = _ranges(first_x[u:v], nx[u:v])
             i += u
             place = ((line - a) * W).index_select(0, i).add_(x.index_select(0, j))
-            sizes[a * W : b * W] = torch.bincount(place, minlength=(b - a) * W)
+            counts = torch.bincount(place, minlength=(b - a) * W)
             order = place.sort(stable=True)[1]
             i, j = i.index_select(0, order), j.index_select(0, order)
-            begin, end = end, end + len(i)
-            torch.add(bin_row.index_select(0, i), q.index_select(0, j), out=index[begin:end])
-            weight[begin:end] = wy.index_select(0, i).mul_(wx.index_select(0, j))
-        return _bag_sum(grad, index, weight, sizes)
+            index = bin_row.index_select(0, i).add_(q.index_select(0, j))
+            weight = wy.index_select(0, i).mul_(wx.index_select(0, j))
+            _sum_bags_into(out[a * W : b * W], grad, index, _ends(counts), weight)
+        return out
 
 
-def _empty_pairs(sizes: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Room for as many indices and weights as `sizes` add up to. 32 bits are half the memory of 64."""
-    total = int(sizes.sum())
-    small = max(total, len(rows)) < 2**31
-    index = torch.empty(total, dtype=torch.int32 if small else torch.int64, device=rows.device)
-    return index, torch.empty(total, dtype=rows.dtype, device=rows.device)
+def _sum_bags_into(out: Tensor, table: Tensor, index: Tensor, ends: Tensor, weight: Tensor) -> None:
+    """`_sum_bags`, written to `out`."""
+    if not has_csr(table):
+        out.copy_(_sum_bags(table, index, ends, weight.to(table.dtype)))
+        return
+    allow_csr()
+    size = (len(out), len(table))
+    bags = torch.sparse_csr_tensor(ends, index, weight, size, check_invariants=False)
+    torch.addmm(out, bags, table, beta=0, out=out)
+
+
+def has_csr(x: Tensor) -> bool:
+    """Whether products with sparse matrices are at hand: on CPUs by MKL, which x86 has and which knows two types."""
+    return x.is_cpu and torch.backends.mkl.is_available() and x.dtype in (torch.float32, torch.float64)
+
+
+@cache
+def allow_csr() -> None:
+    """Torch says once in a process that such tensors are in a beta state; not to our users."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([]).int(), torch.tensor([]), (1, 1))
+
+
+def _ends(counts: Tensor) -> Tensor:
+    """0 and where each of consecutive groups of `counts` elements ends, int32."""
+    return F.pad(counts.view(-1).cumsum(0, dtype=torch.int32), (1, 0))
 
 
 def _first(counts: Tensor) -> Tensor:
     """Where each of consecutive groups of `counts` elements begins, in the shape of `counts`."""
-    return (counts.view(-1).cumsum(0) - counts.view(-1)).view_as(counts)
+    flat = counts.reshape(-1)
+    return (flat.cumsum(0, dtype=counts.dtype) - flat).view_as(counts)
 
 
 def _ranges(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     """The ranges first[i], first[i] + 1, ... of counts[i] numbers, one after another: i and the numbers."""
     i = torch.repeat_interleave(counts)
-    return i, (first - _first(counts)).index_select(0, i).add_(torch.arange(len(i), device=i.device))
+    step = torch.arange(len(i), dtype=first.dtype, device=i.device)
+    return i, (first - _first(counts)).index_select(0, i).add_(step)
 
 
 def _axis_taps(start: Tensor, length: Tensor, bins: int, size: int, ratio: int) -> tuple[Tensor, Tensor]:
