@@ -212,6 +212,16 @@ def test_the_number_of_threads_changes_no_bit():
     assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
 
 
+def test_without_mkl_the_numbers_are_the_same(monkeypatch):
+    args = dcn_args(dtype=torch.float32)
+    expected = value_and_grads(dcn, *args)
+    calls = []
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: calls.append(1))
+    ours = value_and_grads(dcn, *args)
+    assert calls
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_many_blocks_and_pieces(monkeypatch):
     shapes = [(6, 4), (3, 2), (1, 5)]
     args = randn(2, 35, 2, 4), randn(2, 50, 2, 3, 2, 2, seed=1) * 0.6 + 0.5, randn(2, 50, 2, 3, 2, seed=2)

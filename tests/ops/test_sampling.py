@@ -169,6 +169,17 @@ def test_many_blocks_and_threads_give_the_same_bits(monkeypatch):
     assert torch.equal(grad, expected[1])
 
 
+@pytest.mark.parametrize("ratio", [0, 2])
+def test_without_mkl_the_numbers_are_the_same(monkeypatch, ratio):
+    x, boxes = feature_map(torch.float32, C=16), BOXES.repeat(20, 1)
+    expected = value_and_grad(roi_align, x, boxes, 7, 0.25, ratio, True)
+    calls = []
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: calls.append(1))
+    ours = value_and_grad(roi_align, x, boxes, 7, 0.25, ratio, True)
+    assert calls
+    torch.testing.assert_close(ours, expected, rtol=1e-6, atol=1e-5)
+
+
 def test_second_derivatives():
     x = feature_map(C=1)[:, :, :5, :6].clone().requires_grad_()
     boxes = torch.tensor([[0, -1.0, 0.5, 4.2, 3.0], [1, 1.0, 1.0, 5.0, 2.5]]).double()

@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from maskrcnn.cli.heap import keep_freed_memory
 from maskrcnn.errors import UserError, did_you_mean
 from maskrcnn.version import __version__
 
@@ -51,6 +52,8 @@ class Parser(argparse.ArgumentParser):
 
 def run() -> NoReturn:
     """The entry point of the `maskrcnn` command."""
+    if sys.argv[1:2] in (["predict"], ["evaluate"]):
+        keep_freed_memory()
     sys.exit(main(sys.argv[1:]))
 
 

@@ -21,7 +21,7 @@ N rows of a table, M outputs of K weighted rows each.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -300,20 +300,15 @@ class RoITaps:
         used_y, used_x = self.wy != 0, self.wx != 0
         row = ((self.image[:, None, None] * H + self.y) * W)[used_y]
         x, wy, wx = self.x[used_x], self.wy[used_y], self.wx[used_x]
-        ny, nx = (
-            used.sum(2, dtype=torch.int32) for used in (used_y, used_x)
-        )  # taps of each line, each column
+        # Taps of each line and each column of bins, and the number of the first.
+        ny, nx = (used.sum(2, dtype=torch.int32) for used in (used_y, used_x))
         first_y, first_x = _first(ny), _first(nx)
-        out = table.new_zeros(R * P * Q, table.shape[1])
-        for a, b in _blocks((ny.sum(1) * nx.sum(1)).tolist(), PAIRS_PER_BLOCK):
-
-            def of_bins(y: Tensor, x: Tensor, rois: slice = slice(a, b)) -> Iterator[Tensor]:
-                """(R, P) and (R, Q) spread over the block's bins (R, P, Q), flat."""
-                y, x = y[rois, :, None], x[rois, None, :]
-                return (t.reshape(-1) for t in torch.broadcast_tensors(y, x))
-
-            lines, columns = of_bins(ny, nx)
-            first_line, first_column = of_bins(first_y, first_x)
+        pairs = ny.sum(1) * nx.sum(1)  # (R,)
+        out = table.new_empty(R * P * Q, table.shape[1])
+        out.view(R, P * Q, table.shape[1])[pairs == 0] = 0
+        for a, b in _blocks(pairs.tolist(), PAIRS_PER_BLOCK):
+            lines, first_line = (t[a:b].repeat_interleave(Q, dim=1).view(-1) for t in (ny, first_y))
+            columns, first_column = (t[a:b].repeat(1, P).view(-1) for t in (nx, first_x))
             bin, i = _ranges(first_line, lines)
             tap, j = _ranges(first_column.index_select(0, bin), columns.index_select(0, bin))
             index = row.index_select(0, i).index_select(0, tap).add_(x.index_select(0, j))
@@ -336,9 +331,10 @@ class RoITaps:
         nx = used_x.sum((1, 2), dtype=torch.int32)
         first_x, nx = _first(nx)[r], nx[r]  # of each y tap: the x taps that it meets
 
-        out = grad.new_zeros(num_images * H * W, grad.shape[1])
-        pairs_of_line = torch.bincount(line, weights=nx.double(), minlength=num_images * H).tolist()
-        for a, b in _blocks(pairs_of_line, PAIRS_PER_BLOCK):
+        pairs = torch.bincount(line, weights=nx.double(), minlength=num_images * H)  # of each line of the map
+        out = grad.new_empty(num_images * H * W, grad.shape[1])
+        out.view(num_images * H, W, grad.shape[1])[pairs == 0] = 0
+        for a, b in _blocks(pairs.tolist(), PAIRS_PER_BLOCK):
             u, v = torch.searchsorted(line, line.new_tensor([a, b])).tolist()
             i, j = _ranges(first_x[u:v], nx[u:v])
             i += u
