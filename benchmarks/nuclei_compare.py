@@ -19,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from maskrcnn.config import Config, from_dict, to_dict
 from maskrcnn.engine.runlog import read_log
 from maskrcnn.files import check_writable_folder, write_atomic
 from maskrcnn.report import Curve, line_chart
@@ -107,7 +108,7 @@ def is_recipe(config: dict[str, Any]) -> bool:
     """Whether a run's settings are the recipe's, apart from paths and what comes from the data set."""
 
     def plain(settings: dict[str, Any]) -> dict[str, Any]:
-        settings = json.loads(json.dumps(settings))  # lists for tuples
+        settings = to_dict(from_dict(Config, settings, "settings"))  # with the defaults of what it does not name
         for part, names in (
             ("model", ("num_classes", "class_names", "category_ids")),
             ("data", ("train", "train_images", "val", "val_images")),
