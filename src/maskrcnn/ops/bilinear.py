@@ -88,11 +88,15 @@ def _bilinear_sum(
         for q in places.blocks():
             cells = places.cells(n, q)
             ends = places.ends[: cells.first.shape[0] + 1]
-            a, b, c, d = (
+            parts = (
                 _sum_bags(table[shift:], index.view(-1), ends, w.view(-1))
                 for (index, shift), w in zip(cells.rows(), cells.weights(), strict=True)
             )
-            torch.add(a.add_(b), c.add_(d), out=out[n, q].view(-1, D))
+            # One after another: each part is made where the one before was, in the cache.
+            total = next(parts)
+            total.add_(next(parts))
+            total.add_(next(parts))
+            torch.add(total, next(parts), out=out[n, q].view(-1, D))
     return out.view(N, Q, G * D)
 
 
