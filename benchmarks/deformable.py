@@ -3,6 +3,10 @@ code falls back to without its CUDA operators: time and peak memory.
 
     python benchmarks/deformable.py --runs 7     # writes benchmarks/results/deformable.json and .md
     python benchmarks/deformable.py --device cuda --precisions fp32 fp16 bf16
+    THP_MEM_ALLOC_ENABLE=0 python benchmarks/deformable.py --runs 7     # ..._small_pages.json and .md
+
+`import maskrcnn` has PyTorch take pages of 2 MiB for large tensors, which helps `grid_sample`'s form with its large
+temporary tensors more than ours; the last command measures both as a plain PyTorch process runs.
 
 The sizes are those of InternImage-T's four stages and of ViT-Adapter-S's injector and extractor for an image of
 800x1216. Both forms get the same tensors and run by turns; a row gives the median of each and the ratio of the
@@ -16,6 +20,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import platform
 import statistics
 import time
@@ -201,12 +206,13 @@ def write(rows: list[dict], args: argparse.Namespace) -> None:
     cuda = args.device == "cuda"
     device = torch.cuda.get_device_name() if cuda else f"CPU {platform.machine()}, {args.threads} threads"
     about = {"device": device, "torch": torch.__version__, "runs": args.runs}
-    stem = RESULTS / ("deformable_cuda" if cuda else "deformable")
+    small = os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
+    stem = RESULTS / ("deformable_cuda" if cuda else "deformable" + "_small_pages" * small)
     stem.with_suffix(".json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     lines = [
         f"# DCNv3 and deformable attention against `grid_sample`, {device}",
         "",
-        f"An image of 800x1216, torch {torch.__version__}, medians of {args.runs} runs by turns; `best` is the ratio "
+        f"An image of 800x1216, {'small' if small else 'large'} pages for both, torch {torch.__version__}, medians of {args.runs} runs by turns; `best` is the ratio "
         "of the fastest runs, which other work on the machine disturbs least. Peak: the most that one call "
         "holds in tensors beyond its inputs, MiB. `grid_sample` is the form that the original code falls back to "
         "without its CUDA operators.",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import time
@@ -100,7 +101,10 @@ def main() -> None:
         rows.append(measure(name, args.rounds, args.threads))
         print(json.dumps(rows[-1]), flush=True)
     about = {"torch": torch.__version__, "machine": platform.machine(), "threads": args.threads, "rows": rows}
-    (RESULTS / "deformable_models.json").write_text(json.dumps(about, indent=1) + "\n")
+    small = os.environ["THP_MEM_ALLOC_ENABLE"] == "0"  # see deformable.py
+    (RESULTS / f"deformable_models{'_small_pages' * small}.json").write_text(
+        json.dumps(about, indent=1) + "\n"
+    )
 
 
 if __name__ == "__main__":

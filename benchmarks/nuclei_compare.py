@@ -108,7 +108,9 @@ def is_recipe(config: dict[str, Any]) -> bool:
     """Whether a run's settings are the recipe's, apart from paths and what comes from the data set."""
 
     def plain(settings: dict[str, Any]) -> dict[str, Any]:
-        settings = to_dict(from_dict(Config, settings, "settings"))  # with the defaults of what it does not name
+        settings = to_dict(
+            from_dict(Config, settings, "settings")
+        )  # with the defaults of what it does not name
         for part, names in (
             ("model", ("num_classes", "class_names", "category_ids")),
             ("data", ("train", "train_images", "val", "val_images")),

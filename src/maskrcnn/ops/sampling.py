@@ -33,7 +33,7 @@ from torch import Tensor
 from maskrcnn.errors import UserError
 
 # Index arithmetic is done in blocks of this many (place, weight) pairs, so that they stay in the cache.
-PAIRS_PER_BLOCK = 1 << 15
+PAIRS_PER_BLOCK = 1 << 16
 BYTES_PER_BLOCK = 1 << 21
 
 
