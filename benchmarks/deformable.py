@@ -212,7 +212,8 @@ def write(rows: list[dict], args: argparse.Namespace) -> None:
     lines = [
         f"# DCNv3 and deformable attention against `grid_sample`, {device}",
         "",
-        f"An image of 800x1216, {'small' if small else 'large'} pages for both, torch {torch.__version__}, medians of {args.runs} runs by turns; `best` is the ratio "
+        f"An image of 800x1216, {'small' if small else 'large'} pages for both, torch {torch.__version__}, "
+        f"medians of {args.runs} runs by turns; `best` is the ratio "
         "of the fastest runs, which other work on the machine disturbs least. Peak: the most that one call "
         "holds in tensors beyond its inputs, MiB. `grid_sample` is the form that the original code falls back to "
         "without its CUDA operators.",
