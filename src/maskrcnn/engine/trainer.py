@@ -358,7 +358,9 @@ class Trainer:
                 torch.cuda.set_rng_state(kept.state["cuda_rng"], self.process.device)
 
     def _end(self, reason: str) -> TrainResult:
+        self.watch.pause()  # this is no training time
         self._renew_norms()
+        self.watch.start()
         self._save()
         self._evaluate_if_due(at_end=True)
         if self.process.is_main:

@@ -114,7 +114,7 @@ def _bag_sum(table: Tensor, index: Tensor, weight: Tensor, sizes: Tensor | None 
         step = index.shape[1]
         ends = torch.arange(0, num_bags * step + 1, step, dtype=index.dtype, device=index.device)
     else:
-        ends = F.pad(sizes.cumsum(0, dtype=index.dtype), (1, 0))
+        ends = _ends(sizes, index.dtype)
     return _sum_bags(table, index.reshape(-1), ends, weight.reshape(-1))
 
 
@@ -372,9 +372,9 @@ def allow_csr() -> None:
         torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([]).int(), torch.tensor([]), (1, 1))
 
 
-def _ends(counts: Tensor) -> Tensor:
-    """0 and where each of consecutive groups of `counts` elements ends, int32."""
-    return F.pad(counts.view(-1).cumsum(0, dtype=torch.int32), (1, 0))
+def _ends(counts: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
+    """0 and where each of consecutive groups of `counts` elements ends."""
+    return F.pad(counts.view(-1).cumsum(0, dtype=dtype), (1, 0))
 
 
 def _first(counts: Tensor) -> Tensor:
