@@ -2,9 +2,10 @@
 
     python benchmarks/cpu_speed.py [--only PART ...] [--compile] [--rounds N] [--out DIR]
 
-Every part is paired: the models take turns in one process, so a busy machine slows all of them; the table has
-medians of seconds, and medians of each round's ratio. The photograph is 480x640, shown to the network at 800x1066;
-both models find 100 objects.
+Every part is paired: the models take turns, each in a process of its own as people run it, so a busy machine slows
+all of them; the table has medians of seconds, and medians of each round's ratio. `import maskrcnn` asks for large
+memory pages, which torchvision alone does not: it has a row with them, too. The photograph is 480x640, shown to the
+network at 800x1066; all models find 100 objects.
 
 inference  picture in (uint8 array), full-size masks out. torchvision's as people use it: float32, NCHW.
 training   one step of batch 1: resize, forward, backward, SGD with momentum; 8 objects.
@@ -18,7 +19,6 @@ Parts not measured in this run keep what `DIR/cpu_speed.json` has of them.
 from __future__ import annotations
 
 import argparse
-import copy
 import gc
 import json
 import os
@@ -28,8 +28,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,8 @@ RESULTS = Path(__file__).parent / "results"
 IMAGE = (480, 640)
 NETWORK = resize_size(*IMAGE, 800, 1333)
 TORCHVISION = "torchvision fp32"
+LARGE_PAGES = "torchvision fp32, large pages"
+OURS = ("ours fp32", "ours bf16")
 TARGETS = {
     "inference": {"ours fp32": 2.0, "ours bf16": 3.5},
     "training": {"ours fp32": 1.4},
@@ -69,24 +71,6 @@ def detect_theirs(model: nn.Module, image: np.ndarray) -> tuple[np.ndarray, Tens
 def detect_ours(model: MaskRCNN, image: np.ndarray) -> tuple[np.ndarray, Tensor]:
     found = model.predict(image)
     return np.asarray(found.masks), found.boxes
-
-
-def inference_models(with_compile: bool) -> dict[str, Callable[[], tuple[np.ndarray, Tensor]]]:
-    ours, theirs = make_twins()
-    theirs.eval()
-    image = photograph(*IMAGE)
-    calls: dict[str, Callable[[], tuple[np.ndarray, Tensor]]] = {
-        TORCHVISION: lambda: detect_theirs(theirs, image)
-    }
-    for precision in ("fp32", "bf16"):
-        for compiled in (False, True) if with_compile else (False,):
-            model = copy.deepcopy(ours).prepare(precision)
-            if compiled:
-                model.backbone.compile()
-                model.rpn.head.compile(dynamic=True)
-            name = f"ours {precision}" + (", compiled" if compiled else "")
-            calls[name] = lambda model=model: detect_ours(model, image)
-    return calls
 
 
 class Step:
@@ -126,28 +110,129 @@ class Step:
         return loss.item()
 
 
-def training_steps() -> dict[str, Step]:
-    ours, theirs = make_twins()
-    ours = ours.to(memory_format=torch.channels_last)
-    return {
-        TORCHVISION: Step(theirs),
-        "ours fp32": Step(ours),
-        "ours bf16": Step(copy.deepcopy(ours), autocast=True),
-    }
+class Model:
+    """One of the models, in this process: what a child answers."""
+
+    def __init__(self, kind: str, name: str) -> None:
+        self.imported = peak_mib()
+        ours, theirs = make_twins()
+        precision = "bf16" if name.startswith("ours bf16") else "fp32"
+        self.clock = StageClock()
+        self.image = photograph(*IMAGE)
+        self.step: Step | None = None
+        self.model = theirs if name.startswith(TORCHVISION) else ours
+        del ours, theirs
+        if kind == "training":
+            if isinstance(self.model, MaskRCNN):
+                self.model.to(memory_format=torch.channels_last)
+            self.step = Step(self.model, autocast=precision == "bf16")
+        elif isinstance(self.model, MaskRCNN):
+            self.model.prepare(precision)
+            if name.endswith("compiled"):
+                self.model.backbone.compile()
+                self.model.rpn.head.compile(dynamic=True)
+        else:
+            self.model.eval()
+        forget_peak()  # making twins holds both models
+        self.built = peak_mib()
+
+    def _call(self) -> tuple[np.ndarray, Tensor] | float:
+        if self.step is not None:
+            return self.step()
+        detect = detect_ours if isinstance(self.model, MaskRCNN) else detect_theirs
+        return detect(self.model, self.image)  # pyright: ignore[reportArgumentType]
+
+    def check(self) -> Any:
+        """The loss, or the boxes."""
+        found = self._call()
+        return found if isinstance(found, float) else found[1].tolist()
+
+    def seconds(self) -> float:
+        start = time.perf_counter()
+        self._call()
+        return time.perf_counter() - start
+
+    def stages(self) -> dict[str, float]:
+        """Of one run; the first is the warm-up."""
+        with self.clock.watch(self.model), self.clock.run():
+            if self.step is not None:
+                self.step(self.clock)
+            elif isinstance(self.model, MaskRCNN):
+                found = self.model.predict(self.image)
+                with self.clock.stage("paste"):
+                    np.asarray(found.masks)
+            else:
+                detect_theirs(self.model, self.image)
+        if self.first:
+            self.clock.runs.clear()
+            self.first = False
+            return {}
+        return rounded(self.clock.medians())
+
+    first = True
+
+    def memory(self) -> dict[str, int]:
+        for _ in range(2):
+            self._call()
+        peak = peak_mib()
+        return {
+            "peak_mib": round(peak),
+            "above_imports_mib": round(peak - self.imported),
+            "built_mib": round(self.built),
+        }
+
+
+class Child:
+    """A `Model` in a process of its own. Ask it by the name of one of its methods."""
+
+    def __init__(self, kind: str, name: str, threads: int) -> None:
+        # Making torchvision's weights imports our package, which would turn large pages on.
+        pages = (
+            {"THP_MEM_ALLOC_ENABLE": "1" if name == LARGE_PAGES else "0"}
+            if name.startswith(TORCHVISION)
+            else {}
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, "--child", kind, name, "--threads", str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | pages,
+        )
+        self.name = name
+
+    def ask(self, what: str) -> Any:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(what, file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"{self.name}: its process ended")
+        return json.loads(line)
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.communicate()  # closes its input, at which it ends
+
+
+def answer(kind: str, name: str) -> None:
+    model = Model(kind, name)
+    for line in sys.stdin:
+        print(json.dumps(getattr(model, line.strip())()), flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------
 # Parts
 
 
-def take_turns(calls: dict[str, Callable[[], Any]], rounds: int, part: str) -> dict[str, Any]:
-    """Seconds of each call in each round, medians, and each round's ratio to torchvision's."""
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
+def take_turns(children: list[Child], rounds: int, part: str) -> dict[str, Any]:
+    """Seconds of each model in each round, medians, and each round's ratio to torchvision's."""
+    seconds: dict[str, list[float]] = {child.name: [] for child in children}
     for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
+        for child in children:
+            seconds[child.name].append(child.ask("seconds"))
     rows = {}
     for name, times in seconds.items():
         ratios = [a / b for a, b in zip(seconds[TORCHVISION], times)]
@@ -159,22 +244,27 @@ def take_turns(calls: dict[str, Callable[[], Any]], rounds: int, part: str) -> d
             "ratios": [round(r, 2) for r in ratios],
             **({"target": target} if target else {}),
         }
-        print(f"  {name:22s} {rows[name]['median_s']:7.3f} s   {rows[name]['ratio']:5.2f}x   target {target}")
+        print(f"  {name:30s} {rows[name]['median_s']:7.3f} s   {rows[name]['ratio']:5.2f}x   target {target}")
     return {"rounds": rounds, "rows": rows}
 
 
+def start(stack: ExitStack, kind: str, names: Sequence[str], threads: int) -> list[Child]:
+    return [stack.enter_context(Child(kind, name, threads)) for name in names]
+
+
 def measure_inference(args: argparse.Namespace) -> dict[str, Any]:
-    calls = inference_models(args.compile)
-    found = {name: call() for name, call in calls.items()}  # the warm-up
-    counts = {name: len(masks) for name, (masks, _) in found.items()}
-    if set(counts.values()) != {100}:
-        sys.exit(f"expected 100 objects from every model, got {counts}")
-    same = sum_of_matches(found["ours fp32"][1], found[TORCHVISION][1])
-    return {
-        "detections": 100,
-        "boxes_shared_by_ours_fp32_and_torchvision": same,
-        **take_turns(calls, args.rounds, "inference"),
-    }
+    compiled = ("ours fp32, compiled", "ours bf16, compiled") if args.compile else ()
+    with ExitStack() as stack:
+        children = start(stack, "inference", (TORCHVISION, LARGE_PAGES, *OURS, *compiled), args.threads)
+        boxes = {child.name: torch.tensor(child.ask("check")) for child in children}  # the warm-up
+        counts = {name: len(b) for name, b in boxes.items()}
+        if set(counts.values()) != {100}:
+            sys.exit(f"expected 100 objects from every model, got {counts}")
+        return {
+            "detections": 100,
+            "boxes_shared_by_ours_fp32_and_torchvision": sum_of_matches(boxes[OURS[0]], boxes[TORCHVISION]),
+            **take_turns(children, args.rounds, "inference"),
+        }
 
 
 def sum_of_matches(a: Tensor, b: Tensor) -> int:
@@ -183,46 +273,22 @@ def sum_of_matches(a: Tensor, b: Tensor) -> int:
 
 
 def measure_training(args: argparse.Namespace) -> dict[str, Any]:
-    steps = training_steps()
-    losses = {name: step() for name, step in steps.items()}
-    if not all(np.isfinite(v) for v in losses.values()):
-        sys.exit(f"expected finite losses, got {losses}")
-    return take_turns(steps, args.rounds, "training")
+    with ExitStack() as stack:
+        children = start(stack, "training", (TORCHVISION, LARGE_PAGES, *OURS), args.threads)
+        losses = {child.name: child.ask("check") for child in children}
+        if not all(np.isfinite(v) for v in losses.values()):
+            sys.exit(f"expected finite losses, got {losses}")
+        return take_turns(children, args.rounds, "training")
 
 
 def measure_stages(args: argparse.Namespace) -> dict[str, Any]:
-    result: dict[str, dict[str, Any]] = {"inference": {}, "training": {}}
-    ours, theirs = make_twins()
-    image = photograph(*IMAGE)
-    theirs.eval()
-    models: dict[str, tuple[nn.Module, Callable[..., Any]]] = {TORCHVISION: (theirs, detect_theirs)}
-    for precision in ("fp32", "bf16"):
-        models[f"ours {precision}"] = (copy.deepcopy(ours).prepare(precision), detect_ours)
-    clocks = {name: StageClock() for name in models}
-    for i in range(args.rounds + 1):
-        for name, (model, detect) in models.items():
-            with clocks[name].watch(model), clocks[name].run():
-                if isinstance(model, MaskRCNN):
-                    found = model.predict(image)
-                    with clocks[name].stage("paste"):
-                        np.asarray(found.masks)
-                else:
-                    detect(model, image)
-            if i == 0:
-                clocks[name].runs.clear()  # the warm-up
-    result["inference"] = {name: rounded(clock.medians()) for name, clock in clocks.items()}
-    del models, theirs, ours
-    steps = training_steps()
-    clocks = {name: StageClock() for name in steps}
-    for i in range(args.rounds + 1):
-        for name, step in steps.items():
-            with clocks[name].watch(step.model), clocks[name].run():
-                step(clocks[name])
-            if i == 0:
-                clocks[name].runs.clear()
-    result["training"] = {name: rounded(clock.medians()) for name, clock in clocks.items()}
-    for kind, columns in result.items():
-        print("\n".join(["", kind, *stage_table(columns)]))
+    result: dict[str, dict[str, Any]] = {}
+    for kind in ("inference", "training"):
+        with ExitStack() as stack:
+            children = start(stack, kind, (TORCHVISION, *OURS), args.threads)
+            for _ in range(args.rounds + 1):
+                result[kind] = {child.name: child.ask("stages") for child in children}
+        print("\n".join(["", kind, *stage_table(result[kind])]))
     return result
 
 
@@ -233,10 +299,9 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
 def measure_memory(args: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for kind in ("inference", "training"):
-        for name in (TORCHVISION, "ours fp32", "ours bf16"):
-            command = [sys.executable, __file__, "--child", kind, name, "--threads", str(args.threads)]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            result.setdefault(kind, {})[name] = json.loads(output.splitlines()[-1])
+        for name in (TORCHVISION, *OURS):
+            with Child(kind, name, args.threads) as child:
+                result.setdefault(kind, {})[name] = child.ask("memory")
             print(f"  {kind:10s} {name:18s} {result[kind][name]}")
     return result
 
@@ -249,37 +314,6 @@ def peak_mib() -> float:
 def forget_peak() -> None:
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
-
-
-def child(kind: str, name: str) -> None:
-    """Two runs of one model in this process; prints its memory."""
-    imported = peak_mib()
-    ours, theirs = make_twins()
-    precision = "bf16" if name.endswith("bf16") else "fp32"
-    if name == TORCHVISION:
-        del ours
-        image = photograph(*IMAGE)
-        theirs.eval()
-        call = Step(theirs) if kind == "training" else lambda: detect_theirs(theirs, image)
-    else:
-        del theirs
-        if kind == "training":
-            ours.to(memory_format=torch.channels_last)
-            call = Step(ours, autocast=precision == "bf16")
-        else:
-            image = photograph(*IMAGE)
-            ours.prepare(precision)
-            call = lambda: detect_ours(ours, image)  # noqa: E731
-    forget_peak()  # making twins holds both models
-    built = peak_mib()
-    for _ in range(2):
-        call()
-    peak = peak_mib()
-    print(
-        json.dumps(
-            {"peak_mib": round(peak), "above_imports_mib": round(peak - imported), "built_mib": round(built)}
-        )
-    )
 
 
 def measure_ceilings(args: argparse.Namespace) -> dict[str, Any]:
@@ -368,7 +402,10 @@ def tables(result: dict[str, Any]) -> str:
             for name, row in result[part]["rows"].items():
                 goal = f"{row['target']}" if "target" in row else ""
                 lines.append(f"| {name} | {row['median_s']:.2f} | {row['ratio']:.2f} | {goal} |")
-            lines += ["", f"Medians of {result[part]['rounds']} rounds in turns."]
+            lines += [
+                "",
+                f"Medians of {result[part]['rounds']} rounds in turns, each model in its own process.",
+            ]
     for kind, columns in result.get("stages", {}).items():
         lines += ["", f"## Stage by stage: {kind}", "", *stage_table(columns)]
     if "memory" in result:
@@ -396,7 +433,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.child:
-        child(*args.child)
+        answer(*args.child)
         return
     args.out.mkdir(parents=True, exist_ok=True)
     file = args.out / "cpu_speed.json"

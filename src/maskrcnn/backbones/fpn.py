@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,9 +30,18 @@ class FPN(nn.Module):
         for feature, lateral, output in zip(
             features[-2::-1], self.lateral[-2::-1], self.output[-2::-1], strict=True
         ):
-            top = F.interpolate(top, size=feature.shape[-2:], mode="nearest").add_(lateral(feature))
+            top = _add_upsampled(lateral(feature), top)
             levels.insert(0, output(top))
         return [*levels, F.max_pool2d(levels[-1], kernel_size=1, stride=2)]
+
+
+def _add_upsampled(finer: Tensor, coarser: Tensor) -> Tensor:
+    """`finer` + the nearest of `coarser`'s places. In inference the sum is written over `finer`."""
+    height, width = coarser.shape[-2:]
+    if torch.is_grad_enabled() or finer.shape[-2:] != (2 * height, 2 * width):
+        return F.interpolate(coarser, size=finer.shape[-2:], mode="nearest").add_(finer)
+    finer.unflatten(2, (height, 2)).unflatten(4, (width, 2)).add_(coarser[:, :, :, None, :, None])
+    return finer
 
 
 class LevelConvs(nn.Module):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskrcnn.config import Norm
+from maskrcnn.ops import winograd
 from maskrcnn.ops.deformable import deform_conv2d
 
 
@@ -88,10 +89,11 @@ def conv_norm(
     padding: int = 0,
     dilation: int = 1,
     groups: int = 1,
+    relu: bool = False,
     offset: Tensor | None = None,
 ) -> Tensor:
-    """Convolution, then `norm`. A frozen norm is multiplied into the weights instead of running over the map.
-    With `offset` the convolution is a deformable one (see `ops.deformable`).
+    """Convolution, then `norm`, then ReLU. A frozen norm is multiplied into the weights instead of running over the
+    map. With `offset` the convolution is a deformable one (see `ops.deformable`).
 
     The gradient reaches `weight` through the product, so this holds in training as well and saves the memory
     traffic of a whole pass forward and backward.
@@ -103,9 +105,13 @@ def conv_norm(
         norm = None
     if offset is not None:
         x = deform_conv2d(x, offset, weight, bias, stride, padding, dilation)
+    elif stride == padding == dilation == groups == 1 and winograd.applies(x, weight):
+        x = winograd.conv3x3(x, weight, bias, relu and norm is None)
+        relu = relu and norm is not None
     else:
         x = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
-    return x if norm is None else norm(x)
+    x = x if norm is None else norm(x)
+    return F.relu_(x) if relu else x
 
 
 class Conv(nn.Module):
@@ -136,7 +142,7 @@ class Conv(nn.Module):
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
-        x = conv_norm(
+        return conv_norm(
             x,
             self.weight,
             self.bias,
@@ -145,9 +151,45 @@ class Conv(nn.Module):
             padding=self.padding,
             dilation=self.dilation,
             groups=self.groups,
+            relu=self.relu,
             offset=offset,
         )
-        return F.relu_(x) if self.relu else x
+
+    def add_to(self, x: Tensor, other: Tensor) -> Tensor:
+        """ReLU of `other` + the convolution of `x`. In inference `other` is overwritten with it: on a CPU the sum is
+        then part of the convolution, which needs neither a map of its own nor two more passes over it."""
+        if self.norm is None and _writes_into(x, other):
+            return torch.ops.mkldnn._convolution_pointwise_.binary(
+                other,
+                x,
+                self.weight,
+                self.bias,
+                [self.padding] * 2,
+                [self.stride] * 2,
+                [self.dilation] * 2,
+                self.groups,
+                "add",
+                1.0,
+                "relu",
+                [],
+                None,
+            )
+        return F.relu_(self(x).add_(other))
+
+
+def _writes_into(x: Tensor, other: Tensor) -> bool:
+    """Whether oneDNN can add its convolution of `x` to `other`."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype == other.dtype
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and len(x) > 0
+        and all(t.is_contiguous(memory_format=torch.channels_last) for t in (x, other))
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and torch.backends.mkldnn.is_available()
+    )
 
 
 def conv_tower(in_channels: int, out_channels: int, num_convs: int, norm: Norm = "none") -> nn.Sequential:

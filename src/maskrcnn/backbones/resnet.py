@@ -85,7 +85,7 @@ class BottleneckBlock(nn.Module):
         shortcut = x if self.shortcut is None else self.shortcut(x)
         x = self.conv1(x)
         offset = None if self.conv2_offset is None else self.conv2_offset(x)
-        return F.relu_(self.conv3(self.conv2(x, offset)).add_(shortcut))
+        return self.conv3.add_to(self.conv2(x, offset), shortcut)
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> Conv | None:

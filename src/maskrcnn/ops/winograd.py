@@ -1,0 +1,167 @@
+"""3x3 convolution with a quarter of the multiplications: Winograd's F(4x4, 3x3), for inference in float32 on CPUs.
+
+Lavin and Gray 2016 (arXiv 1509.09308). A tile of 4x4 outputs is a product of polynomials: evaluate its 6x6 inputs and
+the 3x3 weights at six points in each direction, multiply value by value (36 matrix products over the channels, where a
+direct convolution has 144), interpolate. The points are 0, +-3/4, +-3/2 and infinity and not the paper's 0, +-1, +-2
+and infinity: their powers spread less, so that rounding costs a third: 1e-6 of the map's spread, one to two times what
+it costs a direct convolution. The entries of both transforms below are exact in float32.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+
+import torch
+from torch import Tensor
+
+# From how many channels and places on it is faster than a direct convolution. The weights' values at the points take
+# 144 bytes a pair of channels.
+MIN_CHANNELS, MIN_PLACES, MAX_WEIGHTS = 128, 2000, 1 << 17
+# Values of a strip of the map at the 36 points: 9 MiB, so that they and their product stay in the last cache.
+STRIP = 36 << 16
+
+
+def _matrices(a: float, b: float) -> tuple[Tensor, Tensor, Tensor]:
+    """B^T (6, 6), G (6, 3) and A^T (4, 6) of the paper for the points 0, +-a, +-b and infinity."""
+    a2, b2 = a * a, b * b
+    inputs = [
+        [a2 * b2, 0, -(a2 + b2), 0, 1, 0],
+        *([0, -p * q2, -q2, p, 1, 0] for p, q2 in ((a, b2), (-a, b2), (b, a2), (-b, a2))),
+        [0, a2 * b2, 0, -(a2 + b2), 0, 1],
+    ]
+    factors = [1 / (a2 * b2), *[1 / (2 * a2 * (a2 - b2))] * 2, *[1 / (2 * b2 * (b2 - a2))] * 2]
+    points = (0, a, -a, b, -b)
+    weights = [*([f, f * p, f * p * p] for f, p in zip(factors, points, strict=True)), [0, 0, 1]]
+    outputs = [[*(p**i for p in points), float(i == 3)] for i in range(4)]
+    return torch.tensor(inputs), torch.tensor(weights, dtype=torch.float64), torch.tensor(outputs)
+
+
+INPUTS, _WEIGHTS, OUTPUTS = _matrices(0.75, 1.5)
+WEIGHTS = torch.kron(_WEIGHTS, _WEIGHTS).float()  # (36, 9): both directions at once
+
+
+def applies(x: Tensor, weight: Tensor) -> bool:
+    """Whether `conv3x3` is the faster way for this map and these weights, and no gradient is asked for."""
+    K, C, *size = weight.shape
+    return (
+        size == [3, 3]
+        and x.device.type == "cpu"
+        and x.dtype == weight.dtype == torch.float32
+        and min(C, K) >= MIN_CHANNELS
+        and x.shape[0] * x.shape[2] * x.shape[3] >= MIN_PLACES
+        and C * K <= MAX_WEIGHTS
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+        and torch.backends.mkl.is_available()
+    )
+
+
+def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
+    """`F.conv2d(x, weight, bias, padding=1)`, and ReLU: (N, C, H, W), (K, C, 3, 3), (K,) -> (N, K, H, W), channels
+    last. Float32 without gradient."""
+    N, C, H, W = x.shape
+    K = len(weight)
+    down, across = -(-H // 4), -(-W // 4)  # tiles
+    tiles = STRIP // (36 * max(C, K))
+    rows = min(max(1, tiles // across), down)
+    images = min(max(1, tiles // (across * down)), N)
+    strips = _Strips(images, rows, across, C, K)
+    strips.evaluate_weights(weight)
+    x = x.permute(0, 2, 3, 1)
+    out = x.new_empty(N, H, W, K)
+    for image in range(0, N, images):
+        for row in range(0, H, 4 * rows):
+            part = out[image : image + images, row : row + 4 * rows]
+            strips.convolve(x[image : image + images], row, part)
+            if bias is not None:
+                part.add_(bias)
+            if relu:
+                part.relu_()
+    return out.permute(0, 3, 1, 2)
+
+
+_kept = threading.local()
+
+
+class _Strips:
+    """One strip after the other in the same memory, which is kept from call to call: fresh pages would cost as much as
+    the transforms. Maps have their channels last."""
+
+    def __init__(self, n: int, h: int, w: int, C: int, K: int) -> None:
+        """For up to n images, h rows of tiles, w tiles a row."""
+        self.w = w
+        rows, widest = n * (4 * h + 2), max(C, K)
+        sizes = [36 * C * K, rows * 4 * (w + 1) * widest + 2 * C, rows * 6 * (w + 1) * widest]
+        sizes += [36 * n * h * w * widest] * 2
+        memory: Tensor | None = getattr(_kept, "memory", None)
+        if memory is None or len(memory) < sum(sizes):
+            # Outside of inference mode, its tensors could not be written to.
+            with torch.inference_mode(False):
+                memory = _kept.memory = torch.zeros(sum(sizes))
+        weights, *self.parts = memory[: sum(sizes)].split(sizes)
+        self.weights = weights.view(36, K, C)
+
+    def evaluate_weights(self, weight: Tensor) -> None:
+        torch.mm(WEIGHTS, weight.permute(2, 3, 0, 1).reshape(9, -1), out=self.weights.flatten(1))
+
+    def convolve(self, x: Tensor, row: int, out: Tensor) -> None:
+        """Of n images (n, H, W, C): the outputs of (n, H', W, K) from `row` on, to where `out` lies.
+
+        Each transform is one product for every tile, read from and written to places that overlap or lie apart: few
+        passes, and nothing is moved in between.
+        """
+        n, w, C, K = len(x), self.w, x.shape[3], self.weights.shape[1]
+        height, width = out.shape[1:3]
+        h = -(-height // 4)
+        a, b, c, d = self.parts
+        _pad(x, row - 1, _view(a, n, 4 * h + 2, 4 * (w + 1), C))
+        # Along each row of places. Its last tile is not used, but makes all tiles equally far from each other.
+        tiles = n * (4 * h + 2) * (w + 1)
+        across = _view(b, tiles, 6, C)
+        torch.bmm(INPUTS.expand(tiles, 6, 6), a.as_strided((tiles, 6, C), (4 * C, C, 1)), out=across)
+        # Down the columns: one product for all tiles along the longest of three axes.
+        line = (w + 1) * 6 * C  # from one row of places to the next
+        image = (4 * h + 2) * line
+        order = sorted(range(3), key=(n, h, w).__getitem__)
+        sizes = [(n, h, w)[i] for i in order]
+        down = across.as_strided((n, h, w, 6, 6 * C), (image, 4 * line, 6 * C, line, 1)).permute(*order, 3, 4)
+        values = _view(c, *sizes, 6, 6 * C)
+        for i, j in itertools.product(range(sizes[0]), range(sizes[1])):
+            torch.bmm(INPUTS.expand(sizes[2], 6, 6), down[i, j], out=values[i, j])
+        # The convolution itself.
+        tiles = n * h * w
+        product = _view(d, 36, tiles, K)
+        torch.bmm(values.view(tiles, 36, C).transpose(0, 1), self.weights.transpose(1, 2), out=product)
+        # Down, then across.
+        down = _view(c, 6 * tiles, 4, K)
+        values = product.as_strided((6 * tiles, 6, K), (K, 6 * tiles * K, 1))
+        torch.bmm(OUTPUTS.expand(6 * tiles, 4, 6), values, out=down)
+        across = _view(b, tiles, 4, 4 * K)
+        values = down.as_strided((tiles, 6, 4 * K), (4 * K, tiles * 4 * K, 1))
+        torch.bmm(OUTPUTS.expand(tiles, 4, 6), values, out=across)
+        axes = [order.index(i) for i in range(3)]
+        across = across.view(*sizes, 4, 4, K).permute(axes[0], axes[1], 4, axes[2], 3, 5)
+        if (height, width) == (4 * h, 4 * w):
+            out.view(across.shape).copy_(across)
+        else:
+            padded = _view(a, n, 4 * h, 4 * w, K)
+            padded.view(across.shape).copy_(across)
+            out.copy_(padded[:, :height, :width])
+
+
+def _view(memory: Tensor, *shape: int) -> Tensor:
+    return memory[: math.prod(shape)].view(shape)
+
+
+def _pad(x: Tensor, first: int, out: Tensor) -> None:
+    """Rows `first`... of (n, H, W, C) with one column of zeros before them, zeros wherever the map ends."""
+    H, W = x.shape[1:3]
+    last = first + out.shape[1]
+    top, bottom = max(-first, 0), max(last - H, 0)
+    inside = slice(top, out.shape[1] - bottom)
+    out[:, inside, 1 : W + 1] = x[:, first + top : last - bottom]
+    for border in (out[:, :top], out[:, inside.stop :], out[:, inside, :1], out[:, inside, W + 1 :]):
+        border.zero_()

@@ -1,0 +1,114 @@
+"""Winograd's convolution against the direct one in float64."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from maskrcnn.backbones.layers import Conv
+from maskrcnn.ops import winograd
+
+# Maps of one strip and several, of full tiles and broken ones, wide, high and small.
+SHAPES = [
+    (1, 128, 61, 74),
+    (1, 256, 40, 64),
+    (3, 132, 50, 34),
+    (70, 128, 14, 14),
+    (9, 128, 5, 3),
+    (1, 128, 1, 300),
+    (1, 128, 150, 1),
+]
+pytestmark = pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="the fast way needs MKL")
+
+
+def _case(shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(shape, generator=generator).relu().to(memory_format=torch.channels_last)
+    weight = torch.randn(136, shape[1], 3, 3, generator=generator) / (9 * shape[1]) ** 0.5
+    return x, weight.to(memory_format=torch.channels_last), torch.randn(136, generator=generator)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_equals_the_direct_convolution(shape: tuple[int, ...]) -> None:
+    x, weight, bias = _case(shape)
+    expected = F.conv2d(x.double(), weight.double(), bias.double(), padding=1)
+    with torch.inference_mode():
+        y = winograd.conv3x3(x, weight, bias)
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    error = (y - expected) / expected.std()
+    assert error.abs().max() < 2e-5
+    assert error.square().mean().sqrt() < 1.5e-6
+
+
+@pytest.mark.parametrize("shape", [(1, 128, 61, 74), (1, 128, 64, 64)])
+def test_bias_relu_and_layout(shape: tuple[int, ...]) -> None:
+    x, weight, bias = _case(shape)
+    with torch.no_grad():
+        y = winograd.conv3x3(x, weight, bias)
+        assert torch.equal(winograd.conv3x3(x, weight, bias, relu=True), y.relu())
+        assert torch.equal(winograd.conv3x3(x.contiguous(), weight.contiguous(), bias), y)
+        assert torch.equal(winograd.conv3x3(x, weight) + bias[:, None, None], y)
+
+
+def test_the_kept_memory_holds_nothing_of_earlier_calls() -> None:
+    """Larger and smaller maps by turns, in and out of inference mode, in two threads at once."""
+    cases = [_case(shape) for shape in SHAPES]
+    with torch.no_grad():
+        expected = [winograd.conv3x3(*case) for case in cases]
+    wrong: list[int] = []
+
+    def work() -> None:
+        with torch.inference_mode():
+            for _ in range(3):
+                for i, (case, y) in enumerate(zip(cases, expected, strict=True)):
+                    if not torch.allclose(winograd.conv3x3(*case), y, rtol=0, atol=1e-5):
+                        wrong.append(i)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    with torch.no_grad():
+        assert torch.equal(winograd.conv3x3(*cases[0]), expected[0])
+
+
+def test_where_it_applies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wide 3x3 convolution over a large map in inference, and nothing else."""
+    calls: list[tuple[int, ...]] = []
+    monkeypatch.setattr(winograd, "conv3x3", lambda x, *_: calls.append(tuple(x.shape)) or x)
+    large, small = torch.zeros(1, 128, 50, 50), torch.zeros(1, 128, 12, 12)
+    with torch.inference_mode():
+        Conv(128, 128, 3)(large)
+    assert calls == [(1, 128, 50, 50)]
+    with torch.inference_mode():
+        Conv(128, 128, 3)(small)
+        Conv(128, 128, 1)(large)
+        Conv(128, 128, 3, stride=2)(large)
+        Conv(128, 128, 3, dilation=2)(large)
+        Conv(128, 128, 3, groups=2)(large)
+        Conv(128, 64, 3)(large)
+        Conv(128, 128, 3).double()(large.double())
+        Conv(128, 128, 3).bfloat16()(large.bfloat16())
+        with torch.autocast("cpu", torch.bfloat16):
+            Conv(128, 128, 3)(large)
+    Conv(128, 128, 3)(large)  # has a gradient
+    torch.export.export(Conv(128, 128, 3).eval(), (large,))
+    assert len(calls) == 1
+
+
+def test_a_norm_comes_before_the_relu() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 128, 50, 50, generator=generator)
+    for norm in ("none", "frozen_bn", "gn"):
+        conv = Conv(128, 128, 3, norm=norm, relu=True).eval()
+        expected = conv(x)
+        with torch.no_grad():
+            y = conv(x)
+        assert y.min() == 0
+        torch.testing.assert_close(y, expected, rtol=0, atol=1e-3 if norm == "gn" else 5e-5)
