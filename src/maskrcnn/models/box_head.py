@@ -83,9 +83,20 @@ class BoxHead(nn.Module):
             nn.init.normal_(predictor.weight, std=std)
             nn.init.zeros_(predictor.bias)
 
+    def prepare(self) -> None:
+        """For inference, for good: the first layer's weights become those of the convolution that it is."""
+        if len(self.fcs):
+            fc = self.fcs[0]
+            weight = fc.get_parameter("weight").unflatten(
+                1, (-1, self.config.pool_size, self.config.pool_size)
+            )
+            fc.weight = nn.Parameter(weight, requires_grad=False)
+
     def predict_rois(self, features: RoIFeatures, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
         """class_logits (R, K + 1) and box_deltas (R, K or 1, 4) of every image's boxes, float32."""
-        return self.predict_pooled(features.pool(boxes, self.config.pool_size))
+        parts = [self.predict_pooled(x) for x in features.chunks(boxes, self.config.pool_size)]
+        logits, deltas = zip(*parts, strict=True)
+        return torch.cat(logits), torch.cat(deltas)
 
     def predict_pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The same of RoIs pooled from the maps, (R, C, pool_size, pool_size)."""
@@ -234,6 +245,6 @@ def first_fc(x: Tensor, fc: nn.Module) -> Tensor:
     """
     assert isinstance(fc, Linear)
     if len(x) == 0:
-        return F.relu(fc(x.flatten(1)))
-    weight = fc.weight.unflatten(1, x.shape[1:]).to(memory_format=torch.channels_last)
-    return F.relu_(F.conv2d(x, weight, fc.bias)).flatten(1)
+        return F.relu(F.linear(x.flatten(1), fc.weight.flatten(1), fc.bias))
+    weight = fc.weight if fc.weight.dim() == 4 else fc.weight.unflatten(1, x.shape[1:])
+    return F.relu_(F.conv2d(x, weight.to(memory_format=torch.channels_last), fc.bias)).flatten(1)

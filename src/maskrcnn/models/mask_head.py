@@ -17,7 +17,7 @@ from maskrcnn.ops.processes import mean_over_processes
 from maskrcnn.structures import GroundTruth
 
 # RoIs whose upsampled features exist at a time: those of 300 would take 0.25 GB.
-CHUNK = 64
+CHUNK = 32
 
 
 class MaskHead(nn.Module):
@@ -38,12 +38,14 @@ class MaskHead(nn.Module):
 
     def forward(self, features: RoIFeatures, boxes: list[Tensor], labels: Tensor) -> Tensor:
         """mask_logits (R, M, M) float32 of each RoI's own class. boxes: per image; labels: (R,) over the batch."""
-        x = features.pool(boxes, self.config.pool_size)
-        x = self.convs(x)
         if self.config.class_agnostic:
             labels = torch.zeros_like(labels)
-        chunks = zip(x.split(CHUNK), labels.split(CHUNK), strict=True)
-        logits = torch.cat([self._predict(*chunk) for chunk in chunks])
+        logits, done = [], 0
+        for pooled in features.chunks(boxes, self.config.pool_size):
+            for x in self.convs(pooled).split(CHUNK):
+                logits.append(self._predict(x, labels[done : done + len(x)]))
+                done += len(x)
+        logits = torch.cat(logits)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _predict(self, x: Tensor, labels: Tensor) -> Tensor:

@@ -275,6 +275,9 @@ class MaskRCNN(nn.Module):
         """
         self.eval().requires_grad_(False)
         fold_norms(self)
+        for module in self.modules():
+            if isinstance(module, BoxHead):
+                module.prepare()
         dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
         self.to(dtype=dtypes[precision])
         return self.to(memory_format=torch.channels_last)

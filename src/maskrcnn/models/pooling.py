@@ -4,6 +4,7 @@ or from C4's one map and then through the network's last stage (He et al. 2017, 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ EPSILON = 1e-8  # detectron2's: a RoI a hair smaller belongs there too
 
 # RoIs that go through C4's last stage at a time, in inference: all 1,000 would take gigabytes.
 CHUNK = 64
+# Numbers pooled at a time otherwise: 24 MiB in float32, which the C library gives again without asking the system.
+CHUNK_NUMBERS = 6 << 20
 
 
 def assign_levels(boxes: Tensor, min_level: int, max_level: int, epsilon: float = EPSILON) -> Tensor:
@@ -50,24 +53,23 @@ class RoIFeatures:
         if self.res5 is None:
             return self._pool(with_image_index(boxes), size)
         if not torch.is_grad_enabled():
-            return self._in_chunks(with_image_index(boxes), size)
+            return torch.cat(list(self.chunks(boxes, size)))
         # In training the mask's RoIs are the first of the box head's, whose features they share.
         if self._last is None or not all(map(_begins_with, self._last[0], boxes)):
             self._last = boxes, self._through_res5(with_image_index(boxes), size)
         parts = self._last[1].split([len(b) for b in self._last[0]])
         return torch.cat([part[: len(b)] for part, b in zip(parts, boxes, strict=True)])
 
-    def _in_chunks(self, rois: Tensor, size: int) -> Tensor:
-        out, done = None, 0
-        for chunk in rois.split(CHUNK):
-            x = self._through_res5(chunk, size)
-            if out is None:
-                shape = (len(rois), *x.shape[1:])
-                out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-            out[done : done + len(x)] = x
-            done += len(x)
-        assert out is not None  # split gives one chunk of no RoI at least
-        return out
+    def chunks(self, boxes: list[Tensor], size: int) -> Iterator[Tensor]:
+        """The same, in inference some RoIs at a time: less memory, and what a head does with them stays in the
+        cache. One chunk at least, if of no RoI."""
+        if torch.is_grad_enabled():
+            yield self.pool(boxes, size)
+            return
+        numbers = self.maps[0].shape[1] * size**2
+        length = CHUNK if self.res5 is not None else max(1, CHUNK_NUMBERS // numbers)
+        for rois in with_image_index(boxes).split(length):
+            yield self._pool(rois, size) if self.res5 is None else self._through_res5(rois, size)
 
     def _through_res5(self, rois: Tensor, size: int) -> Tensor:
         assert self.res5 is not None
@@ -112,5 +114,14 @@ def pool_rois(
         if len(place) or (i == 0 and not len(rois)):
             parts.append(roi_align(feature, rois[place], size, 1 / stride, sampling_ratio, aligned))
             places.append(place)
-    order = torch.argsort(torch.cat(places))
-    return torch.cat(parts)[order]
+    if torch.is_grad_enabled():
+        return torch.cat(parts)[torch.argsort(torch.cat(places))]
+    out = torch.empty(
+        (len(rois), *parts[0].shape[1:]),
+        dtype=parts[0].dtype,
+        device=rois.device,
+        memory_format=torch.channels_last,
+    )
+    for place, part in zip(places, parts, strict=True):
+        out[place] = part
+    return out

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from maskrcnn.backbones.layers import Conv
 from maskrcnn.config import RPNConfig
 from maskrcnn.models.anchors import cell_anchors, grid_anchors
+from maskrcnn.ops import winograd
 from maskrcnn.ops.boxes import batched_nms, clip_boxes, decode_boxes, encode_boxes, nonempty
 from maskrcnn.ops.matching import Matches, match_boxes, subsample
 from maskrcnn.ops.processes import mean_over_processes
@@ -49,12 +50,22 @@ class RPNHead(nn.Module):
         bias = torch.cat([self._bias(self.objectness), self._bias(self.deltas)])
         logits, deltas = [], []
         for feature in features:
-            x = F.conv2d(self.conv(feature), weight, bias).permute(0, 2, 3, 1)  # (B, H, W, 5A)
+            x = self._predict(feature, weight, bias)
             # Scores and boxes are compared and decoded: float32 at least.
             x = x.to(torch.promote_types(x.dtype, torch.float32))
             logits.append(x[..., :num_anchors].flatten(1))
             deltas.append(x[..., num_anchors:].reshape(len(x), -1, 4))
         return logits, deltas
+
+    def _predict(self, feature: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, H, W, 5A)"""
+        conv = self.conv
+        if not isinstance(conv, Conv) or not winograd.applies(feature, conv.weight):
+            return F.conv2d(conv(feature), weight, bias).permute(0, 2, 3, 1)
+        out = feature.new_empty(len(feature), *feature.shape[2:], len(weight))
+        for where, x in winograd.strips(feature, conv.weight, conv.bias, relu=True):
+            out[where] = F.conv2d(x.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1)
+        return out
 
     def at(self, features: list[Tensor], image: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         """The same at S anchors only, to learn from: logits (S,) and deltas (S, 4).

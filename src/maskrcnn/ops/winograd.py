@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import threading
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -62,39 +63,49 @@ def applies(x: Tensor, weight: Tensor) -> bool:
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """`F.conv2d(x, weight, bias, padding=1)`, and ReLU: (N, C, H, W), (K, C, 3, 3), (K,) -> (N, K, H, W), channels
     last. Float32 without gradient."""
+    out = x.new_empty(len(x), *x.shape[2:], len(weight))
+    for where, y in strips(x, weight, bias, relu):
+        out[where] = y
+    return out.permute(0, 3, 1, 2)
+
+
+def strips(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False
+) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    """The same, strip by strip, for what can use one while it is in the cache: the images and rows of each, and
+    (n, h, W, K), whose memory the next strip takes."""
     N, C, H, W = x.shape
     K = len(weight)
     down, across = -(-H // 4), -(-W // 4)  # tiles
     tiles = STRIP // (36 * max(C, K))
     rows = min(max(1, tiles // across), down)
     images = min(max(1, tiles // (across * down)), N)
-    strips = _Strips(images, rows, across, C, K)
-    strips.evaluate_weights(weight)
+    work = _Strip(images, rows, across, C, K)
+    work.evaluate_weights(weight)
     x = x.permute(0, 2, 3, 1)
-    out = x.new_empty(N, H, W, K)
     for image in range(0, N, images):
         for row in range(0, H, 4 * rows):
-            part = out[image : image + images, row : row + 4 * rows]
-            strips.convolve(x[image : image + images], row, part)
+            where = slice(image, image + images), slice(row, min(row + 4 * rows, H))
+            y = work.convolve(x[where[0]], where[1])
             if bias is not None:
-                part.add_(bias)
+                y.add_(bias)
             if relu:
-                part.relu_()
-    return out.permute(0, 3, 1, 2)
+                y.relu_()
+            yield where, y
 
 
 _kept = threading.local()
 
 
-class _Strips:
+class _Strip:
     """One strip after the other in the same memory, which is kept from call to call: fresh pages would cost as much as
     the transforms. Maps have their channels last."""
 
     def __init__(self, n: int, h: int, w: int, C: int, K: int) -> None:
         """For up to n images, h rows of tiles, w tiles a row."""
         self.w = w
-        rows, widest = n * (4 * h + 2), max(C, K)
-        sizes = [36 * C * K, rows * 4 * (w + 1) * widest + 2 * C, rows * 6 * (w + 1) * widest]
+        lines, widest = n * (4 * h + 2), max(C, K)
+        sizes = [36 * C * K, lines * 4 * (w + 1) * widest + 2 * C, lines * 6 * (w + 1) * widest]
         sizes += [36 * n * h * w * widest] * 2
         memory: Tensor | None = getattr(_kept, "memory", None)
         if memory is None or len(memory) < sum(sizes):
@@ -107,17 +118,17 @@ class _Strips:
     def evaluate_weights(self, weight: Tensor) -> None:
         torch.mm(WEIGHTS, weight.permute(2, 3, 0, 1).reshape(9, -1), out=self.weights.flatten(1))
 
-    def convolve(self, x: Tensor, row: int, out: Tensor) -> None:
-        """Of n images (n, H, W, C): the outputs of (n, H', W, K) from `row` on, to where `out` lies.
+    def convolve(self, x: Tensor, rows: slice) -> Tensor:
+        """Of n images (n, H, W, C), these rows of the outputs: (n, h, W, K).
 
         Each transform is one product for every tile, read from and written to places that overlap or lie apart: few
         passes, and nothing is moved in between.
         """
         n, w, C, K = len(x), self.w, x.shape[3], self.weights.shape[1]
-        height, width = out.shape[1:3]
+        height, width = rows.stop - rows.start, x.shape[2]
         h = -(-height // 4)
         a, b, c, d = self.parts
-        _pad(x, row - 1, _view(a, n, 4 * h + 2, 4 * (w + 1), C))
+        _pad(x, rows.start - 1, _view(a, n, 4 * h + 2, 4 * (w + 1), C))
         # Along each row of places. Its last tile is not used, but makes all tiles equally far from each other.
         tiles = n * (4 * h + 2) * (w + 1)
         across = _view(b, tiles, 6, C)
@@ -144,12 +155,9 @@ class _Strips:
         torch.bmm(OUTPUTS.expand(tiles, 4, 6), values, out=across)
         axes = [order.index(i) for i in range(3)]
         across = across.view(*sizes, 4, 4, K).permute(axes[0], axes[1], 4, axes[2], 3, 5)
-        if (height, width) == (4 * h, 4 * w):
-            out.view(across.shape).copy_(across)
-        else:
-            padded = _view(a, n, 4 * h, 4 * w, K)
-            padded.view(across.shape).copy_(across)
-            out.copy_(padded[:, :height, :width])
+        out = _view(a, n, 4 * h, 4 * w, K)
+        out.view(across.shape).copy_(across)
+        return out[:, :height, :width]
 
 
 def _view(memory: Tensor, *shape: int) -> Tensor:
