@@ -8,8 +8,8 @@ matrix products, where a direct convolution has 144. The points are 0, +-3/4, +-
 +-1, +-2 and infinity: their powers spread less, so that rounding costs a third: 1e-6 of the map's spread, one to two
 times what it costs a direct convolution. The entries of both transforms below are exact in float32.
 
-bfloat16: F(2, 3) down the columns, two thirds of the multiplications, with the points 0, +-1 and infinity. Rounding costs
-0.4 % of the map's spread, 0.17 % in a direct convolution; the 4 % that a network has gathered before hide that.
+bfloat16: F(2, 3) down the columns, two thirds of the multiplications, with the points 0, +-1 and infinity. Rounding
+costs 0.4 % of the map's spread, 0.17 % in a direct convolution; the 4 % that a network has gathered before hide that.
 """
 
 from __future__ import annotations
