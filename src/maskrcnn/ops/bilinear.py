@@ -8,8 +8,9 @@ samples are sorted by their first row, then each row gathers the gradients of th
 first, second, third and fourth row. No two threads write one row, and results do not depend on threads or
 timing. On CUDA devices both ways are the Triton kernel of `sampling_triton`.
 
-A sample reads the rows (b, b + 1) x (c, c + 1) nearest to it inside the map, with the weights
-max(0, 1 - distance) of either axis: at the border, and beyond, that is the map continued with zeros.
+A sample reads the rows (b, b + 1) x (c, c + 1) about it, with the weights 1 - distance of either axis. On the CPU the
+map is copied into one with zeros around it, and places further out are moved onto these zeros: what they read and
+their gradients are zero by themselves.
 
 Shape letters: N images, S places of all maps, Q queries, G groups of D channels, K points a query.
 """
@@ -75,7 +76,7 @@ def _bilinear_sum(
     at: Tensor | None,
     sizes: list[int],
 ) -> Tensor:
-    (N, S, G, D), Q = rows.shape, weight.shape[1]
+    (N, _, G, D), Q = rows.shape, weight.shape[1]
     if _use_triton(rows):
         from maskrcnn.ops import sampling_triton
 
@@ -84,7 +85,7 @@ def _bilinear_sum(
     out = rows.new_empty(N, Q, G, D)
     places = Places(offset, weight, scale, point, at, sizes)
     for n in range(N):
-        table = rows[n].to(scale.dtype).reshape(S * G, D)
+        table = places.padded(rows[n])
         for q in places.blocks():
             cells = places.cells(n, q)
             ends = places.ends[: cells.first.shape[0] + 1]
@@ -119,7 +120,7 @@ def _bilinear_sum_backward(
     for_places: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of rows, offset and weight; with for_rows or for_places off, empty in their stead."""
-    (N, S, G, D), K = rows.shape, weight.shape[3]
+    (N, _, G, D), K = rows.shape, weight.shape[3]
     if _use_triton(rows):
         from maskrcnn.ops import sampling_triton
 
@@ -127,22 +128,28 @@ def _bilinear_sum_backward(
             grad.view(-1, D), rows.contiguous(), offset, weight, scale, point, at, sizes, for_rows, for_places
         )
     grad = grad.view(N, weight.shape[1], G, D)
-    rows_grad = rows.new_zeros(rows.shape if for_rows else 0, dtype=scale.dtype)
+    rows_grad = rows.new_empty(rows.shape if for_rows and N > 1 else 0)
     offset_grad = offset.new_empty(offset.shape if for_places else 0)
     weight_grad = weight.new_empty(weight.shape if for_places else 0)
     places = Places(offset, weight, scale, point, at, sizes)
     for n in range(N):
-        table = rows[n].to(scale.dtype).reshape(S * G, D)
+        table = places.padded(rows[n])
+        table_grad = torch.zeros_like(table) if for_rows else None
         for q in places.blocks():
             cells = places.cells(n, q)
             flow = grad[n, q].to(scale.dtype).reshape(-1, D)
-            if for_rows:
-                cells.scatter(flow, rows_grad[n].view(S * G, D), places.maps)
+            if table_grad is not None:
+                cells.scatter(flow, table_grad, places.maps)
             if for_places:
                 for_offset, for_weight = cells.gradients(table, flow)
                 offset_grad[n, q] = for_offset.mul_(scale).view(-1, G, K, 2)
                 weight_grad[n, q] = for_weight.view(-1, G, K)
-    return rows_grad.to(rows.dtype), offset_grad, weight_grad
+        if table_grad is not None:
+            del table
+            if N == 1:  # not before: the two tables are the most that exists at a time
+                rows_grad = rows.new_empty(rows.shape)
+            places.inside(table_grad, rows_grad[n])
+    return rows_grad, offset_grad, weight_grad
 
 
 @_bilinear_sum_backward.register_fake
@@ -194,20 +201,48 @@ class Places:
         self.num_outputs = min(self.step, self.num_queries) * G
         _scratch.next = 0
         size = torch.tensor(sizes, dtype=torch.int32, device=offset.device).view(-1, 2)  # H, W of each map
-        end = size.prod(1, dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        self.sizes, self.G = size.tolist(), G
+        # Two lines of zeros above and below a map, two columns before it: those are also behind the line before.
+        width = size[:, 1] + 2
+        end = ((size[:, 0] + 4) * width).cumsum(0, dtype=torch.int32)
         start = F.pad(end[:-1], (1, 0))
-        self.maps = list(
-            zip((start * G).tolist(), (end * G).tolist(), (size[:, 1] * G).tolist(), strict=True)
-        )
+        self.maps = list(zip((start * G).tolist(), (end * G).tolist(), (width * G).tolist(), strict=True))
         self.scale, self.point = self._tile(scale), self._tile(point)
-        self.last = self._tile(size.flip(1).to(scale.dtype) - 2)
-        self.below = self._tile(size[:, 1:] * G)[0]
+        self.outside = self._tile(size.flip(1).to(scale.dtype))
+        self.width = self._tile(width[:, None].to(scale.dtype))[0]
+        self.below = self._tile(width[:, None] * G)[0]
         group = torch.arange(G, dtype=torch.int32, device=offset.device)
-        first = group[:, None] + (start * G).repeat_interleave(self.K // len(start))  # (G, K)
+        origin = (start + 2 * width + 2) * G
+        first = group[:, None] + origin.repeat_interleave(self.K // len(start))  # (G, K)
         self.first = _take(first, self.num_outputs // G, G, self.K).copy_(first).view(-1, self.K)
         num_samples = self.num_outputs * self.K
         self.ends = torch.arange(0, num_samples + 1, self.K, dtype=torch.int32, device=offset.device)
         self.mark = _scratch.next
+
+    def padded(self, rows: Tensor) -> Tensor:
+        """The maps' places (S, G, D) with the zeros around them, (S', G, D) flattened to rows (S' * G, D)."""
+        _, G, D = rows.shape
+        table = rows.new_empty(self.maps[-1][1] + 2 * G, D, dtype=self.scale.dtype)
+        table[self.maps[-1][1] :] = 0
+        for (h, w), place, to in zip(self.sizes, self._split(rows), self._maps(table), strict=True):
+            to[:2] = to[h + 2 :] = 0
+            to[2 : h + 2, :2] = 0
+            to[2 : h + 2, 2:] = place.reshape(h, w, G * D)
+        return table
+
+    def inside(self, table: Tensor, out: Tensor) -> None:
+        """Back from `padded`: the maps' places without the zeros, to `out` (S, G, D)."""
+        for (h, w), to, place in zip(self.sizes, self._split(out), self._maps(table), strict=True):
+            to.view(h, w, -1).copy_(place[2 : h + 2, 2:])
+
+    def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        return rows.split([h * w for h, w in self.sizes])
+
+    def _maps(self, table: Tensor) -> list[Tensor]:
+        """Each map with its zeros, (H + 4, W + 2, G * D)."""
+        return [
+            table[a:b].view(h + 4, w + 2, -1) for (h, w), (a, b, _) in zip(self.sizes, self.maps, strict=True)
+        ]
 
     def _tile(self, of_points: Tensor) -> Tensor:
         """What points or maps have, (.., 2) to (2, outputs, K), so that arithmetic runs without a break."""
@@ -231,16 +266,15 @@ class Places:
         if self.at is not None:
             place.view(2, num_queries, -1).add_(self.at[q].t()[:, :, None])
         place.nan_to_num_(-2.0)  # what is no number is outside
-        torch.minimum(torch.floor(place, out=cell), self.last[:, :m], out=cell).clamp_(min=0)
-        beyond = place.sub_(cell)
-        x, first = _take(cell, dtype=torch.int32).copy_(cell)
-        below = self.below[:m]
-        first.mul_(below).add_(x, alpha=G).add_(self.first[:m])
-        under = torch.add(first, below, out=x)
-        far_low = torch.clamp(beyond, -1, 1, out=_take(beyond)).abs_()
-        far_high = torch.sub(beyond, 1, out=cell).clamp_(-1, 1).abs_()
-        weight = self.weight[n, q].to(beyond.dtype).reshape(m, K)
-        return Cells(beyond, far_low, far_high, weight, first, under, G)
+        torch.minimum(place, self.outside[:, :m], out=place).clamp_(min=-2)
+        torch.floor(place, out=cell)
+        far = place.sub_(cell)
+        index = torch.addcmul(cell[0], cell[1], self.width[:m], out=cell[0])
+        first = _take(index, dtype=torch.int32).copy_(index)
+        torch.add(self.first[:m], first, alpha=G, out=first)
+        under = torch.add(first, self.below[:m], out=_take(first))
+        weight = self.weight[n, q].to(far.dtype).reshape(m, K)
+        return Cells(far, weight, first, under, G)
 
 
 class Scratch(threading.local):
@@ -275,12 +309,10 @@ def _take(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor
 class Cells:
     """The samples (m, K) of a block of outputs: the four rows that each reads, and their weights.
 
-    A sample reads two neighbouring cells of either axis, with the weights 1 - far.
+    A sample reads two neighbouring cells of either axis, with the weights 1 - far and far.
     """
 
-    beyond: Tensor  # (2, m, K) how far, in x and y, the sample lies beyond the lower of the two cells
-    far_low: Tensor  # (2, m, K) the distance from it, at most 1
-    far_high: Tensor  # and from the upper
+    far: Tensor  # (2, m, K) how far, in x and y, the sample lies beyond the first of the two cells
     weight: Tensor
     first: Tensor  # row of the upper left cell
     under: Tensor  # row of the lower left cell
@@ -291,31 +323,30 @@ class Cells:
         return [(row, shift) for row in (self.first, self.under) for shift in (0, self.right)]
 
     def weights(self) -> list[Tensor]:
-        (x_low, y_low), (x_high, y_high) = self.far_low, self.far_high
-        lines = [_less(self.weight, far) for far in (y_low, y_high)]
-        return [_less(line, far) for line in lines for far in (x_low, x_high)]
+        x, y = self.far
+        lower = torch.mul(self.weight, y, out=_take(y))
+        upper = torch.sub(self.weight, lower, out=_take(y))
+        corners = []
+        for line in (upper, lower):
+            right = torch.mul(line, x, out=_take(x))
+            corners += [line.sub_(right), right]
+        return corners
 
     def gradients(self, table: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the places in cells, (m, K, 2), and of the weights, (m, K), from the outputs' gradients (m, D)."""
-        a, b, c, d = (self._dots(flow, table[shift:], row) for row, shift in self.rows())
-        (x_low, y_low), (x_high, y_high) = self.far_low, self.far_high
-        upper, lower = _blend(a, x_low, b, x_high), _blend(c, x_low, d, x_high)
-        left, right = _blend(a, y_low, c, y_high), _blend(b, y_low, d, y_high)
-        for_weight = _blend(upper, y_low, lower, y_high)
-        (slope_left, slope_upper), (slope_right, slope_lower) = self._slopes()
-        for_place = _take(a, *a.shape, 2)
-        torch.mul(left.mul_(slope_left).addcmul_(right, slope_right), self.weight, out=for_place[..., 0])
-        torch.mul(upper.mul_(slope_upper).addcmul_(lower, slope_lower), self.weight, out=for_place[..., 1])
-        return for_place, for_weight
+        """Of the places in cells, (m, K, 2), and of the weights, (m, K), from the outputs' gradients (m, D).
 
-    def _slopes(self) -> tuple[Tensor, Tensor]:
-        """What the weights of the lower and the upper cell gain as the sample moves on: 0, 1 or -1.
-
-        At a corner: as it moves to the right or down.
+        Of a place at a corner: as it moves to the right or down.
         """
-        step = self.beyond.floor_()  # 0 but at borders
-        before, here, after = (torch.add(step, i, out=_take(step)).clamp_(-1, 1).abs_() for i in (1, 0, -1))
-        return torch.sub(here, before, out=before), after.sub_(here)
+        a, b, c, d = (self._dots(flow, table[shift:], row) for row, shift in self.rows())
+        x, y = self.far
+        for_place = _take(a, *a.shape, 2)
+        slope, slope_lower = b.sub_(a), d.sub_(c)  # to the right
+        upper, lower = a.addcmul_(x, slope), c.addcmul_(x, slope_lower)
+        torch.mul(lower.sub_(upper), self.weight, out=for_place[..., 1])
+        for_weight = upper.addcmul_(y, lower)
+        slope.addcmul_(y, slope_lower.sub_(slope))
+        torch.mul(slope, self.weight, out=for_place[..., 0])
+        return for_place, for_weight
 
     def _dots(self, flow: Tensor, table: Tensor, row: Tensor) -> Tensor:
         """The products of each row of flow (m, D) with the K rows of the table that `row` names: (m, K)."""
@@ -356,20 +387,6 @@ class Cells:
                 to = out[i + shift : j + shift]  # shorter where a last map is smaller than the shift
                 to += part[: len(to)]  # no sample begins in a map's last line: nothing is left out
         _scratch.next = mark
-
-
-def _less(weight: Tensor, far: Tensor) -> Tensor:
-    """weight * (1 - far)"""
-    return torch.addcmul(weight, weight, far, value=-1, out=_take(weight))
-
-
-def _blend(a: Tensor, far_a: Tensor, b: Tensor, far_b: Tensor) -> Tensor:
-    """a * (1 - far_a) + b * (1 - far_b)"""
-    out = _less(a, far_a)
-    mark = _scratch.next
-    out.add_(_less(b, far_b))
-    _scratch.next = mark
-    return out
 
 
 def _pieces(
