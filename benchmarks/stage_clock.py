@@ -142,7 +142,7 @@ def _calls_of_ours(model: MaskRCNN) -> list[tuple[Any, str, str]]:
         (model.rpn, "loss", "proposals"),
         (model.rpn, "_losses", "RPN losses"),
         (model.box_head, "sample", "RoI sampling"),
-        (pooling.RoIFeatures, "pool", "RoI pooling"),
+        (pooling.RoIFeatures, "_pool", "RoI pooling"),
         (model.box_head, "forward", "box head"),
         (model.box_head, "loss", "box head"),
         (model.mask_head, "forward", "mask head"),
