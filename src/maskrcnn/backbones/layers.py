@@ -178,7 +178,7 @@ class Conv(nn.Module):
 
 
 def _writes_into(x: Tensor, other: Tensor) -> bool:
-    """Whether oneDNN can add its convolution of `x` to `other`."""
+    """Whether oneDNN can add its convolution of `x` to `other`: on x86, where PyTorch comes with MKL too."""
     return (
         x.device.type == "cpu"
         and x.dtype == other.dtype
@@ -188,6 +188,7 @@ def _writes_into(x: Tensor, other: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
+        and torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()
     )
 

@@ -201,7 +201,7 @@ class Places:
         self.num_outputs = min(self.step, self.num_queries) * G
         _scratch.next = 0
         size = torch.tensor(sizes, dtype=torch.int32, device=offset.device).view(-1, 2)  # H, W of each map
-        self.sizes, self.G = size.tolist(), G
+        self.sizes = size.tolist()
         # Two lines of zeros above and below a map, two columns before it: those are also behind the line before.
         width = size[:, 1] + 2
         end = ((size[:, 0] + 4) * width).cumsum(0, dtype=torch.int32)
