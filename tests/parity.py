@@ -96,8 +96,8 @@ def table(found: list[Difference]) -> str:
         "Written by `make parity`: the largest difference of each stage from what the original implementation",
         "computed with the same weights and image, and in brackets what the tests allow. Rows ending in `fp64` ran",
         "in float64 on both sides, where only the rounding of the stored reference is left; in float32 the",
-        "original's own distance from its float64 run is of the same size, and scores are compared with the nearer of",
-        "its two runs. Detections are matched one to one, by class and box. Boxes, proposals and key points are in",
+        "original's own distance from its float64 run is of the same size. Detections are matched one to one,",
+        "by class and box. Boxes, proposals and key points are in",
         "pixels, features, backbone, neck and layers in units of their own spread, mask areas in pixels.",
     ]
     for (kind, images), section in sorted(sections.items()):

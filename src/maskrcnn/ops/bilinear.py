@@ -324,12 +324,12 @@ class Cells:
 
     def weights(self) -> list[Tensor]:
         x, y = self.far
+        upper = torch.addcmul(self.weight, self.weight, y, value=-1, out=_take(y))
         lower = torch.mul(self.weight, y, out=_take(y))
-        upper = torch.sub(self.weight, lower, out=_take(y))
         corners = []
         for line in (upper, lower):
-            right = torch.mul(line, x, out=_take(x))
-            corners += [line.sub_(right), right]
+            left = torch.addcmul(line, line, x, value=-1, out=_take(x))
+            corners += [left, line.mul_(x)]
         return corners
 
     def gradients(self, table: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
