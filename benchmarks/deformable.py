@@ -35,6 +35,7 @@ from torch import Tensor
 from maskrcnn.ops import bilinear, dcnv3, ms_deform_attn
 
 RESULTS = Path(__file__).parent / "results"
+WARM_UP = 1.5  # seconds of calls by turns: a virtual machine may have to fetch the memory that a process is first given
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 Maps = list[tuple[int, int]]
 
@@ -135,12 +136,15 @@ def call(op: Callable, tensors: list[Tensor], grad: Tensor | None) -> None:
 
 def measure(ops: dict[str, Callable], tensors: list[Tensor], grad: Tensor | None, runs: int) -> dict:
     seconds: dict[str, list[float]] = {name: [] for name in ops}
-    for i in range(runs + 1):
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < WARM_UP:
+        for op in ops.values():
+            call(op, tensors, grad)
+    for _ in range(runs):
         for name, op in ops.items():
             start = time.perf_counter()
             call(op, tensors, grad)
-            if i:  # the first is a warm-up
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     return {
         name: {
             "seconds": statistics.median(s),

@@ -28,7 +28,7 @@ from torch import Tensor
 from maskrcnn.ops import roi_align
 
 H, W, C, R = 200, 272, 256, 1000
-WARM_UP = 3  # calls: the system takes a while to find large pages
+WARM_UP = 2.0  # seconds of calls by turns: a virtual machine may have to fetch the memory that a process is first given
 RESULTS = Path(__file__).parent / "results"
 OPERATORS = {"ours": roi_align, "torchvision": torchvision.ops.roi_align}
 
@@ -78,12 +78,15 @@ def make_call(
 def measure(calls: dict[str, tuple], runs: int) -> dict[str, dict[str, float]]:
     made = {name: make_call(*spec) for name, spec in calls.items()}
     seconds: dict[str, list[float]] = {name: [] for name in made}
-    for i in range(WARM_UP + runs):
+    begin = time.perf_counter()
+    while time.perf_counter() - begin < WARM_UP:
+        for call in made.values():
+            call()
+    for _ in range(runs):
         for name, call in made.items():
             start = time.perf_counter()
             call()
-            if i >= WARM_UP:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     return {name: {"seconds": statistics.median(s), "best": min(s)} for name, s in seconds.items()}
 
 

@@ -305,7 +305,7 @@ class RoITaps:
         first_y, first_x = _first(ny), _first(nx)
         pairs = ny.sum(1) * nx.sum(1)  # (R,)
         out = table.new_empty(R * P * Q, table.shape[1])
-        out.view(R, P * Q, table.shape[1])[pairs == 0] = 0
+        out.view(R, P * Q, table.shape[1]).index_fill_(0, (pairs == 0).nonzero()[:, 0], 0)
         for a, b in _blocks(pairs.tolist(), PAIRS_PER_BLOCK):
             lines, first_line = (t[a:b].repeat_interleave(Q, dim=1).view(-1) for t in (ny, first_y))
             columns, first_column = (t[a:b].repeat(1, P).view(-1) for t in (nx, first_x))
@@ -333,7 +333,7 @@ class RoITaps:
 
         pairs = torch.bincount(line, weights=nx.double(), minlength=num_images * H)  # of each line of the map
         out = grad.new_empty(num_images * H * W, grad.shape[1])
-        out.view(num_images * H, W, grad.shape[1])[pairs == 0] = 0
+        out.view(num_images * H, W, grad.shape[1]).index_fill_(0, (pairs == 0).nonzero()[:, 0], 0)
         for a, b in _blocks(pairs.tolist(), PAIRS_PER_BLOCK):
             u, v = torch.searchsorted(line, line.new_tensor([a, b])).tolist()
             i, j = _ranges(first_x[u:v], nx[u:v])
