@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
 
+from maskrcnn.backbones import layers
 from maskrcnn.backbones.fpn import FPN
 from maskrcnn.backbones.layers import Conv, FrozenBatchNorm, GroupNorm, fold_norms
 from maskrcnn.config import FPNConfig
@@ -83,3 +86,83 @@ def test_the_pyramid_is_the_same_in_training_and_inference(size: tuple[int, int]
     with torch.inference_mode():
         for level, wanted in zip(fpn(features), expected, strict=True):
             torch.testing.assert_close(level, wanted, rtol=0, atol=1e-6)
+
+
+class TestInference:
+    """What overwrites its inputs in inference gives what it gives in training."""
+
+    @pytest.fixture
+    def tokens(self) -> torch.Tensor:
+        return torch.randn(2, 37, 8, generator=torch.Generator().manual_seed(0))
+
+    @pytest.fixture(autouse=True)
+    def small_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(layers, "PIECE_BYTES", 256)
+
+    @staticmethod
+    def check(function: Callable[..., torch.Tensor], *inputs: torch.Tensor, tolerance: float = 1e-6) -> None:
+        expected = function(*inputs).detach()
+        for context in (torch.no_grad, torch.inference_mode):
+            with context():
+                torch.testing.assert_close(
+                    function(*(x.clone() for x in inputs)), expected, rtol=0, atol=tolerance
+                )
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(
+                function(*(x.clone() for x in inputs)).float(), expected, rtol=0, atol=0.1
+            )
+
+    def test_gelu(self, tokens: torch.Tensor) -> None:
+        self.check(layers.gelu, tokens)
+        with torch.inference_mode():
+            assert layers.gelu(tokens) is tokens
+
+    def test_residual(self, tokens: torch.Tensor) -> None:
+        self.check(layers.residual, tokens, tokens.flip(0))
+        self.check(layers.residual, tokens, tokens.flip(0), torch.linspace(0, 1, 8))
+
+    def test_residual_of_two_types_is_of_the_wider(self, tokens: torch.Tensor) -> None:
+        with torch.inference_mode():
+            assert layers.residual(tokens, tokens.bfloat16()).dtype == torch.float32
+
+    @pytest.mark.parametrize("shape", [(2, 37, 8), (1, 3, 5, 8), (0, 4, 8), (1, 1, 8)])
+    def test_mlp(self, shape: tuple[int, ...]) -> None:
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        fc1, fc2 = torch.nn.Linear(8, 32), torch.nn.Linear(32, 5)
+        self.check(lambda x: layers.mlp(x, fc1, fc2), x)
+
+    def test_add_linear(self, tokens: torch.Tensor) -> None:
+        linear = torch.nn.Linear(4, 8)
+        self.check(lambda x, y: layers.add_linear(x, y, linear, 0.5, False), tokens, tokens[..., :4])
+        left_out = layers.add_linear(tokens, tokens[..., :4], linear, 1.0, True)
+        torch.testing.assert_close(left_out, tokens)
+
+    @pytest.mark.parametrize("factor", [2, 4])
+    @pytest.mark.parametrize("size", [(1, 1), (1, 5), (7, 3)])
+    def test_add_resized(self, factor: int, size: tuple[int, int]) -> None:
+        h, w = size
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(2, 4, factor * h, factor * w, generator=generator)
+        coarse = torch.randn(2, 4, h, w, generator=generator)
+        self.check(lambda x, c: layers.add_resized(x, c, factor), x, coarse)
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_softmax(self, dtype: torch.dtype) -> None:
+        x = torch.randn(3, 5, 9, generator=torch.Generator().manual_seed(0)) * 30
+        x[0, 0] = 1e4  # e to that power is no number
+        x[0, 1, :8] = -torch.inf
+        with torch.inference_mode():
+            found = layers.softmax(x.to(dtype))
+        torch.testing.assert_close(found, x.to(dtype).softmax(-1), rtol=1e-6, atol=1e-7)
+
+    def test_a_batch_norm_of_its_own(self) -> None:
+        norm = torch.nn.BatchNorm2d(6, eps=1e-3)
+        for tensor in (*norm.parameters(), norm.running_mean, norm.running_var):
+            assert tensor is not None
+            torch.nn.init.uniform_(tensor, 0.5, 1.5)
+        x = torch.randn(2, 6, 5, 7, generator=torch.Generator().manual_seed(0))
+        parent = torch.nn.ModuleDict({"norm": norm.eval()})
+        expected = norm(x).detach()
+        fold_norms(parent)
+        self.check(lambda x: layers.batch_norm(x, parent["norm"]), x)
+        torch.testing.assert_close(parent["norm"](x), expected, rtol=0, atol=1e-6)

@@ -89,7 +89,8 @@ def stages(shared: Path, model: MaskRCNN, case: dict[str, np.ndarray]) -> Stages
 
     def keep(tap: str, index: int | None) -> Callable[..., None]:
         def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
-            taps[tap] = output if index is None else output[index]
+            # A copy: what follows may overwrite it in inference.
+            taps[tap] = (output if index is None else output[index]).clone()
 
         return hook
 

@@ -7,11 +7,11 @@ the place of attention. Pre-norm in T, post-norm in S and B. Maps are (B, H, W, 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
+from maskrcnn.backbones.layers import gelu, mlp, residual, softmax
 from maskrcnn.config import InternImageConfig
 from maskrcnn.ops.deformable import dcnv3
 
@@ -62,7 +62,7 @@ class Stem(nn.Module):
         self.norm2 = _norm(channels, place=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.gelu(self.norm1(self.conv1(x).permute(0, 2, 3, 1)))
+        x = gelu(self.norm1(self.conv1(x).permute(0, 2, 3, 1)))
         return self.norm2(self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
@@ -120,8 +120,8 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for module, norm, gamma in ((self.dcn, self.norm1, self.gamma1), (self.mlp, self.norm2, self.gamma2)):
-            y = gamma * (norm(module(x)) if self.post_norm else module(norm(x)))
-            x = x + stochastic_depth(y, self.drop_path, "row", self.training)
+            y = norm(module(x)) if self.post_norm else module(norm(x))
+            x = residual(x, stochastic_depth(y, self.drop_path, "row", self.training), gamma)
         return x
 
 
@@ -132,7 +132,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return mlp(x, self.fc1, self.fc2)
 
 
 class DCNv3(nn.Module):
@@ -158,9 +158,9 @@ class DCNv3(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         conv, norm = self.dw_conv
-        local = F.gelu(norm(conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
+        local = gelu(norm(conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
         value = self.input_proj(x)
-        mask = self.mask(local).unflatten(-1, (self.groups, -1)).softmax(-1).flatten(-2)
+        mask = softmax(self.mask(local).unflatten(-1, (self.groups, -1))).flatten(-2)
         value = dcnv3(
             value,
             self.offset(local),

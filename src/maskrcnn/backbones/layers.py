@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import stochastic_depth
 
 from maskrcnn.config import Norm
 from maskrcnn.ops import winograd
 from maskrcnn.ops.deformable import deform_conv2d
+
+PIECE_BYTES = 1 << 22  # of what is made and used piece by piece in inference
 
 
 class FrozenBatchNorm(nn.Module):
@@ -193,6 +197,93 @@ def _writes_into(x: Tensor, other: Tensor) -> bool:
     )
 
 
+# What transformers do between their matrix products. In inference on a CPU results overwrite what nobody else needs, as
+# fresh memory costs more than the arithmetic.
+
+
+def gelu(x: Tensor) -> Tensor:
+    """`F.gelu`. x may be overwritten."""
+    return torch.ops.aten.gelu_(x) if _may_overwrite(x) else F.gelu(x)
+
+
+def residual(x: Tensor, y: Tensor, scale: Tensor | None = None) -> Tensor:
+    """x + scale * y. y may be overwritten."""
+    out = y if _may_overwrite(y) and x.dtype == y.dtype else None
+    return torch.add(x, y, out=out) if scale is None else torch.addcmul(x, scale, y, out=out)
+
+
+def in_pieces(function: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
+    """function(x), (.., C) to (.., C'), which works on each row by itself; in inference on a CPU some rows at a time, so
+    that what lies in between, `width` numbers a row, stays in the cache."""
+    step = max(1, PIECE_BYTES // (width * x.element_size()))
+    rows = x.flatten(0, -2)
+    if len(rows) <= step or not _may_overwrite(x):
+        return function(x)
+    out: Tensor | None = None
+    for i in range(0, len(rows), step):
+        piece = function(rows[i : i + step])
+        out = piece.new_empty(len(rows), piece.shape[-1]) if out is None else out
+        out[i : i + step] = piece
+    assert out is not None
+    return out.view(*x.shape[:-1], -1)
+
+
+def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
+    """Linear, GELU, linear over the last axis."""
+    return in_pieces(lambda piece: fc2(gelu(fc1(piece))), x, fc1.out_features)
+
+
+def add_linear(x: Tensor, y: Tensor, linear: nn.Linear, drop_path: float, training: bool) -> Tensor:
+    """x + linear(y), the sum left out of an image in training with the probability `drop_path`. x may be overwritten."""
+    if training or x.dtype != y.dtype or not (_may_overwrite(x) and x.is_contiguous()):
+        return x + stochastic_depth(linear(y), drop_path, "row", training)
+    rows = x.view(-1, x.shape[-1])
+    step = max(1, PIECE_BYTES // (rows.shape[1] * x.element_size()))
+    for part, to in zip(y.flatten(0, -2).split(step), rows.split(step), strict=True):
+        to += linear(part)
+    return x
+
+
+def add_resized(x: Tensor, coarse: Tensor, factor: int) -> Tensor:
+    """x + `coarse` enlarged (bilinear); x may be overwritten, and then it goes some lines at a time."""
+    if not _may_overwrite(x):
+        return x + F.interpolate(coarse, scale_factor=factor, mode="bilinear")
+    height = coarse.shape[2]
+    step = max(1, PIECE_BYTES * height // (x.numel() * x.element_size()))
+    for i in range(0, height, step):
+        first, last = max(i - 1, 0), min(i + step + 1, height)  # a line of neighbours on either side
+        lines = F.interpolate(coarse[:, :, first:last], scale_factor=factor, mode="bilinear")
+        here = slice(factor * i, factor * min(i + step, height))
+        x[:, :, here] += lines[:, :, here.start - factor * first : here.stop - factor * first]
+    return x
+
+
+def batch_norm(x: Tensor, norm: nn.Module) -> Tensor:
+    """norm(x). x may be overwritten once the norm is frozen (`fold_norms`)."""
+    if not (isinstance(norm, FrozenBatchNorm) and _may_overwrite(x) and norm.weight.dtype == x.dtype):
+        return norm(x)
+    scale, shift = norm.scale_shift()
+    return torch.addcmul(shift.view(1, -1, 1, 1), x, scale.view(1, -1, 1, 1), out=x)
+
+
+def softmax(x: Tensor) -> Tensor:
+    """Softmax over a last axis of few numbers. PyTorch's on the CPU takes four times as long for nine of them."""
+    if not _may_overwrite(x):
+        return x.softmax(-1)
+    real = x.to(torch.promote_types(x.dtype, torch.float32))
+    real = (real - real.amax(-1, keepdim=True)).exp_()
+    return real.div_(real.sum(-1, keepdim=True)).to(x.dtype)
+
+
+def _may_overwrite(x: Tensor) -> bool:
+    return (
+        x.device.type == "cpu"
+        and not torch.is_grad_enabled()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
 def conv_tower(in_channels: int, out_channels: int, num_convs: int, norm: Norm = "none") -> nn.Sequential:
     """3x3 convolutions with ReLU, one after the other: what the heads do to their pooled RoIs. It may be empty."""
     channels = [in_channels] + [out_channels] * num_convs
@@ -218,8 +309,8 @@ def _frozen(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm:
 
 @torch.no_grad()
 def fold_norms(module: nn.Module) -> None:
-    """For inference: multiply batch norms into the weights of the convolutions before them, once and for all. The
-    module can be neither trained nor saved after."""
+    """For inference: multiply batch norms into the weights of the convolutions before them, once and for all, and make
+    the others a scale and a shift. The module can be neither trained nor saved after."""
     for child in module.modules():
         if isinstance(child, Conv) and (norm := _fixed(child.norm)) is not None:
             _fold(child, norm)
@@ -230,6 +321,13 @@ def fold_norms(module: nn.Module) -> None:
                 if isinstance(conv, nn.Conv2d) and norm is not None:
                     _fold(conv, norm)
                     child[i + 1] = nn.Identity()
+        for name, other in list(child.named_children()):
+            if isinstance(other, nn.BatchNorm2d | nn.SyncBatchNorm):
+                norm = _frozen(other)
+                norm.weight, norm.bias = norm.scale_shift()
+                norm.running_mean.zero_()
+                norm.running_var.fill_(1 - norm.eps)
+                setattr(child, name, norm)
 
 
 def _fixed(norm: nn.Module | None) -> FrozenBatchNorm | None:

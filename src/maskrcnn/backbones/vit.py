@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
-from maskrcnn.backbones.layers import GroupNorm
+from maskrcnn.backbones.layers import GroupNorm, mlp, residual
 from maskrcnn.config import ViTConfig
 from maskrcnn.errors import UserError
 
@@ -193,7 +193,7 @@ class UniPerceiverBlock(nn.Module):
     def forward(self, x: Tensor, size: Size) -> Tensor:
         attended = self.self_attn(self.norm1(x), size)
         x = add_scaled(x, self.gamma_1, attended, self.drop_path, self.training)
-        y = self.linear2(F.gelu(self.linear1(self.norm2(x))))
+        y = mlp(self.norm2(x), self.linear1, self.linear2)
         return add_scaled(x, self.gamma_2, y, self.drop_path, self.training)
 
 
@@ -204,7 +204,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        return mlp(x, self.fc1, self.fc2)
 
 
 class Attention(nn.Module):
@@ -234,8 +234,8 @@ class UniPerceiverAttention(nn.Module):
 
 
 def add_scaled(x: Tensor, scale: Tensor, y: Tensor, drop_path: float, training: bool) -> Tensor:
-    """x + scale * y, in one pass; y (B, ...) is left out of an image in training with the probability `drop_path`."""
-    return torch.addcmul(x, scale, stochastic_depth(y, drop_path, "row", training))
+    """x + scale * y; y (B, ...) is left out of an image in training with the probability `drop_path`."""
+    return residual(x, stochastic_depth(y, drop_path, "row", training), scale)
 
 
 def attend(qkv: Tensor, size: Size, num_heads: int, window: int | None, filling: Tensor) -> Tensor:

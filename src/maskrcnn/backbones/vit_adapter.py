@@ -15,9 +15,17 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import stochastic_depth
 
-from maskrcnn.backbones.layers import make_norm
+from maskrcnn.backbones.layers import (
+    add_linear,
+    add_resized,
+    batch_norm,
+    gelu,
+    in_pieces,
+    make_norm,
+    residual,
+    softmax,
+)
 from maskrcnn.backbones.vit import Size, Trunk, as_map, as_tokens, initialize
 from maskrcnn.config import AdapterConfig, ViTConfig
 from maskrcnn.ops.deformable import ms_deform_attn
@@ -61,13 +69,12 @@ class ViTAdapter(Trunk):
         sizes = pyramid(size)
         c2, c3, c4 = map(as_map, c.split([h * w for h, w in sizes], dim=1), sizes)
         vit = as_map(x, size)
-        # By far the largest map is made and added to in place.
-        c1 = self.up(c2).add_(c1)
-        c1 = c1.add_(F.interpolate(vit, scale_factor=4, mode="bilinear"))
-        c2 = c2 + F.interpolate(vit, scale_factor=2, mode="bilinear")
+        c1 = add_resized(residual(c1, self.up(c2)), vit, 4)
+        c2 = add_resized(c2, vit, 2)
         c3 = c3 + vit
         c4 = c4 + F.interpolate(vit, scale_factor=0.5, mode="bilinear")
-        return {"c2": self.norm1(c1), "c3": self.norm2(c2), "c4": self.norm3(c3), "c5": self.norm4(c4)}
+        maps, norms = (c1, c2, c3, c4), (self.norm1, self.norm2, self.norm3, self.norm4)
+        return {f"c{i}": batch_norm(c, norm) for i, (c, norm) in enumerate(zip(maps, norms, strict=True), 2)}
 
 
 class SpatialPrior(nn.Module):
@@ -134,12 +141,13 @@ class Injector(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor, c: Tensor, size: Size) -> Tensor:
-        sampled = self.attn(self.query_norm(x), [size], self.feat_norm(c), pyramid(size))
-        return x + self.gamma * sampled
+        sampled = self.attn(x, self.query_norm, [size], c, self.feat_norm, pyramid(size))
+        return residual(x, self.attn.output_proj(sampled), self.gamma)
 
 
 class Extractor(nn.Module):
-    """The prior's tokens, with what they sample from the ViT's map: (B, S, C), (B, N, C) -> (B, S, C)."""
+    """The prior's tokens, with what they sample from the ViT's map: (B, S, C), (B, N, C) -> (B, S, C). In inference the
+    prior's tokens are overwritten."""
 
     def __init__(self, dim: int, config: AdapterConfig, *, drop_path: float, eps: float) -> None:
         super().__init__()
@@ -151,15 +159,18 @@ class Extractor(nn.Module):
         self.ffn_norm = nn.LayerNorm(dim, eps=eps)
 
     def forward(self, c: Tensor, x: Tensor, size: Size) -> Tensor:
-        c = c + self.attn(self.query_norm(c), pyramid(size), self.feat_norm(x), [size])
-        return c + stochastic_depth(self.ffn(self.ffn_norm(c), size), self.drop_path, "row", self.training)
+        sampled = self.attn(c, self.query_norm, pyramid(size), x, self.feat_norm, [size])
+        c = add_linear(c, sampled, self.attn.output_proj, 0.0, self.training)
+        return add_linear(
+            c, self.ffn.hidden(c, self.ffn_norm, size), self.ffn.fc2, self.drop_path, self.training
+        )
 
 
 class DeformableAttention(nn.Module):
     """Each head of each query sums P samples of each of L maps, at places and with weights that the query tells.
 
-    forward: query (B, Q, C) and the (H, W) of the maps whose places it is; feat (B, S, C) and those of its L maps ->
-    (B, Q, C).
+    forward: query (B, Q, C), its norm and the (H, W) of the maps whose places it is; feat (B, S, C), its norm and those
+    of its L maps -> (B, Q, C'), to be projected by `output_proj`.
     """
 
     def __init__(self, dim: int, config: AdapterConfig, *, num_levels: int) -> None:
@@ -172,23 +183,34 @@ class DeformableAttention(nn.Module):
         self.value_proj = nn.Linear(dim, value_dim)
         self.output_proj = nn.Linear(value_dim, dim)
 
-    def forward(self, query: Tensor, query_sizes: list[Size], feat: Tensor, sizes: list[Size]) -> Tensor:
+    def forward(
+        self,
+        query: Tensor,
+        query_norm: nn.Module,
+        query_sizes: list[Size],
+        feat: Tensor,
+        feat_norm: nn.Module,
+        sizes: list[Size],
+    ) -> Tensor:
         M, L, P = self.num_heads, self.num_levels, self.num_points
         # Places in float32 at least: bfloat16 has 8 bits, and a map more places than that.
         real = torch.promote_types(query.dtype, torch.float32)
-        value = (
-            self.value_proj(feat).unflatten(-1, (M, -1)).to(self.value_proj.weight.dtype)
-        )  # not autocast's
-        offsets = self.sampling_offsets(query).unflatten(-1, (M, L, P, 2)).to(real)
-        weights = self.attention_weights(query).unflatten(-1, (M, L * P)).softmax(-1, dtype=real)
+        value = in_pieces(lambda feat: self.value_proj(feat_norm(feat)), feat, feat.shape[-1])
+        value = value.unflatten(-1, (M, -1)).to(self.value_proj.weight.dtype)  # not autocast's
+        told = in_pieces(lambda query: self._tell(query_norm(query)), query, query.shape[-1]).to(real)
+        offsets, weights = told.split([M * L * P * 2, M * L * P], dim=-1)
+        offsets = offsets.unflatten(-1, (M, L, P, 2))
+        weights = softmax(weights.unflatten(-1, (M, L * P)))
         extent = torch.tensor(sizes, dtype=real, device=query.device).flip(1)[:, None]  # (L, 1, 2): W, H
         locations = centres(query_sizes, real, query.device)[:, None, None, None] + offsets / extent
-        sampled = ms_deform_attn(value, sizes, locations, weights.unflatten(-1, (L, P)))
-        return self.output_proj(sampled)
+        return ms_deform_attn(value, sizes, locations, weights.unflatten(-1, (L, P)))
+
+    def _tell(self, query: Tensor) -> Tensor:
+        return torch.cat([self.sampling_offsets(query), self.attention_weights(query)], dim=-1)
 
 
 class ConvFFN(nn.Module):
-    """An MLP with a depthwise 3x3 convolution on each of the three maps in between: (B, S, C) -> the same."""
+    """An MLP with a depthwise 3x3 convolution on each of the three maps in between."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -196,8 +218,10 @@ class ConvFFN(nn.Module):
         self.dwconv = DepthwiseConv(hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, c: Tensor, size: Size) -> Tensor:
-        return self.fc2(F.gelu(self.dwconv(self.fc1(c), size)))
+    def hidden(self, c: Tensor, norm: nn.Module, size: Size) -> Tensor:
+        """(B, S, C) and its norm -> what `fc2` makes of (B, S, C) again."""
+        hidden = in_pieces(lambda c: self.fc1(norm(c)), c, c.shape[-1])
+        return gelu(self.dwconv(hidden, size))
 
 
 class DepthwiseConv(nn.Module):
