@@ -213,7 +213,7 @@ def residual(x: Tensor, y: Tensor, scale: Tensor | None = None) -> Tensor:
 
 
 def in_pieces(function: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
-    """function(x), (.., C) to (.., C'), which works on each row by itself; in inference on a CPU some rows at a time, so
+    """function(x), (.., C) to (.., C'), of each row by itself; in inference on a CPU some rows at a time, so
     that what lies in between, `width` numbers a row, stays in the cache."""
     step = max(1, PIECE_BYTES // (width * x.element_size()))
     rows = x.flatten(0, -2)
@@ -234,7 +234,7 @@ def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
 
 
 def add_linear(x: Tensor, y: Tensor, linear: nn.Linear, drop_path: float, training: bool) -> Tensor:
-    """x + linear(y), the sum left out of an image in training with the probability `drop_path`. x may be overwritten."""
+    """x + linear(y), left out of an image in training with the probability `drop_path`. x may be overwritten."""
     if training or x.dtype != y.dtype or not (_may_overwrite(x) and x.is_contiguous()):
         return x + stochastic_depth(linear(y), drop_path, "row", training)
     rows = x.view(-1, x.shape[-1])
