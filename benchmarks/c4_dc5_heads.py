@@ -118,6 +118,7 @@ def make_calls(name: str, training: bool) -> dict[str, Callable[[], object]]:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
     if not training:
         fold_norms(ours)
+        ours.head.prepare()  # as `MaskRCNN.prepare` does
     ours = ours.to(memory_format=torch.channels_last)
     maps = {"ours": feature.to(memory_format=torch.channels_last), "plain": feature}
     bf16 = torch.bfloat16
