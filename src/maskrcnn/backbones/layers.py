@@ -247,7 +247,7 @@ def add_linear(x: Tensor, y: Tensor, linear: nn.Linear, drop_path: float, traini
 def add_resized(x: Tensor, coarse: Tensor, factor: int) -> Tensor:
     """x + `coarse` enlarged (bilinear); x may be overwritten, and then it goes some lines at a time."""
     if not _may_overwrite(x):
-        return x + F.interpolate(coarse, scale_factor=factor, mode="bilinear")
+        return F.interpolate(coarse, scale_factor=factor, mode="bilinear").to(x.dtype).add_(x)
     height = coarse.shape[2]
     step = max(1, PIECE_BYTES * height // (x.numel() * x.element_size()))
     for i in range(0, height, step):
