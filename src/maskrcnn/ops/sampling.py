@@ -21,7 +21,7 @@ N rows of a table, M outputs of K weighted rows each.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -33,8 +33,13 @@ from torch import Tensor
 from maskrcnn.errors import UserError
 
 # Index arithmetic is done in blocks of this many (place, weight) pairs, so that they stay in the cache.
-PAIRS_PER_BLOCK = 1 << 16
+PAIRS_PER_BLOCK = 1 << 15
 BYTES_PER_BLOCK = 1 << 21
+# Channels that are made channels-last at a time where a map is not.
+CHANNELS_PER_COPY = 32
+
+# Sums of rows: which rows, where those of each sum end (the first end is 0), and their weights.
+Bags = tuple[Tensor, Tensor, Tensor]
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -178,16 +183,14 @@ def _with_image_index(boxes: Sequence[Tensor], input: Tensor) -> Tensor:
 def _roi_align(
     input: Tensor, boxes: Tensor, P: int, Q: int, spatial_scale: float, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    B, C, H, W = input.shape
-    rows = input.detach().permute(0, 2, 3, 1).contiguous()  # (B, H, W, C)
     if _use_triton(input):
         from maskrcnn.ops import sampling_triton
 
+        rows = input.detach().permute(0, 2, 3, 1).contiguous()  # (B, H, W, C)
         out = sampling_triton.roi_align_rows(rows, boxes, (P, Q), spatial_scale, sampling_ratio, aligned)
-    else:
-        taps = RoITaps.of(boxes, (P, Q), (H, W), spatial_scale, sampling_ratio, aligned)
-        out = taps.gather(rows.view(B * H * W, C))
-    return out.view(len(boxes), P, Q, C).permute(0, 3, 1, 2)
+        return out.view(len(boxes), P, Q, input.shape[1]).permute(0, 3, 1, 2)
+    H, W = input.shape[2:]
+    return RoITaps.of(boxes, (P, Q), (H, W), spatial_scale, sampling_ratio, aligned).gather(input)
 
 
 @_roi_align.register_fake
@@ -206,18 +209,16 @@ def _roi_align_backward(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    R, C, P, Q = grad.shape
-    rows = grad.detach().permute(0, 2, 3, 1).contiguous()  # (R, P, Q, C)
     if _use_triton(grad):
         from maskrcnn.ops import sampling_triton
 
+        rows = grad.detach().permute(0, 2, 3, 1).contiguous()  # (R, P, Q, C)
         out = sampling_triton.roi_align_rows_backward(
             rows, boxes, (B, H, W), spatial_scale, sampling_ratio, aligned
         )
-    else:
-        taps = RoITaps.of(boxes, (P, Q), (H, W), spatial_scale, sampling_ratio, aligned)
-        out = taps.scatter(rows.view(R * P * Q, C), B)
-    return out.view(B, H, W, C).permute(0, 3, 1, 2)
+        return out.view(B, H, W, grad.shape[1]).permute(0, 3, 1, 2)
+    P, Q = grad.shape[2:]
+    return RoITaps.of(boxes, (P, Q), (H, W), spatial_scale, sampling_ratio, aligned).scatter(grad, B)
 
 
 @_roi_align_backward.register_fake
@@ -261,18 +262,27 @@ def _use_triton(x: Tensor) -> bool:
 
 
 @dataclass(slots=True)
-class RoITaps:
-    """Which cells of the map each bin of each RoI reads, with what weight: per axis, their product is 2-D.
+class AxisTaps:
+    """Which cells the bins of the RoIs read along one axis and with what weight, of all bins one after another.
 
-    y, x: (R, P, T) and (R, Q, T) cells; wy, wx: their weights, zero where a bin has fewer taps;
-    image: (R,); size: (H, W).
+    cell, weight: (K,); count, first: (R, bins): a bin reads `count` cells from number `first` on.
     """
 
-    y: Tensor
-    wy: Tensor
-    x: Tensor
-    wx: Tensor
-    image: Tensor
+    cell: Tensor
+    weight: Tensor
+    count: Tensor
+    first: Tensor
+
+
+@dataclass(slots=True)
+class RoITaps:
+    """Which cells of the map each bin of each RoI reads: per axis, their product is two-dimensional.
+
+    Along y a cell is one of the B * H lines of all images. size: (H, W).
+    """
+
+    y: AxisTaps
+    x: AxisTaps
     size: tuple[int, int]
 
     @classmethod
@@ -290,62 +300,95 @@ class RoITaps:
         length = end - start
         if not aligned:
             length = length.clamp(min=1)
-        y, wy = _axis_taps(start[:, 1], length[:, 1], output_size[0], size[0], sampling_ratio)
-        x, wx = _axis_taps(start[:, 0], length[:, 0], output_size[1], size[1], sampling_ratio)
-        return cls(y, wy, x, wx, boxes[:, 0].to(torch.int32), size)
+        y = _axis_taps(start[:, 1], length[:, 1], output_size[0], size[0], sampling_ratio)
+        x = _axis_taps(start[:, 0], length[:, 0], output_size[1], size[1], sampling_ratio)
+        y.cell += (boxes[:, 0].to(torch.int32) * size[0]).repeat_interleave(y.count.sum(1))
+        return cls(y, x, size)
 
-    def gather(self, table: Tensor) -> Tensor:
-        """The pooled bins (R * P * Q, C) of a map's rows (B * H * W, C)."""
-        (R, P, _), Q, (H, W) = self.y.shape, self.x.shape[1], self.size
-        used_y, used_x = self.wy != 0, self.wx != 0
-        row = ((self.image[:, None, None] * H + self.y) * W)[used_y]
-        x, wy, wx = self.x[used_x], self.wy[used_y], self.wx[used_x]
-        # Taps of each line and each column of bins, and the number of the first.
-        ny, nx = (used.sum(2, dtype=torch.int32) for used in (used_y, used_x))
-        first_y, first_x = _first(ny), _first(nx)
-        pairs = ny.sum(1) * nx.sum(1)  # (R,)
-        out = table.new_empty(R * P * Q, table.shape[1])
-        out.view(R, P * Q, table.shape[1]).index_fill_(0, (pairs == 0).nonzero()[:, 0], 0)
-        for a, b in _blocks(pairs.tolist(), PAIRS_PER_BLOCK):
-            lines, first_line = (t[a:b].repeat_interleave(Q, dim=1).view(-1) for t in (ny, first_y))
-            columns, first_column = (t[a:b].repeat(1, P).view(-1) for t in (nx, first_x))
-            bin, i = _ranges(first_line, lines)
-            tap, j = _ranges(first_column.index_select(0, bin), columns.index_select(0, bin))
-            index = row.index_select(0, i).index_select(0, tap).add_(x.index_select(0, j))
-            weight = wy.index_select(0, i).index_select(0, tap).mul_(wx.index_select(0, j))
-            _sum_bags_into(out[a * P * Q : b * P * Q], table, index, _ends(lines * columns), weight)
-        return out
+    def gather(self, input: Tensor) -> Tensor:
+        """The pooled bins (R, C, P, Q) of a map (B, C, H, W)."""
+        (R, P), Q, C = self.y.count.shape, self.x.count.shape[1], input.shape[1]
+        pairs = self.y.count.sum(1) * self.x.count.sum(1)  # (R,)
+        out = input.new_empty(R, P, Q, C)
+        out.index_fill_(0, (pairs == 0).nonzero()[:, 0], 0)
+        blocks = _blocks(pairs.tolist(), PAIRS_PER_BLOCK)
+        _sum_blocks(out.view(R * P * Q, C), input, P * Q, blocks, self._read_by_rois)
+        return out.permute(0, 3, 1, 2)
 
     def scatter(self, grad: Tensor, num_images: int) -> Tensor:
-        """The transpose of `gather`: what the bins' gradients (R * P * Q, C) add to a map (B * H * W, C).
+        """The transpose of `gather`: what the bins' gradients (R, C, P, Q) add to a map (B, C, H, W).
 
         Each place gathers the bins that read it. A few lines of the map at a time: a y tap on a line meets
         every x tap of its RoI, and these pairs of place and bin are sorted by place.
         """
-        P, Q, (H, W) = self.y.shape[1], self.x.shape[1], self.size
-        used_y, used_x = self.wy != 0, self.wx != 0
-        r, p, _ = (i.to(torch.int32) for i in used_y.nonzero(as_tuple=True))
-        line, order = (self.image[:, None, None] * H + self.y)[used_y].sort(stable=True)
-        r, bin_row, wy = r[order], ((r * P + p) * Q)[order], self.wy[used_y][order]
-        x, q, wx = self.x[used_x], used_x.nonzero(as_tuple=True)[1].to(torch.int32), self.wx[used_x]
-        nx = used_x.sum((1, 2), dtype=torch.int32)
-        first_x, nx = _first(nx)[r], nx[r]  # of each y tap: the x taps that it meets
+        C, (H, W) = grad.shape[1], self.size
+        met = torch.repeat_interleave(self.x.count.sum(1), self.y.count.sum(1))  # x taps that a y tap meets
+        pairs = torch.bincount(self.y.cell, weights=met.double(), minlength=num_images * H)  # of each line
+        out = grad.new_empty(num_images, H, W, C)
+        out.view(num_images * H, W, C).index_fill_(0, (pairs == 0).nonzero()[:, 0], 0)
+        blocks = _blocks(pairs.tolist(), PAIRS_PER_BLOCK)
+        _sum_blocks(out.view(num_images * H * W, C), grad, W, blocks, self._readers_of_lines())
+        return out.permute(0, 3, 1, 2)
 
-        pairs = torch.bincount(line, weights=nx.double(), minlength=num_images * H)  # of each line of the map
-        out = grad.new_empty(num_images * H * W, grad.shape[1])
-        out.view(num_images * H, W, grad.shape[1]).index_fill_(0, (pairs == 0).nonzero()[:, 0], 0)
-        for a, b in _blocks(pairs.tolist(), PAIRS_PER_BLOCK):
+    def _read_by_rois(self, a: int, b: int) -> Bags:
+        """The places of the map that the bins of the RoIs from a to b read."""
+        size = (b - a, self.y.count.shape[1], self.x.count.shape[1])
+        lines, first_line = (t[a:b, :, None].expand(size).reshape(-1) for t in (self.y.count, self.y.first))
+        columns, first_column = (t[a:b, None].expand(size).reshape(-1) for t in (self.x.count, self.x.first))
+        bin, i = _ranges(first_line, lines)
+        tap, j = _ranges(first_column.index_select(0, bin), columns.index_select(0, bin))
+        place = (self.y.cell.index_select(0, i) * self.size[1]).index_select(0, tap)
+        weight = self.y.weight.index_select(0, i).index_select(0, tap)
+        del tap  # as much memory as the results
+        place += self.x.cell.index_select(0, j)
+        weight *= self.x.weight.index_select(0, j)
+        return place, _ends(lines * columns), weight
+
+    def _readers_of_lines(self) -> Callable[[int, int], Bags]:
+        """As a function of a and b: the bins that read the places of the map's lines from a to b."""
+        P, Q, W = self.y.count.shape[1], self.x.count.shape[1], self.size[1]
+        line, order = self.y.cell.sort(stable=True)
+        bin_row = torch.repeat_interleave(self.y.count.view(-1))[order]
+        wy, r = self.y.weight[order], bin_row.div(P, rounding_mode="floor")
+        first_x, num_x = self.x.first[:, 0][r], self.x.count.sum(1, dtype=torch.int32)[r]
+        q = torch.repeat_interleave(self.x.count.view(-1)).remainder_(Q)
+
+        def readers(a: int, b: int) -> Bags:
             u, v = torch.searchsorted(line, line.new_tensor([a, b])).tolist()
-            i, j = _ranges(first_x[u:v], nx[u:v])
-            i += u
-            place = ((line - a) * W).index_select(0, i).add_(x.index_select(0, j))
-            counts = torch.bincount(place, minlength=(b - a) * W)
+            i, j = _ranges(first_x[u:v], num_x[u:v])
+            place = ((line[u:v] - a) * W).index_select(0, i).add_(self.x.cell.index_select(0, j))
+            ends = _ends(torch.bincount(place, minlength=(b - a) * W))
             order = place.sort(stable=True)[1]
+            del place
             i, j = i.index_select(0, order), j.index_select(0, order)
-            index = bin_row.index_select(0, i).add_(q.index_select(0, j))
-            weight = wy.index_select(0, i).mul_(wx.index_select(0, j))
-            _sum_bags_into(out[a * W : b * W], grad, index, _ends(counts), weight)
-        return out
+            del order
+            bin = (bin_row[u:v] * Q).index_select(0, i).add_(q.index_select(0, j))
+            return bin, ends, wy[u:v].index_select(0, i).mul_(self.x.weight.index_select(0, j))
+
+        return readers
+
+
+def _sum_blocks(
+    out: Tensor, input: Tensor, size: int, blocks: list[tuple[int, int]], read: Callable[[int, int], Bags]
+) -> None:
+    """Weighted sums of the rows of `input` (B, C, H, W), written to `out` (M, C).
+
+    A block from a to b fills the rows of `out` from a * size to b * size with the sums that read(a, b) names.
+    A channels-last input is read where it lies. Another one is laid out a few channels at a time: that takes less
+    memory than all of them, and what is read again and again stays in the cache.
+    """
+    rows = input.detach().permute(0, 2, 3, 1)
+    C = input.shape[1]
+    if rows.is_contiguous():
+        for a, b in blocks:
+            _sum_bags_into(out[a * size : b * size], rows.flatten(0, 2), *read(a, b))
+        return
+    bags = [read(a, b) for a, b in blocks]
+    for c in range(0, C, CHANNELS_PER_COPY):
+        some = rows[..., c : c + CHANNELS_PER_COPY].contiguous().flatten(0, 2)
+        for (a, b), bag in zip(blocks, bags, strict=True):
+            _sum_bags_into(out[a * size : b * size, c : c + CHANNELS_PER_COPY], some, *bag)
+        del some  # before the next are laid out
 
 
 def _sum_bags_into(out: Tensor, table: Tensor, index: Tensor, ends: Tensor, weight: Tensor) -> None:
@@ -390,8 +433,8 @@ def _ranges(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
     return i, (first - _first(counts)).index_select(0, i).add_(step)
 
 
-def _axis_taps(start: Tensor, length: Tensor, bins: int, size: int, ratio: int) -> tuple[Tensor, Tensor]:
-    """Along one axis, the cells that each bin of each RoI reads and their weights, each (R, bins, T).
+def _axis_taps(start: Tensor, length: Tensor, bins: int, size: int, ratio: int) -> AxisTaps:
+    """Along one axis, the cells that each bin of each RoI reads and their weights.
 
     start, length: (R,) in cells of a map with `size` cells. The samples of a bin are merged: a cell that
     several of them read appears once, with the sum of their weights.
@@ -426,7 +469,9 @@ def _axis_taps(start: Tensor, length: Tensor, bins: int, size: int, ratio: int) 
     cell.scatter_(2, slot + 1, (low + 1).clamp(max=size - 1)).scatter_(2, slot, low)
     weight = at.new_zeros(cell.shape)
     weight.scatter_add_(2, slot, share - high_share).scatter_add_(2, slot + 1, high_share)
-    return cell, weight
+    used = weight != 0
+    count = used.sum(2, dtype=torch.int32)
+    return AxisTaps(cell[used], weight[used], count, _first(count))
 
 
 def _blocks(counts: list[int], limit: int) -> list[tuple[int, int]]:
