@@ -88,7 +88,7 @@ def _bilinear_sum(
         table = places.padded(rows[n])
         for q in places.blocks():
             cells = places.cells(n, q)
-            ends = places.ends[: cells.first.shape[0] + 1]
+            ends = places.layout.ends[: cells.first.shape[0] + 1]
             parts = (
                 _sum_bags(table[shift:], index.view(-1), ends, w.view(-1))
                 for (index, shift), w in zip(cells.rows(), cells.weights(), strict=True)
@@ -139,7 +139,7 @@ def _bilinear_sum_backward(
             cells = places.cells(n, q)
             flow = grad[n, q].to(scale.dtype).reshape(-1, D)
             if table_grad is not None:
-                cells.scatter(flow, table_grad, places.maps)
+                cells.scatter(flow, table_grad, places.layout.maps)
             if for_places:
                 for_offset, for_weight = cells.gradients(table, flow)
                 offset_grad[n, q] = for_offset.mul_(scale).view(-1, G, K, 2)
@@ -195,36 +195,18 @@ class Places:
         sizes: list[int],
     ) -> None:
         self.offset, self.weight, self.at = offset, weight, at
-        self.num_queries, G, self.K = weight.shape[1:]
-        num_blocks = max(1, round(self.num_queries * G * self.K / SAMPLES_PER_BLOCK))
+        self.num_queries, G, K = weight.shape[1:]
+        num_blocks = max(1, round(self.num_queries * G * K / SAMPLES_PER_BLOCK))
         self.step = max(1, math.ceil(self.num_queries / num_blocks))
-        self.num_outputs = min(self.step, self.num_queries) * G
-        _scratch.next = 0
-        size = torch.tensor(sizes, dtype=torch.int32, device=offset.device).view(-1, 2)  # H, W of each map
-        self.sizes = size.tolist()
-        # Two lines of zeros above and below a map, two columns before it: those are also behind the line before.
-        width = size[:, 1] + 2
-        end = ((size[:, 0] + 4) * width).cumsum(0, dtype=torch.int32)
-        start = F.pad(end[:-1], (1, 0))
-        self.maps = list(zip((start * G).tolist(), (end * G).tolist(), (width * G).tolist(), strict=True))
-        self.scale, self.point = self._tile(scale), self._tile(point)
-        self.outside = self._tile(size.flip(1).to(scale.dtype))
-        self.width = self._tile(width[:, None].to(scale.dtype))[0]
-        self.below = self._tile(width[:, None] * G)[0]
-        group = torch.arange(G, dtype=torch.int32, device=offset.device)
-        origin = (start + 2 * width + 2) * G
-        first = group[:, None] + origin.repeat_interleave(self.K // len(start))  # (G, K)
-        self.first = _take(first, self.num_outputs // G, G, self.K).copy_(first).view(-1, self.K)
-        num_samples = self.num_outputs * self.K
-        self.ends = torch.arange(0, num_samples + 1, self.K, dtype=torch.int32, device=offset.device)
-        self.mark = _scratch.next
+        self.layout = Layout.of(scale, point, sizes, min(self.step, self.num_queries), G, K)
+        _scratch.next = self.layout.mark
 
     def padded(self, rows: Tensor) -> Tensor:
         """The maps' places (S, G, D) with the zeros around them, (S', G, D) flattened to rows (S' * G, D)."""
-        _, G, D = rows.shape
-        table = rows.new_empty(self.maps[-1][1] + 2 * G, D, dtype=self.scale.dtype)
-        table[self.maps[-1][1] :] = 0
-        for (h, w), place, to in zip(self.sizes, self._split(rows), self._maps(table), strict=True):
+        (_, G, D), end = rows.shape, self.layout.maps[-1][1]
+        table = rows.new_empty(end + 2 * G, D, dtype=self.layout.scale.dtype)
+        table[end:] = 0
+        for (h, w), place, to in zip(self.layout.sizes, self._split(rows), self._maps(table), strict=True):
             to[:2] = to[h + 2 :] = 0
             to[2 : h + 2, :2] = 0
             to[2 : h + 2, 2:] = place.reshape(h, w, G * D)
@@ -232,49 +214,107 @@ class Places:
 
     def inside(self, table: Tensor, out: Tensor) -> None:
         """Back from `padded`: the maps' places without the zeros, to `out` (S, G, D)."""
-        for (h, w), to, place in zip(self.sizes, self._split(out), self._maps(table), strict=True):
+        for (h, w), to, place in zip(self.layout.sizes, self._split(out), self._maps(table), strict=True):
             to.view(h, w, -1).copy_(place[2 : h + 2, 2:])
 
     def _split(self, rows: Tensor) -> tuple[Tensor, ...]:
-        return rows.split([h * w for h, w in self.sizes])
+        return rows.split([h * w for h, w in self.layout.sizes])
 
     def _maps(self, table: Tensor) -> list[Tensor]:
         """Each map with its zeros, (H + 4, W + 2, G * D)."""
         return [
-            table[a:b].view(h + 4, w + 2, -1) for (h, w), (a, b, _) in zip(self.sizes, self.maps, strict=True)
+            table[a:b].view(h + 4, w + 2, -1)
+            for (h, w), (a, b, _) in zip(self.layout.sizes, self.layout.maps, strict=True)
         ]
-
-    def _tile(self, of_points: Tensor) -> Tensor:
-        """What points or maps have, (.., 2) to (2, outputs, K), so that arithmetic runs without a break."""
-        if len(of_points) == 1:
-            return of_points.t()[:, :, None]
-        points = of_points.t().repeat_interleave(self.K // len(of_points), dim=1)[:, None]
-        return _take(points, len(points), self.num_outputs, self.K).copy_(points)
 
     def blocks(self) -> Iterator[slice]:
         for i in range(0, self.num_queries, self.step):
             yield slice(i, min(i + self.step, self.num_queries))
 
     def cells(self, n: int, q: slice) -> Cells:
-        offset = self.offset[n, q].to(self.scale.dtype)
+        layout = self.layout
+        offset = self.offset[n, q].to(layout.scale.dtype)
         num_queries, G, K, _ = offset.shape
         m = num_queries * G
-        _scratch.next = self.mark
-        place, cell = _take(self.scale, 2, m, K), _take(self.scale, 2, m, K)  # of x and y
+        _scratch.next = layout.mark
+        place, cell = _take(layout.scale, 2, m, K), _take(layout.scale, 2, m, K)  # of x and y
         offset = offset.reshape(m, K, 2).movedim(2, 0)
-        torch.addcmul(self.point[:, :m], offset, self.scale[:, :m], out=place)
+        torch.addcmul(layout.point[:, :m], offset, layout.scale[:, :m], out=place)
         if self.at is not None:
             place.view(2, num_queries, -1).add_(self.at[q].t()[:, :, None])
         place.nan_to_num_(-2.0)  # what is no number is outside
-        torch.minimum(place, self.outside[:, :m], out=place).clamp_(min=-2)
+        torch.minimum(place, layout.outside[:, :m], out=place).clamp_(min=-2)
         torch.floor(place, out=cell)
         far = place.sub_(cell)
-        index = torch.addcmul(cell[0], cell[1], self.width[:m], out=cell[0])
+        index = torch.addcmul(cell[0], cell[1], layout.width[:m], out=cell[0])
         first = _take(index, dtype=torch.int32).copy_(index)
-        torch.add(self.first[:m], first, alpha=G, out=first)
-        under = torch.add(first, self.below[:m], out=_take(first))
+        torch.add(layout.first[:m], first, alpha=G, out=first)
+        under = torch.add(first, layout.below[:m], out=_take(first))
         weight = self.weight[n, q].to(far.dtype).reshape(m, K)
-        return Cells(far, weight, first, under, G)
+        return Cells(far, weight, first, under, G, spare=cell)
+
+
+@dataclass(slots=True)
+class Layout:
+    """What all blocks of a call share: how the maps lie in their table, and what a block adds to all its samples."""
+
+    key: tuple
+    sizes: list[tuple[int, int]]  # of each map: H, W
+    maps: list[
+        tuple[int, int, int]
+    ]  # of each: its first and its last row in the table, and the rows of a line
+    scale: Tensor  # these six hold for all outputs of a block, (.., outputs or 1, K or 1)
+    point: Tensor
+    outside: Tensor
+    width: Tensor
+    below: Tensor
+    first: Tensor  # the row of each map's upper left cell, in each group
+    ends: Tensor  # of each output's samples
+    mark: int  # where the scratch memory behind all this begins
+
+    @classmethod
+    def of(cls, scale: Tensor, point: Tensor, sizes: list[int], queries: int, G: int, K: int) -> Layout:
+        """The last call's in this thread where nothing has changed: a network's layers repeat."""
+        values = (*scale.flatten().tolist(), *point.flatten().tolist())
+        key = (values, scale.dtype, scale.device, *sizes, queries, G, K)
+        if _scratch.layout is None or _scratch.layout.key != key:
+            _scratch.layout = cls._new(key, scale, point, sizes, queries * G, G, K)
+        return _scratch.layout
+
+    @classmethod
+    def _new(
+        cls, key: tuple, scale: Tensor, point: Tensor, sizes: list[int], outputs: int, G: int, K: int
+    ) -> Layout:
+        _scratch.next = 0
+
+        def tile(of_points: Tensor) -> Tensor:
+            """What points or maps have, (.., 2) to (2, outputs, K), so that arithmetic runs without a break."""
+            if len(of_points) == 1:
+                return of_points.t()[:, :, None]
+            points = of_points.t().repeat_interleave(K // len(of_points), dim=1)[:, None]
+            return _take(points, len(points), outputs, K).copy_(points)
+
+        size = torch.tensor(sizes, dtype=torch.int32, device=scale.device).view(-1, 2)  # H, W of each map
+        # Two lines of zeros above and below a map, two columns before it: those are also behind the line before.
+        width = size[:, 1] + 2
+        end = ((size[:, 0] + 4) * width).cumsum(0, dtype=torch.int32)
+        start = F.pad(end[:-1], (1, 0))
+        group = torch.arange(G, dtype=torch.int32, device=scale.device)
+        origin = ((start + 2 * width + 2) * G).repeat_interleave(K // len(start))
+        first = group[:, None] + origin  # (G, K)
+        return cls(
+            key=key,
+            sizes=size.tolist(),
+            maps=list(zip((start * G).tolist(), (end * G).tolist(), (width * G).tolist(), strict=True)),
+            scale=tile(scale),
+            point=tile(point),
+            outside=tile(size.flip(1).to(scale.dtype)),
+            width=tile(width[:, None].to(scale.dtype))[0],
+            below=tile(width[:, None] * G)[0],
+            first=_take(first, outputs // G, G, K).copy_(first).view(-1, K),
+            ends=torch.arange(0, outputs * K + 1, K, dtype=torch.int32, device=scale.device),
+            mark=_scratch.next,
+        )
 
 
 class Scratch(threading.local):
@@ -284,8 +324,12 @@ class Scratch(threading.local):
     """
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
         self.slots: list[Tensor] = []
         self.next = 0
+        self.layout: Layout | None = None  # of the last call, in the first slots
 
     def take(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         """A tensor of any content, which holds until `next` is set back to where it was before."""
@@ -317,6 +361,7 @@ class Cells:
     first: Tensor  # row of the upper left cell
     under: Tensor  # row of the lower left cell
     right: int  # from a row to that of the next cell
+    spare: Tensor  # (2, m, K) memory for `weights`
 
     def rows(self) -> list[tuple[Tensor, int]]:
         """The four rows, each as indices (m, K) and what to add to them: left, right, the same a line below."""
@@ -324,8 +369,8 @@ class Cells:
 
     def weights(self) -> list[Tensor]:
         x, y = self.far
-        upper = torch.addcmul(self.weight, self.weight, y, value=-1, out=_take(y))
-        lower = torch.mul(self.weight, y, out=_take(y))
+        upper = torch.addcmul(self.weight, self.weight, y, value=-1, out=self.spare[0])
+        lower = torch.mul(self.weight, y, out=self.spare[1])
         corners = []
         for line in (upper, lower):
             left = torch.addcmul(line, line, x, value=-1, out=_take(x))
