@@ -11,9 +11,9 @@ temporary tensors more than ours; the last command measures both as a plain PyTo
 The sizes are those of InternImage-T's four stages and of ViT-Adapter-S's injector and extractor for an image of
 800x1216. Both forms get the same tensors and run by turns of three calls, of which the first is not counted: in a
 plain process it spends 2 to 3 ms on handing the memory of the other form back to the system. A row gives the
-median of each and the ratio of the medians. Memory is the most that one call holds at a time in tensors beyond its inputs, as the allocator
-reports it. On a GPU a row also gives the rate at which the bytes that must move at least (inputs read,
-outputs written, once each) do move.
+median of each and the ratio of the medians. Memory is the most that one call holds at a time in tensors beyond its
+inputs, as the allocator reports it. On a GPU a row also gives the rate at which the bytes that must move at least
+(inputs read, outputs written, once each) do move.
 """
 
 from __future__ import annotations
