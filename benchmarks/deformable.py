@@ -1,19 +1,20 @@
 """DCNv3 and multi-scale deformable attention on the CPU, paired with the `grid_sample` form that the original
 code falls back to without its CUDA operators: time and peak memory.
 
-    python benchmarks/deformable.py --runs 7     # writes benchmarks/results/deformable.json and .md
+    python benchmarks/deformable.py     # writes benchmarks/results/deformable.json and .md
     python benchmarks/deformable.py --device cuda --precisions fp32 fp16 bf16
-    THP_MEM_ALLOC_ENABLE=0 python benchmarks/deformable.py --runs 7     # ..._small_pages.json and .md
+    THP_MEM_ALLOC_ENABLE=0 python benchmarks/deformable.py     # ..._small_pages.json and .md
 
 `import maskrcnn` has PyTorch take pages of 2 MiB for large tensors, which helps `grid_sample`'s form with its large
 temporary tensors more than ours; the last command measures both as a plain PyTorch process runs.
 
 The sizes are those of InternImage-T's four stages and of ViT-Adapter-S's injector and extractor for an image of
-800x1216. Both forms get the same tensors and run by turns of three calls, of which the first is not counted: in a
-plain process it spends 2 to 3 ms on handing the memory of the other form back to the system. A row gives the
-median of each and the ratio of the medians. Memory is the most that one call holds at a time in tensors beyond its
-inputs, as the allocator reports it. On a GPU a row also gives the rate at which the bytes that must move at least
-(inputs read, outputs written, once each) do move.
+800x1216. Each form has a process of its own, where it finds no memory that the other freed and has none to hand back
+for it (in one process, that alone takes ours 2 to 3 ms a call at the smallest size, and `grid_sample` up to twice its
+time). The processes take turns of a round: all sizes one after another, each four times, as a network's layers
+follow each other. A row gives the median of each form over all rounds and the ratio of the medians. Memory is the
+most that one call holds at a time in tensors beyond its inputs, as the allocator reports it. On a GPU a row also gives
+the rate at which the bytes that must move at least (inputs read, outputs written, once each) do move.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +39,12 @@ from torch import Tensor
 from maskrcnn.ops import bilinear, dcnv3, ms_deform_attn
 
 RESULTS = Path(__file__).parent / "results"
-WARM_UP = 1.5  # seconds of calls by turns: a virtual machine may have to fetch the memory that a process is first given
-CALLS = 3  # of a turn; the first is not counted
+CALLS = 4  # of a size in a round; a network has at least so many layers of it
+WARM_UP = 4  # rounds: a virtual machine may have to fetch the memory that a process is first given
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FORMS = ("ours", "grid_sample")
 Maps = list[tuple[int, int]]
+form: Form  # of a measuring process
 
 
 def dcnv3_by_grid_sample(input: Tensor, offset: Tensor, mask: Tensor, groups: int) -> Tensor:
@@ -136,27 +141,82 @@ def call(op: Callable, tensors: list[Tensor], grad: Tensor | None) -> None:
         torch.cuda.synchronize()
 
 
-def measure(ops: dict[str, Callable], tensors: list[Tensor], grad: Tensor | None, runs: int) -> dict:
-    seconds: dict[str, list[float]] = {name: [] for name in ops}
-    begin = time.perf_counter()
-    while time.perf_counter() - begin < WARM_UP:
-        for op in ops.values():
-            call(op, tensors, grad)
-    for _ in range(runs):
-        for name, op in ops.items():
-            call(op, tensors, grad)
-            for _ in range(CALLS - 1):
-                start = time.perf_counter()
-                call(op, tensors, grad)
-                seconds[name].append(time.perf_counter() - start)
-    return {
-        name: {
-            "seconds": statistics.median(s),
-            "best": min(s),
-            "peak_mib": peak_mib(ops[name], tensors, grad),
+class Form:
+    """One of the two forms with the tensors of all sizes, in the process that it is made in."""
+
+    def __init__(self, name: str, device: str, precision: str, backward: bool, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.calls: dict[str, tuple[Callable, list[Tensor], Tensor | None]] = {}
+        for case, make in CASES.items():
+            torch.manual_seed(0)
+            tensors, *ops = make()
+            op = ops[FORMS.index(name)]
+            tensors = [t.to(device, PRECISIONS[precision]).requires_grad_(backward) for t in tensors]
+            grad = torch.randn_like(op(*tensors)) if backward else None
+            self.calls[case] = op, tensors, grad
+
+    def round(self) -> dict[str, list[float]]:
+        """The seconds of each call."""
+        return {case: [seconds(*spec) for _ in range(CALLS)] for case, spec in self.calls.items()}
+
+    def memory(self) -> dict[str, dict[str, float]]:
+        """What each call holds at most, and the bytes of its inputs and outputs."""
+        return {
+            case: {
+                "peak_mib": peak_mib(op, tensors, grad),
+                "bytes": sum(t.nbytes for t in (*tensors, op(*tensors))),
+            }
+            for case, (op, tensors, grad) in self.calls.items()
         }
-        for name, s in seconds.items()
+
+    def outputs(self) -> dict[str, Tensor]:
+        return {case: op(*tensors).detach().float().cpu() for case, (op, tensors, _) in self.calls.items()}
+
+
+def start(*about: Any) -> None:
+    global form
+    form = Form(*about)
+
+
+def ask(what: str) -> Any:
+    return getattr(form, what)()
+
+
+def seconds(op: Callable, tensors: list[Tensor], grad: Tensor | None) -> float:
+    begin = time.perf_counter()
+    call(op, tensors, grad)
+    return time.perf_counter() - begin
+
+
+def measure(rounds: int, *about: Any) -> dict[str, dict]:
+    """Of each size, what each form takes."""
+    context = get_context("spawn")
+    forms = {
+        name: ProcessPoolExecutor(1, context, initializer=start, initargs=(name, *about)) for name in FORMS
     }
+
+    def answers(what: str) -> dict[str, Any]:
+        return {name: process.submit(ask, what).result() for name, process in forms.items()}
+
+    if about[1] == "fp32":
+        ours, theirs = answers("outputs").values()
+        for case in CASES:
+            torch.testing.assert_close(ours[case], theirs[case], rtol=0, atol=1e-3)
+    taken = [answers("round") for _ in range(WARM_UP + rounds)][WARM_UP:]
+    memory = answers("memory")
+    for process in forms.values():
+        process.shutdown()
+    rows = {}
+    for case in CASES:
+        rows[case] = {}
+        for name in FORMS:
+            times = [t for one in taken for t in one[name][case]]
+            rows[case][name] = {
+                "seconds": statistics.median(times),
+                "best": min(times),
+                **memory[name][case],
+            }
+    return rows
 
 
 def peak_mib(op: Callable, tensors: list[Tensor], grad: Tensor | None) -> float:
@@ -183,37 +243,32 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--precisions", nargs="+", choices=tuple(PRECISIONS), default=["fp32"])
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
     rows = []
-    for name, precision, backward in itertools.product(CASES, args.precisions, (False, True)):
-        torch.manual_seed(0)
-        tensors, ours, theirs = CASES[name]()
-        tensors = [t.to(args.device, PRECISIONS[precision]).requires_grad_(backward) for t in tensors]
-        out = ours(*tensors).detach()
-        difference = float((out - theirs(*tensors)).abs().max())
-        assert difference < {"fp32": 1e-3}.get(precision, 1.0), difference
-        grad = torch.randn_like(out) if backward else None
-        row: dict = {"case": name, "precision": precision}
-        row["pass"] = "forward + backward" if backward else "forward"
-        row |= measure({"ours": ours, "grid_sample": theirs}, tensors, grad, args.runs)
-        for what, key in (("ratio", "seconds"), ("ratio_of_best", "best"), ("ratio_of_peak", "peak_mib")):
-            row[what] = row["grid_sample"][key] / row["ours"][key]
-        if args.device == "cuda":
-            moved = (3 if backward else 1) * sum(t.nbytes for t in (*tensors, out))  # backward: in and out
-            row["gb_per_s"] = moved / row["ours"]["seconds"] / 1e9
-        rows.append(row)
-        print(json.dumps(row), flush=True)
+    for precision, backward in itertools.product(args.precisions, (False, True)):
+        measured = measure(args.rounds, args.device, precision, backward, args.threads)
+        for case, forms in measured.items():
+            row: dict = {"case": case, "precision": precision}
+            row["pass"] = "forward + backward" if backward else "forward"
+            row |= forms
+            for what, key in (("ratio", "seconds"), ("ratio_of_best", "best"), ("ratio_of_peak", "peak_mib")):
+                row[what] = row["grid_sample"][key] / row["ours"][key]
+            if args.device == "cuda":
+                passes = 3 if backward else 1  # backward: in and out
+                row["gb_per_s"] = passes * forms["ours"]["bytes"] / forms["ours"]["seconds"] / 1e9
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    rows.sort(key=lambda row: list(CASES).index(row["case"]))
     write(rows, args)
 
 
 def write(rows: list[dict], args: argparse.Namespace) -> None:
     cuda = args.device == "cuda"
     device = torch.cuda.get_device_name() if cuda else f"CPU {platform.machine()}, {args.threads} threads"
-    about = {"device": device, "torch": torch.__version__, "runs": args.runs}
+    about = {"device": device, "torch": torch.__version__, "rounds": args.rounds}
     small = os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
     stem = RESULTS / ("deformable_cuda" if cuda else "deformable" + "_small_pages" * small)
     stem.with_suffix(".json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
@@ -221,8 +276,8 @@ def write(rows: list[dict], args: argparse.Namespace) -> None:
         f"# DCNv3 and deformable attention against `grid_sample`, {device}",
         "",
         f"An image of 800x1216, {'small' if small else 'large'} pages for both, torch {torch.__version__}, "
-        f"medians of {args.runs} runs by turns; `best` is the ratio "
-        "of the fastest runs, which other work on the machine disturbs least. Peak: the most that one call "
+        f"each form in a process of its own, medians of {args.rounds} rounds by turns; `best` is the ratio "
+        "of the fastest calls, which other work on the machine disturbs least. Peak: the most that one call "
         "holds in tensors beyond its inputs, MiB. `grid_sample` is the form that the original code falls back to "
         "without its CUDA operators.",
         "",
