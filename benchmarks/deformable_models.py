@@ -2,10 +2,11 @@
 
     python benchmarks/deformable_models.py [--rounds 3] [--threads 2] [--precisions fp32 bf16]
 
-Same weights, image (800x1216) and code; only the operator differs: ours, or what the original code falls back to
+Writes benchmarks/results/deformable_models.json and .md. Same weights, image (800x1216) and code; only the operator differs: ours, or what the original code falls back to
 without its CUDA operators (`deformable.py` measures the operators alone). Offsets get random weights, as a trained
-model's would be. 100 proposals stand in for detections (`maskrcnn.bench`). Each has a process of its own, and the
-processes take turns; before that, they have to give the same feature maps. In bf16 the other form samples in
+model's would be. 100 proposals stand in for detections (`maskrcnn.bench`). Each form is measured with the small pages
+of a plain PyTorch process and with the large ones that `import maskrcnn` sets; each of these four has a process of its
+own, and the processes take turns. Before that, both forms have to give the same feature maps. In bf16 the other form samples in
 float32, as the original code does in half precision (PyTorch's `grid_sample` gives NaN for bf16 on this CPU).
 """
 
@@ -35,6 +36,7 @@ from maskrcnn.models.mask_rcnn import MaskRCNN
 
 RESULTS = Path(__file__).parent / "results"
 call: Callable[[], object]  # of a measuring process
+PAGES = ("small", "large")
 MODELS = ("mask_rcnn_internimage_t_fpn_1x_coco", "mask_rcnn_deit_adapter_small_fpn_3x_coco")
 
 
@@ -75,8 +77,10 @@ def build(name: str, precision: str, threads: int) -> tuple[MaskRCNN, bench.Task
 class Process:
     """One form of one model in a process of its own, where the other's freed memory does not help or hinder it."""
 
-    def __init__(self, form: str, *task: Any) -> None:
+    def __init__(self, form: str, pages: str, *task: Any) -> None:
+        os.environ["THP_MEM_ALLOC_ENABLE"] = str(int(pages == "large"))
         self.pool = ProcessPoolExecutor(1, get_context("spawn"), initializer=start, initargs=(form, *task))
+        self.pool.submit(int).result()  # started, with this environment
 
     def seconds(self) -> float:
         return self.pool.submit(seconds).result()
@@ -117,21 +121,26 @@ def measure(*task: Any, rounds: int) -> dict[str, Any]:
     name, precision, _ = task
     found = difference(*task)
     assert found < {"fp32": 1e-3, "bf16": 0.1}[precision], found
-    processes = {form: Process(form, *task) for form in ("grid_sample", "ours")}
-    taken: dict[str, list[float]] = {form: [] for form in processes}
+    processes = {kind: Process(*kind, *task) for kind in itertools.product(("grid_sample", "ours"), PAGES)}
+    taken: dict[tuple[str, str], list[float]] = {kind: [] for kind in processes}
     for turn in range(2 + rounds):
-        for form, process in processes.items():
+        for kind, process in processes.items():
             time_taken = process.seconds()
             if turn >= 2:  # before, memory comes in
-                taken[form].append(time_taken)
+                taken[kind].append(time_taken)
     for process in processes.values():
         process.pool.shutdown()
-    median = {form: statistics.median(values) for form, values in taken.items()}
+    median = {kind: statistics.median(values) for kind, values in taken.items()}
+
+    def ratio(theirs: str, ours: str) -> float:
+        return round(median["grid_sample", theirs] / median["ours", ours], 2)
+
     return {
         "model": name,
         "precision": precision,
-        "seconds": {form: round(value, 3) for form, value in median.items()},
-        "ratio": round(median["grid_sample"] / median["ours"], 2),
+        "seconds": {f"{form}, {pages} pages": round(value, 3) for (form, pages), value in median.items()},
+        "ratio": {pages: ratio(pages, pages) for pages in PAGES},
+        "ratio_as_people_run": ratio("small", "large"),  # the original in plain PyTorch, and us as installed
         "features_differ_by": f"{found:.1e} of their spread",
     }
 
@@ -149,10 +158,27 @@ def main() -> None:
         rows.append(measure(name, precision, args.threads, rounds=args.rounds))
         print(json.dumps(rows[-1]), flush=True)
     about = {"torch": torch.__version__, "machine": platform.machine(), "threads": args.threads, "rows": rows}
-    small = os.environ["THP_MEM_ALLOC_ENABLE"] == "0"  # see deformable.py
-    (RESULTS / f"deformable_models{'_small_pages' * small}.json").write_text(
-        json.dumps(about, indent=1) + "\n"
-    )
+    stem = RESULTS / "deformable_models"
+    stem.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
+    lines = [
+        f"# Whole models on our operators and on `grid_sample`, CPU {platform.machine()}, {args.threads} threads",
+        "",
+        f"Seconds an image of 800x1216, torch {torch.__version__}, medians of {args.rounds} rounds by turns, each column "
+        "in a process of its own. `import maskrcnn` sets large pages; a plain PyTorch process has small ones.",
+        "",
+        "| model | precision | grid_sample, small pages | ours | ratio | grid_sample, large pages | ours | ratio "
+        "| plain grid_sample / ours as installed |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        numbers = [
+            f"{row['seconds'][f'grid_sample, {pages} pages']:.2f} | {row['seconds'][f'ours, {pages} pages']:.2f} "
+            f"| {row['ratio'][pages]:.2f}"
+            for pages in PAGES
+        ]
+        first = f"| {row['model']} | {row['precision']} "
+        lines.append(f"{first}| {' | '.join(numbers)} | {row['ratio_as_people_run']:.2f} |")
+    stem.with_suffix(".md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
