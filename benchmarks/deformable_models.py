@@ -2,12 +2,13 @@
 
     python benchmarks/deformable_models.py [--rounds 3] [--threads 2] [--precisions fp32 bf16]
 
-Writes benchmarks/results/deformable_models.json and .md. Same weights, image (800x1216) and code; only the operator differs: ours, or what the original code falls back to
-without its CUDA operators (`deformable.py` measures the operators alone). Offsets get random weights, as a trained
-model's would be. 100 proposals stand in for detections (`maskrcnn.bench`). Each form is measured with the small pages
-of a plain PyTorch process and with the large ones that `import maskrcnn` sets; each of these four has a process of its
-own, and the processes take turns. Before that, both forms have to give the same feature maps. In bf16 the other form samples in
-float32, as the original code does in half precision (PyTorch's `grid_sample` gives NaN for bf16 on this CPU).
+Writes benchmarks/results/deformable_models.json and .md. Same weights, image (800x1216) and code; only the operator
+differs: ours, or what the original code falls back to without its CUDA operators (`deformable.py` measures the
+operators alone). Offsets get random weights, as a trained model's would be. 100 proposals stand in for detections
+(`maskrcnn.bench`). Each form is measured with the small pages of a plain PyTorch process and with the large ones that
+`import maskrcnn` sets; each of these four has a process of its own, and the processes take turns. Before that, both
+forms have to give the same feature maps. In bf16 the other form samples in float32, as the original code does in half
+precision (PyTorch's `grid_sample` gives NaN for bf16 on this CPU).
 """
 
 from __future__ import annotations
@@ -163,8 +164,8 @@ def main() -> None:
     lines = [
         f"# Whole models on our operators and on `grid_sample`, CPU {platform.machine()}, {args.threads} threads",
         "",
-        f"Seconds an image of 800x1216, torch {torch.__version__}, medians of {args.rounds} rounds by turns, each column "
-        "in a process of its own. `import maskrcnn` sets large pages; a plain PyTorch process has small ones.",
+        f"Seconds an image of 800x1216, torch {torch.__version__}, medians of {args.rounds} rounds by turns, each "
+        "column in a process of its own. `import maskrcnn` sets large pages; a plain PyTorch process has small ones.",
         "",
         "| model | precision | grid_sample, small pages | ours | ratio | grid_sample, large pages | ours | ratio "
         "| plain grid_sample / ours as installed |",

@@ -146,6 +146,16 @@ class TestInference:
         coarse = torch.randn(2, 4, h, w, generator=generator)
         self.check(lambda x, c: layers.add_resized(x, c, factor), x, coarse)
 
+    def test_add_enlarged(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.randn(2, 3, 7, 5, generator=generator)
+        x = torch.randn(2, 4, 14, 10, generator=generator)
+        deconv = torch.nn.ConvTranspose2d(3, 4, 2, stride=2)
+        self.check(lambda x, c: layers.add_enlarged(x, c, deconv), x, coarse)
+        with torch.inference_mode():
+            expected = deconv(coarse) + x
+            torch.testing.assert_close(layers.add_enlarged(x, coarse, deconv), expected)
+
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_softmax(self, dtype: torch.dtype) -> None:
         x = torch.randn(3, 5, 9, generator=torch.Generator().manual_seed(0)) * 30

@@ -258,6 +258,18 @@ def add_resized(x: Tensor, coarse: Tensor, factor: int) -> Tensor:
     return x
 
 
+def add_enlarged(x: Tensor, coarse: Tensor, enlarge: nn.ConvTranspose2d) -> Tensor:
+    """x + enlarge(coarse), a deconvolution whose stride is its kernel's size; x may be overwritten, and then it goes
+    some lines at a time."""
+    if not _may_overwrite(x):
+        return enlarge(coarse).to(x.dtype).add_(x)
+    height, factor = coarse.shape[2], enlarge.stride[0]
+    step = max(1, PIECE_BYTES * height // (x.numel() * x.element_size()))
+    for i in range(0, height, step):
+        x[:, :, factor * i : factor * (i + step)] += enlarge(coarse[:, :, i : i + step])
+    return x
+
+
 def batch_norm(x: Tensor, norm: nn.Module) -> Tensor:
     """norm(x). x may be overwritten once the norm is frozen (`fold_norms`)."""
     if not (isinstance(norm, FrozenBatchNorm) and _may_overwrite(x) and norm.weight.dtype == x.dtype):

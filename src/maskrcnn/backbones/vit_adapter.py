@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskrcnn.backbones.layers import (
+    add_enlarged,
     add_linear,
     add_resized,
     batch_norm,
@@ -69,7 +70,7 @@ class ViTAdapter(Trunk):
         sizes = pyramid(size)
         c2, c3, c4 = map(as_map, c.split([h * w for h, w in sizes], dim=1), sizes)
         vit = as_map(x, size)
-        c1 = add_resized(self.up(c2).add_(c1), vit, 4)
+        c1 = add_resized(add_enlarged(c1, c2, self.up), vit, 4)
         c2 = add_resized(c2, vit, 2)
         c3 = c3 + vit
         c4 = c4 + F.interpolate(vit, scale_factor=0.5, mode="bilinear")
