@@ -16,7 +16,7 @@ import torchvision
 from torch import Tensor
 
 from maskrcnn.errors import UserError
-from maskrcnn.ops import dcnv3, deform_conv2d, ms_deform_attn
+from maskrcnn.ops import bilinear, dcnv3, deform_conv2d, ms_deform_attn
 
 DCNV3_CASES = (
     "a_basic", "b_scale2", "c_stride2", "d_dil2", "e_pad0", "f_k5_half", "g_far", "h_s2_d2_scale2", "i_k3x5",
@@ -210,6 +210,28 @@ def test_the_number_of_threads_changes_no_bit():
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(a, b) for a, b in zip(ours, expected, strict=True))
+
+
+def test_what_calls_share_is_only_theirs():
+    """A call finds the layout of the last one: it has to see what has changed since."""
+    x, offset, mask = randn(1, 9, 11, 24), randn(1, 9, 11, 54), randn(1, 9, 11, 27).softmax(-1)
+
+    def call(scale: float = 1.0, dilation: int = 1, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+        def op(*tensors: Tensor) -> Tensor:
+            return dcnv3(*tensors, groups=3, dilation=dilation, padding=dilation, offset_scale=scale)
+
+        return value_and_grads(op, *(t.to(dtype) for t in (x, offset, mask)))
+
+    kinds = [{}, {"scale": 2.0}, {"dilation": 2}, {"dtype": torch.float32}]
+    alone = []
+    for kind in kinds:
+        bilinear._scratch.clear()
+        alone.append(call(**kind))
+    for kind, expected in zip((*kinds, *kinds), (*alone, *alone), strict=True):
+        for again in (False, True):
+            torch.testing.assert_close(call(**kind), expected, rtol=0, atol=0, msg=f"{kind} {again}")
+        lower = value_and_grads(lambda *t: dcnv3(*t, groups=3), x[:, :7], offset[:, :7], mask[:, :7])
+        assert lower[0].shape == (1, 7, 11, 24)
 
 
 def test_without_mkl_the_numbers_are_the_same(monkeypatch):

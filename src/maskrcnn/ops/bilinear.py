@@ -277,9 +277,11 @@ class Layout:
         """The last call's in this thread where nothing has changed: a network's layers repeat."""
         values = (*scale.flatten().tolist(), *point.flatten().tolist())
         key = (values, scale.dtype, scale.device, *sizes, queries, G, K)
-        if _scratch.layout is None or _scratch.layout.key != key:
-            _scratch.layout = cls._new(key, scale, point, sizes, queries * G, G, K)
-        return _scratch.layout
+        layout = _scratch.layout
+        if layout is None or layout.key != key:
+            _scratch.layout = None  # its memory is taken, also if what follows is interrupted
+            layout = _scratch.layout = cls._new(key, scale, point, sizes, queries * G, G, K)
+        return layout
 
     @classmethod
     def _new(
