@@ -75,6 +75,7 @@ def log(tmp_path: Path) -> Path:
     )
     entries.append({"kind": "event", "iteration": 60, "message": "resumed"})
     entries.append({"kind": "eval", "iteration": 100, **NUMBERS, "seconds": 95.0})
+    entries.append({"kind": "event", "iteration": 108, "message": "stopped after 108 iterations"})
     return write_log(tmp_path / "log.jsonl", entries)
 
 
@@ -103,6 +104,7 @@ def test_the_page_is_whole_and_needs_nothing_from_outside(tmp_path: Path, log: P
         "0.375",
         "a<b>",
         "image 7 & more",
+        "108 steps",
         "1.23 M",
         "1 min 35 s",
     ):

@@ -114,7 +114,8 @@ def _cards(numbers: Mapping[str, Mapping[str, float]], log: Sequence[Mapping[str
     if train:
         speeds = [v for entry in train if (v := entry.get("images_per_second"))]
         cards.append((_duration(train[-1].get("seconds")), "of training"))
-        cards.append((f"{train[-1]['iteration']:,}", "steps"))
+        # A run that ends between two entries of training still says where.
+        cards.append((f"{max(entry['iteration'] for entry in log if 'iteration' in entry):,}", "steps"))
         if speeds:
             cards.append((f"{float(np.median(speeds)):.0f}", "images a second"))
     parameters = next((e["parameters"] for e in log if e["kind"] == "config" and "parameters" in e), None)
