@@ -260,9 +260,7 @@ class Layout:
 
     key: tuple
     sizes: list[tuple[int, int]]  # of each map: H, W
-    maps: list[
-        tuple[int, int, int]
-    ]  # of each: its first and its last row in the table, and the rows of a line
+    maps: list[tuple[int, int, int]]  # of each: first and last row in the table, rows of a line
     scale: Tensor  # these six hold for all outputs of a block, (.., outputs or 1, K or 1)
     point: Tensor
     outside: Tensor
@@ -292,7 +290,7 @@ class Layout:
         def tile(of_points: Tensor) -> Tensor:
             """What points or maps have, (.., 2) to (2, outputs, K), so that arithmetic runs without a break."""
             if len(of_points) == 1:
-                return of_points.t()[:, :, None]
+                return of_points.t()[:, :, None].clone()
             points = of_points.t().repeat_interleave(K // len(of_points), dim=1)[:, None]
             return _take(points, len(points), outputs, K).copy_(points)
 
