@@ -88,6 +88,25 @@ def test_published_rows(shared: Path) -> None:
                 assert ours["train_seconds"] == float(row["train_s_per_iter"])
 
 
+# detectron2's MODEL_ZOO.md and ViT-Adapter's detection/configs/mask_rcnn/README.md.
+@pytest.mark.parametrize(
+    ("name", "box_ap", "mask_ap"),
+    [
+        ("mask_rcnn_R_101_FPN_200ep_LSJ", 48.0, 43.1),
+        ("mask_rcnn_deit_adapter_small_fpn_1x_coco", 44.7, 39.9),
+        ("mask_rcnn_deit_adapter_base_fpn_1x_coco", 47.0, 41.8),
+        ("mask_rcnn_augreg_adapter_large_fpn_1x_coco", 48.7, 43.3),
+    ],
+)
+def test_published_scores(name: str, box_ap: float, mask_ap: float) -> None:
+    assert (ROWS[name]["box_ap"], ROWS[name]["mask_ap"]) == (box_ap, mask_ap)
+
+
+def test_every_model_but_our_own_has_its_published_scores() -> None:
+    without = {name for name, row in ROWS.items() if row["box_ap"] is None}
+    assert without == {"mask_rcnn_mobilenet_v2_FPN"}
+
+
 def test_addresses_differ() -> None:
     addresses = [entry.weights for entry in ENTRIES if entry.weights]
     assert len(set(addresses)) == len(addresses)

@@ -251,7 +251,7 @@ def mask_rcnn_R_101_FPN_100ep_LSJ() -> Config:
 
 
 def mask_rcnn_R_101_FPN_200ep_LSJ() -> Config:
-    """Twice as long."""
+    """Published: 48.0 / 43.1."""
     return _depth(101, _named("mask_rcnn_R_101_FPN_200ep_LSJ", mask_rcnn_R_50_FPN_200ep_LSJ()))
 
 

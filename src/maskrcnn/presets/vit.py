@@ -116,12 +116,12 @@ def mask_rcnn_deit_adapter_tiny_fpn_1x_coco() -> Config:
 
 
 def mask_rcnn_deit_adapter_small_fpn_1x_coco() -> Config:
-    """ViT-Adapter-S, 48 million parameters. No published result."""
+    """ViT-Adapter-S, 48 million parameters. Published, without weights: box AP 44.7, mask AP 39.9."""
     return _deit_config("small", 12, adapter=True)
 
 
 def mask_rcnn_deit_adapter_base_fpn_1x_coco() -> Config:
-    """ViT-Adapter-B, 120 million parameters. No published result."""
+    """ViT-Adapter-B, 120 million parameters. Published, without weights: box AP 47.0, mask AP 41.8."""
     return _deit_config("base", 12, adapter=True)
 
 
@@ -148,7 +148,7 @@ def mask_rcnn_deit_adapter_small_3x_coco() -> Config:
 
 
 def mask_rcnn_augreg_adapter_large_fpn_1x_coco() -> Config:
-    """ViT-Adapter-L, 348 million parameters. No published result."""
+    """ViT-Adapter-L, 348 million parameters. Published, without weights: box AP 48.7, mask AP 43.3."""
     return _augreg_config(12, adapter=True)
 
 
