@@ -1,0 +1,448 @@
+"""Label files of every format, changed at random: what a reader must answer with a sound set or with one line.
+
+    python -m tests.mutate --cases 10000 [READER ...]
+
+says how many mutated sets of each format were read, refused, or failed; a failure is told with its seed, from
+which `label_files` makes the very same files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import json
+import random
+import shutil
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+HEIGHT, WIDTH = 40, 60
+Files = dict[str, bytes]  # what a folder holds, by relative path
+LABELS = (".json", ".txt", ".yaml")  # and the pictures in folders of labels
+_PAINTED = ("masks", "SegmentationObject", "SegmentationClass", "gtFine")
+_SQUARE = [[10, 5], [30, 5], [30, 15], [10, 15]]
+_FLAT = [float(v) for point in _SQUARE for v in point]
+
+# What may stand where a number, a text, a list or an object is expected.
+JUNK: tuple[Any, ...] = (
+    None, True, False, 0, -1, 1, 2, 255, 1 << 31, 1 << 63, 10**400, 0.5, -0.0, 1e30, -1e30, 1e300, float("nan"),
+    float("inf"), "", "0", "x", "1e999", "\ud800", "\0", "/etc/passwd", "../" * 9, "a" * 5000, [], {}, [0], [None],
+    ["x"], [[]], [{}], [[1, 2]], [[1e30, 2], [3, 4], [5, 6]], {"x": 1}, {"size": [1 << 40, 1], "counts": "0"},
+)  # fmt: skip
+_WORDS = (
+    b"null", b"1e30", b"-1e30", b"1e999", b"NaN", b"9" * 5000, b"[" * 3000, b'"\\ud800"', b"\0", b"\xff\xfe",
+    b"\xef\xbb\xbf", b"\xfc", b"-", b"0.0", b"\n", b"\r", b"\x85", b"#", b":", b"- ", b"{", b"]", b'"',
+)  # fmt: skip
+_NAMES = (
+    "images",
+    "regions",
+    "shapes",
+    "objects",
+    "_via_img_metadata",
+    "project",
+    "metadata",
+    "x",
+)  # odd keys
+
+
+def label_files(reader: str, seed: int) -> Files:
+    """A small data set of the format `reader`, one of READERS, with one to three of its label files' parts changed.
+
+    `seed` decides which, and how: `None` for a number, a list cut short, bytes in another encoding and so on.
+    """
+    rng = random.Random(f"{reader} {seed}")
+    files = dict(valid(reader))
+    names = sorted(name for name in files if _is_label(name))
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        name = rng.choice(names)
+        files[name] = _changed(name, files[name], rng)
+    return files
+
+
+def place(files: Files, folder: Path) -> None:
+    """Make the folder hold these files and no others."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def read_all(folder: Path) -> int:
+    """Objects of all parts of the data set in `folder`, each looked at as training would.
+
+    Raises:
+        UserError: the data set is refused, as it may be.
+        AssertionError: nonsense reached a sample.
+    """
+    from maskrcnn.data import check, find_data, read_data
+
+    count, classes = 0, ()
+    for source in find_data(folder):
+        if source is None:
+            continue
+        data = read_data(source, classes)
+        report = check(data)
+        for line in report.lines():
+            assert len(line.splitlines()) == 1, line
+        data = report.usable()
+        classes = data.class_names
+        assert len(classes) < 1000
+        for i in range(data.num_images):
+            count += _look(data, i)
+    return count
+
+
+def _look(data: Any, i: int) -> int:
+    """Objects of image i, after a look at each number that training would use."""
+    truth = data.ground_truth(i)
+    height, width = data.sizes[i].tolist()
+    assert (height, width) == (HEIGHT, WIDTH), "only pictures of this size were written"
+    boxes = truth.boxes.numpy()
+    assert np.isfinite(boxes).all()
+    assert (boxes >= 0).all()
+    assert (boxes <= [WIDTH, HEIGHT] * 2).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    assert ((truth.labels >= 0) & (truth.labels < len(data.class_names))).all()
+    bitmaps = truth.masks.to_bitmaps((height, width))
+    assert bitmaps.shape == (len(boxes), height, width)
+    assert len(truth.masks.filled()) == len(boxes)
+    return len(boxes)
+
+
+def outcome(reader: str, seed: int, folder: Path) -> str:
+    """ "read", "refused" (one line of at most 300 characters) or a failure's last lines for one mutated set."""
+    from maskrcnn.errors import UserError
+
+    place(label_files(reader, seed), folder)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            read_all(folder)
+    except UserError as e:
+        line = str(e).replace(str(folder), "")
+        fits = len(line) <= 300 and "\n" not in line
+        return "refused" if fits else f"a message too long: {line[:400]!r}"
+    except Exception as e:
+        where = traceback.extract_tb(e.__traceback__)[-1]
+        return f"{type(e).__name__}: {str(e)[:200]} ({Path(where.filename).name}:{where.lineno})"
+    return "read"
+
+
+def _is_label(name: str) -> bool:
+    path = PurePosixPath(name)
+    return path.suffix in LABELS or any(folder in path.parts for folder in _PAINTED)
+
+
+# --- how a file is changed
+
+
+def _changed(name: str, content: bytes, rng: random.Random) -> bytes:
+    if name.endswith(".png"):
+        return _changed_picture(content, rng) if rng.random() < 0.5 else _changed_bytes(content, rng)
+    if name.endswith(".json") and rng.random() < 0.8:
+        try:
+            tree = json.loads(content)
+        except (ValueError, RecursionError):
+            return _changed_bytes(content, rng)
+        for _ in range(rng.choice((1, 1, 2, 4))):
+            tree = _changed_tree(tree, rng)
+        return json.dumps(tree).encode()
+    return _changed_bytes(content, rng)
+
+
+def _changed_tree(tree: Any, rng: random.Random) -> Any:
+    """The JSON with one of its values replaced, removed, doubled, wrapped or exchanged."""
+    places: list[tuple[Any, Any]] = []  # (container, key)
+    todo = [tree]
+    while todo:
+        node = todo.pop()
+        keys = list(node) if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+        places += [(node, k) for k in keys]
+        todo += [node[k] for k in keys]
+    if not places or rng.random() < 0.02:
+        return rng.choice(JUNK)
+    # Deep and shallow places alike: most values of a label file are coordinates.
+    holder = rng.choice(
+        places if rng.random() < 0.5 else [p for p in places if not isinstance(p[0], list)] or places
+    )
+    node, key = holder
+    match rng.randrange(6):
+        case 0 | 1 | 2:
+            node[key] = rng.choice(JUNK)
+        case 3:
+            del node[key]
+        case 4:
+            node[key] = [node[key]] if rng.random() < 0.5 else {"0": node[key]}
+        case 5 if isinstance(node, dict):
+            node[rng.choice(_NAMES)] = node.pop(key)
+        case 5:
+            node.insert(key, node[key])
+    return tree
+
+
+def _changed_bytes(content: bytes, rng: random.Random) -> bytes:
+    """The file with bytes flipped, cut, put in or doubled, or in another encoding."""
+    a, b = sorted((rng.randrange(len(content) + 1), rng.randrange(len(content) + 1)))
+    b = min(b, a + 40)
+    match rng.randrange(8):
+        case 0:
+            return content[:a]
+        case 1:
+            return content[:a] + content[b:]
+        case 2:
+            return content[:a] + rng.choice(_WORDS) + content[rng.choice((a, b)) :]
+        case 3:
+            return content[:b] + content[a:b] * rng.choice((1, 50)) + content[b:]
+        case 4:
+            flipped = bytearray(content)
+            for _ in range(min(len(content), rng.choice((1, 4, 30)))):
+                flipped[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+            return bytes(flipped)
+        case 5:
+            text = content.decode("latin-1")
+            return text.encode(rng.choice(("utf-8-sig", "utf-16", "utf-16-le", "utf-32")))
+        case 6:  # a number becomes another
+            parts = content.split(b" ")
+            parts[rng.randrange(len(parts))] = rng.choice(_WORDS)
+            return b" ".join(parts)
+    return rng.choice((b"", b"\n", b"{}", b"[]", b"null", b"0", bytes(100), rng.randbytes(300)))
+
+
+def _changed_picture(content: bytes, rng: random.Random) -> bytes:
+    """The label picture in another mode, size or format."""
+    try:
+        with Image.open(io.BytesIO(content)) as picture:
+            picture.load()
+            picture = picture.copy()
+    except Exception:  # it is broken already
+        return _changed_bytes(content, rng)
+    match rng.randrange(6):
+        case 0:
+            picture = picture.resize((rng.choice((1, 7, WIDTH)), rng.choice((1, HEIGHT))))
+        case 1:
+            picture = picture.convert("RGB").convert(
+                rng.choice(("1", "L", "RGB", "RGBA", "P", "CMYK", "F", "I"))
+            )
+        case 2:
+            pixels = np.random.default_rng(rng.randrange(1 << 30)).integers(0, 1 << 16, (HEIGHT, WIDTH))
+            picture = Image.fromarray(pixels.astype(rng.choice((np.uint8, np.uint16))))
+        case 3:
+            pixels = np.asarray(picture.convert("I")) - rng.choice((1, 1 << 30))
+            picture = Image.fromarray(pixels.astype(np.int32))
+        case 4:
+            alpha = Image.new("L", picture.size)
+            alpha.paste(rng.choice((1, 128, 255)), (5, 5, 20, 20))
+            picture = picture.convert("RGB")
+            picture.putalpha(alpha)
+    written = io.BytesIO()
+    for form in rng.sample(("PNG", "TIFF", "JPEG", "GIF"), 4):
+        try:
+            picture.save(written, form)
+            break
+        except (OSError, ValueError):  # a mode that this format has not
+            written = io.BytesIO()
+    return written.getvalue()
+
+
+# --- a small valid set of each format
+
+
+def _picture(form: str = "PNG") -> bytes:
+    written = io.BytesIO()
+    Image.new("RGB", (WIDTH, HEIGHT), (90, 120, 60)).save(written, form)
+    return written.getvalue()
+
+
+def _map(*rectangles: tuple[int, int, int, int, int], dtype: type = np.uint8) -> bytes:
+    numbers = np.zeros((HEIGHT, WIDTH), dtype)
+    for number, x0, y0, x1, y1 in rectangles:
+        numbers[y0:y1, x0:x1] = number
+    written = io.BytesIO()
+    Image.fromarray(numbers).save(written, "PNG")
+    return written.getvalue()
+
+
+def _json(content: Any) -> bytes:
+    return json.dumps(content).encode()
+
+
+def _coco() -> Files:
+    images = [{"id": k, "file_name": f"{k}.png", "height": HEIGHT, "width": WIDTH} for k in (1, 2)]
+    box, rle = [10, 5, 20, 10], {"size": [HEIGHT, WIDTH], "counts": [205, 10, 2185]}
+    annotations = [
+        {"id": k, "image_id": i, "category_id": c, "bbox": box, "area": 200, "iscrowd": 0, "segmentation": s}
+        for k, (i, c, s) in enumerate(((1, 1, [_FLAT]), (1, 3, [_FLAT, _FLAT]), (2, 3, rle)), start=1)
+    ]
+    annotations[2]["bbox"] = [5, 5, 1, 10]
+    categories = [{"id": 1, "name": "cat"}, {"id": 3, "name": "dog", "supercategory": "animal"}]
+    content = {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+    return {"train.json": _json(content), "1.png": _picture(), "2.png": _picture()}
+
+
+def _via() -> Files:
+    xs, ys = ([p[k] for p in _SQUARE] for k in (0, 1))
+    shapes = [
+        {"name": "polygon", "all_points_x": xs, "all_points_y": ys},
+        {"name": "rect", "x": 10, "y": 5, "width": 20, "height": 10},
+        {"name": "circle", "cx": 20, "cy": 20, "r": 9},
+        {"name": "ellipse", "cx": 20, "cy": 20, "rx": 9, "ry": 5, "theta": 0.5},
+    ]
+    regions = [{"shape_attributes": s, "region_attributes": {"class": "cat"}} for s in shapes]
+    entries = {
+        f"{k}.png1": {"filename": f"{k}.png", "size": 1, "regions": regions, "file_attributes": {}}
+        for k in "ab"
+    }
+    return {"via_region_data.json": _json(entries), "a.png": _picture(), "b.png": _picture()}
+
+
+def _via3() -> Files:
+    metadata = {
+        str(k): {"vid": "1", "flg": 0, "z": [], "xy": xy, "av": {"1": "0"}}
+        for k, xy in enumerate(([7, *_FLAT], [2, 10, 5, 20, 10], [3, 20, 20, 9], [4, 20, 20, 9, 5]))
+    }
+    project = {
+        "project": {"pid": "x", "vid_list": ["1"]},
+        "attribute": {"1": {"aname": "class", "options": {"0": "cat"}}},
+        "file": {"1": {"fid": "1", "fname": "a.png", "src": "a.png"}},
+        "metadata": metadata,
+        "view": {"1": {"fid_list": ["1"]}},
+    }
+    return {"project.json": _json(project), "a.png": _picture()}
+
+
+def _labelme() -> Files:
+    written = io.BytesIO()
+    Image.fromarray(np.full((4, 6), 255, np.uint8)).save(written, "PNG")
+    kinds: list[tuple[str, list[list[int]], Any]] = [
+        ("polygon", _SQUARE, None),
+        ("rectangle", [[10, 5], [30, 15]], None),
+        ("circle", [[20, 20], [20, 29]], 1),
+        ("mask", [[7, 8], [12, 11]], None),
+        ("polygon", _SQUARE, 1),
+    ]
+    shapes = [
+        {"label": "cat", "points": points, "shape_type": kind, "group_id": group, "flags": {}}
+        | ({"mask": base64.b64encode(written.getvalue()).decode()} if kind == "mask" else {})
+        for kind, points, group in kinds
+    ]
+    files: Files = {"labels.txt": b"__ignore__\n_background_\ncat\ndog\n"}
+    for name in "ab":
+        content = {"version": "5.4", "shapes": shapes, "imagePath": f"{name}.png", "imageData": None}
+        files |= {
+            f"{name}.json": _json(content | {"imageHeight": HEIGHT, "imageWidth": WIDTH}),
+            f"{name}.png": _picture(),
+        }
+    return files
+
+
+def _yolo() -> Files:
+    line = b"0 0.25 0.25 0.5 0.25 0.5 0.5 0.25 0.5\n"
+    files: Files = {
+        "data.yaml": b"path: .\ntrain: images/train\nval: val.txt\nnames:\n  0: cat\n  1: 'dog'\n"
+    }
+    files["val.txt"] = b"images/val/c.png\n"
+    for name in ("train/a", "train/b", "val/c"):
+        files |= {f"images/{name}.png": _picture(), f"labels/{name}.txt": line + b"1 0 0 1 0 1 1\n"}
+    return files
+
+
+def _voc() -> Files:
+    files: Files = {"class_names.txt": b"_background_\nbolt\nnut\n"}
+    for name in "ab":
+        files[f"JPEGImages/{name}.png"] = _picture()
+        files[f"SegmentationObject/{name}.png"] = _map(
+            (255, 8, 3, 32, 17), (1, 10, 5, 30, 15), (2, 40, 20, 50, 30)
+        )
+        files[f"SegmentationClass/{name}.png"] = _map(
+            (255, 8, 3, 32, 17), (2, 10, 5, 30, 15), (1, 40, 20, 50, 30)
+        )
+    return files | {"ImageSets/Segmentation/train.txt": b"a\nb\n"}
+
+
+def _instances() -> Files:
+    files: Files = {}
+    for name in "ab":
+        files[f"{name}/images/{name}.png"] = _picture()
+        files[f"{name}/masks/0.png"] = _map((255, 10, 5, 30, 15))
+        files[f"{name}/masks/1.png"] = _map((255, 40, 20, 50, 30))
+    return files
+
+
+def _cityscapes() -> Files:
+    files: Files = {}
+    for name in "ab":
+        files[f"leftImg8bit/train/ulm_{name}_leftImg8bit.png"] = _picture()
+        numbers = ((7, 0, 0, 60, 40), (26, 40, 0, 60, 10), (26000, 10, 5, 30, 15), (24001, 40, 20, 50, 30))
+        files[f"gtFine/train/ulm_{name}_gtFine_instanceIds.png"] = _map(*numbers, dtype=np.uint16)
+    return files
+
+
+def _cityscapes_polygons() -> Files:
+    files: Files = {}
+    objects = [{"label": "cell", "polygon": _SQUARE}, {"label": "nut", "polygon": _SQUARE, "deleted": 0}]
+    for name in "ab":
+        files[f"{name}.png"] = _picture()
+        files[f"{name}_polygons.json"] = _json({"imgHeight": HEIGHT, "imgWidth": WIDTH, "objects": objects})
+    return files
+
+
+_VALID: dict[str, Callable[[], Files]] = {
+    "coco": _coco,
+    "via": _via,
+    "via3": _via3,
+    "labelme": _labelme,
+    "yolo": _yolo,
+    "voc": _voc,
+    "instances": _instances,
+    "cityscapes": _cityscapes,
+    "cityscapes_polygons": _cityscapes_polygons,
+}
+READERS = tuple(_VALID)
+
+
+@cache
+def valid(reader: str) -> Files:
+    """The small data set of this format before anything is changed. Not to be written to."""
+    return _VALID[reader]()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("readers", nargs="*", metavar="READER", help=f"of {', '.join(READERS)} (all)")
+    parser.add_argument(
+        "--cases", type=int, default=10_000, help="in all, shared out among the readers (10000)"
+    )
+    parser.add_argument("--first", type=int, default=0, help="seed to begin with (0)")
+    args = parser.parse_args()
+    readers, failed = args.readers or READERS, 0
+    for reader in readers:
+        began, counts = time.perf_counter(), Counter[str]()
+        with tempfile.TemporaryDirectory() as temporary:
+            for seed in range(args.first, args.first + max(1, args.cases // len(readers))):
+                said = outcome(reader, seed, Path(temporary) / "set")
+                counts[said if said in ("read", "refused") else "failed"] += 1
+                if said not in ("read", "refused"):
+                    print(f"  {reader} {seed}: {said}")
+        failed += counts["failed"]
+        told = ", ".join(f"{counts[word]} {word}" for word in ("read", "refused", "failed"))
+        print(f"{reader}: {told} in {time.perf_counter() - began:.0f} s", flush=True)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
