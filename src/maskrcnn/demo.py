@@ -217,7 +217,7 @@ def _own(data: Path, folder: Path, config: Config) -> None:
     if val is None:
         parts = split(content, VAL_FRACTION, config.train.seed)
     else:
-        parts = content, to_coco(read_data(val, whole.class_names))
+        parts = content, to_coco(read_data(val, whole.class_names, whole.category_ids))
     parts = parts[0], _first_images(parts[1], MAX_VAL)
     for name, part in zip(("train", "val"), parts, strict=True):
         write_atomic(folder / f"{name}.json", json.dumps(part))

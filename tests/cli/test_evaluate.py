@@ -101,7 +101,7 @@ class TestModel:
         from maskrcnn.models.build import build_model
 
         config = presets.get(name, tiny=True).model
-        config.num_classes, config.class_names, config.category_ids = 1, ("cat",), (5,)
+        config.num_classes, config.class_names, config.category_ids = 1, ("[bold]cat",), (5,)
         config.input.min_size = config.input.max_size = 64
         config.box_head.score_threshold = 0.0  # random weights find something
         write_weights(tmp_path / "model.safetensors", build_model(config).state_dict(), config)
@@ -149,14 +149,15 @@ class TestModel:
         assert evaluate(folder, "--results", saved, "--json", again) == 0
         assert json.loads(again.read_text()) == numbers
 
-    def test_of_another_number_of_classes_is_refused(
+    def test_objects_of_a_class_that_it_does_not_know_are_refused(
         self, folder: Path, weights: Path, capsys: Captured
     ) -> None:
         data = json.loads((folder / "data.json").read_text())
         data["categories"].append({"id": 6, "name": "dog"})
+        data["annotations"][0]["category_id"] = 6
         (folder / "data.json").write_text(json.dumps(data))
         assert evaluate(folder, "--images", folder / "images", "--model", weights, "--device", "cpu") == 2
-        assert one_line(capsys).count("classes") == 2
+        assert "expected classes that the model knows ([bold]cat), got 'dog'" in one_line(capsys)
 
 
 def one_line(capsys: Captured) -> str:

@@ -78,20 +78,33 @@ def test_no_draw_and_the_score_threshold(model, photos, tmp_path):
 
 
 def test_the_data_set_gives_ids(model, photos, tmp_path):
-    categories = [{"id": i, "name": f"thing {i}"} for i in (90, 5, 61)]
+    model.config.class_names = ("a", "b", "c")
+    categories = [{"id": i, "name": name} for i, name in zip((90, 5, 61), "abc", strict=True)]
     data = tmp_path / "data.json"
     data.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
     assert predict(photos, "--out", tmp_path / "out", "--data", data) == 0
     entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
     assert {e["category_id"] for e in entries} <= {5, 61, 90}
+    assert (model.config.class_names, model.config.category_ids) == (("a", "b", "c"), (90, 5, 61))
+
+
+def test_the_data_set_gives_names_to_a_model_without(model, photos, tmp_path):
+    categories = [{"id": i, "name": f"thing {i}"} for i in (90, 5, 61)]
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    assert predict(photos, "--out", tmp_path / "out", "--data", data) == 0
     assert model.config.class_names == ("thing 5", "thing 61", "thing 90")
+    assert model.config.category_ids == (5, 61, 90)
 
 
 def test_a_data_set_of_other_classes_is_refused(model, photos, tmp_path, capsys):
     data = tmp_path / "data.json"
     data.write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "x"}]}))
     assert predict(photos, "--out", tmp_path / "out", "--data", data) == 2
-    assert "expected the 3 categories of the model, got 1" in capsys.readouterr().err
+    assert "expected the model's 3 classes, got 1" in capsys.readouterr().err
+    model.config.class_names = ("a", "b", "c")
+    assert predict(photos, "--out", tmp_path / "out", "--data", data) == 2
+    assert "expected classes that the model knows (a, b, c), got 'x'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

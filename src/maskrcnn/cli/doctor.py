@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maskrcnn.errors import UserError
 
@@ -48,12 +48,14 @@ def main(args: argparse.Namespace) -> int:
         raise UserError("doctor: expected one data set, a folder or a label file. Give its path.")
     if args.out:
         check_writable_folder(args.out)
-    chapters, sound, classes, refused = [], {}, (), False
+    chapters, sound, refused = [], {}, False
+    classes: tuple[Any, ...] = ()  # names and ids of the training part
     for role, source in find_data(path, args.images, args.format)._asdict().items():
         if source is None:
             continue
         chapter, left = _part(role, source, classes, args)
-        classes = chapter.reports[0].data.class_names
+        data = chapter.reports[0].data
+        classes = classes or (data.class_names, data.category_ids)
         chapters.append(chapter)
         refused |= left is None
         if left is not None:
@@ -70,12 +72,12 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _part(
-    role: str, source: Source, classes: tuple[str, ...], args: argparse.Namespace
+    role: str, source: Source, classes: tuple[Any, ...], args: argparse.Namespace
 ) -> tuple[Chapter, CocoData | None]:
     """What was found in a part, told; and what training would learn from, or None where it would refuse."""
     from maskrcnn.data import advise, check, read_data
 
-    data = read_data(source, classes)
+    data = read_data(source, *classes)
     if data.num_keypoints and not data.num_objects.any():  # boxes and key points alone
         data = data.without_masks()
     report = check(data, images=not args.no_files)

@@ -156,8 +156,11 @@ def _read_part(args: argparse.Namespace, model: MaskRCNN | None) -> CocoData:
     source = sources.val if split == "val" else sources.train
     if source is None:
         raise UserError(f"--split val: {args.data} has no such part.")
-    classes = model.config.class_names if model else ()
-    report = check(read_data(source, classes or read_data(sources.train).class_names))
+    if model is not None and model.config.class_names:
+        like = model.config
+    else:
+        like = read_data(sources.train)
+    report = check(read_data(source, like.class_names, like.category_ids or range(len(like.class_names))))
     print(f"{split} part: {source.labels} ({source.format})", file=sys.stderr)
     if len(report):
         print(f"{source.labels}: {report.summary()} (see `maskrcnn doctor`)", file=sys.stderr)

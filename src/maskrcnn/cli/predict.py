@@ -21,6 +21,8 @@ from maskrcnn.cli.model_options import add_model_options, load_model, tta_of, wh
 from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
+    from maskrcnn.config import ModelConfig
+    from maskrcnn.data.coco import CocoData
     from maskrcnn.models.mask_rcnn import MaskRCNN
 
 _DRAW_THRESHOLD = 0.5
@@ -86,28 +88,41 @@ def main(args: argparse.Namespace) -> int:
 
 
 def _load_model(args: argparse.Namespace) -> MaskRCNN:
-    categories = _read_categories(args.data) if args.data else None
+    data = _read_categories(args.data) if args.data else None
     model = load_model(args)
-    c = model.config
-    if categories is not None:
-        ids, names = categories
-        if len(ids) != c.num_classes and set(ids) <= set(c.category_ids):
-            return model  # it knows these and more
-        if len(ids) != c.num_classes:
-            raise UserError(
-                f"{args.data}: expected the {c.num_classes} categories of the model, got {len(ids)}. "
-                "Give the data set that it was trained on."
-            )
-        c.category_ids, c.class_names = ids, names
+    if data is not None:
+        _adopt_ids(model.config, data, args.data)
     return model
 
 
-def _read_categories(path: Path) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _read_categories(path: Path) -> CocoData:
     from maskrcnn.data.coco import read_coco
     from maskrcnn.data.find import find_data, is_other_format, read_data
 
-    data = read_data(find_data(path).train) if is_other_format(path) else read_coco(path)
-    return data.category_ids, data.class_names
+    return read_data(find_data(path).train) if is_other_format(path) else read_coco(path)
+
+
+def _adopt_ids(c: ModelConfig, data: CocoData, path: Path) -> None:
+    """Give the model's classes the data set's ids, by name; those that it does not have keep their own.
+
+    Raises:
+        UserError: other classes, or the id of one that it does not have is another's there.
+    """
+    from maskrcnn.data.classes import ids_of_model
+
+    ids = ids_of_model(c, data.class_names, data.category_ids, path)
+    own = c.category_ids or range(c.num_classes)
+    for k, i in enumerate(ids):
+        if i is None and own[k] in data.category_ids:
+            name = c.class_names[k] if c.class_names else own[k]
+            raise UserError(
+                f"{path}: expected all classes of the model, got no {name!r}, whose id {own[k]} is another's there. "
+                "Give the data set that it was trained on."
+            )
+    named = dict(zip(data.category_ids, data.class_names, strict=True))
+    if not c.class_names and len(named) == c.num_classes:
+        c.class_names = tuple(named[i] for i in ids if i is not None)
+    c.category_ids = tuple(own[k] if i is None else i for k, i in enumerate(ids))
 
 
 def _with_progress(results: Iterator[tuple[Any, Any]], total: int) -> Iterator[tuple[Any, Any]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maskrcnn.errors import UserError
 
@@ -74,12 +74,12 @@ def read_parts(args: argparse.Namespace) -> dict[str, CocoData]:
 
     sources = find_data(args.data, args.images, args.format)
     parts: dict[str, CocoData] = {}
-    classes: tuple[str, ...] = ()
+    classes: tuple[Any, ...] = ()  # names and ids of the training part
     for part, source in zip(PARTS, sources, strict=True):
         if source is None:
             continue
-        data = read_data(source, classes)
-        classes = data.class_names
+        data = read_data(source, *classes)
+        classes = classes or (data.class_names, data.category_ids)
         if data.num_keypoints and not data.num_objects.any():  # boxes and key points alone
             data = data.without_masks()
         if args.split in (None, part):

@@ -133,9 +133,7 @@ def _check_references(report: Report) -> None:
     lost = np.flatnonzero(a["image"] < 0)
     report.add_objects("unknown_image", lost, "its image_id {} is not among the images", a["lost_images"])
     lost = np.flatnonzero(a["labels"] < 0)
-    report.add_objects(
-        "unknown_category", lost, "its category_id {} is not among the categories", a["lost_categories"]
-    )
+    report.add_objects("unknown_category", lost, "its {} is not among the categories", a["lost_categories"])
     given = np.flatnonzero(a["ids"] >= 0)
     _, first, which = np.unique(a["ids"][given], return_index=True, return_inverse=True)
     if len(first) == len(given):

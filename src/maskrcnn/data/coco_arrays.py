@@ -33,7 +33,7 @@ from maskrcnn.data.json_stream import JsonStream
 from maskrcnn.errors import UserError
 from maskrcnn.ops.rle import read_runs, write_counts
 
-VERSION = 3  # of what is below; a cache made by another version is made anew
+VERSION = 4  # of what is below; a cache made by another version is made anew
 NO_MASK, POLYGONS, RLE, UNREADABLE = range(4)
 _NAN4 = (float("nan"),) * 4
 
@@ -121,6 +121,7 @@ class _Annotations:
         self.path = path
         self.images: list[Any] = []
         self.categories: list[Any] = []
+        self.unnumbered: dict[int, str] = {}  # names of classes that are none of the data set's
         self.ids, self.boxes, self.area = array("q"), array("d"), array("f")
         self.crowd, self.mask_kind = array("B"), array("B")
         self.points, self.ring_offsets, self.rings_of = array("f"), array("q", [0]), array("q", [0])
@@ -136,6 +137,8 @@ class _Annotations:
         self.ids.append(identity if isinstance(identity, int) and 0 <= identity < 1 << 63 else -1)
         self.images.append(_identity(a.get("image_id")))
         self.categories.append(_identity(a.get("category_id")))
+        if self.categories[-1] is None and "category" in a:
+            self.unnumbered[len(self.categories) - 1] = f"class {str(a['category'])[:40]!r}"
         box, area = a.get("bbox"), a.get("area")
         if not (isinstance(box, list) and len(box) == 4 and _extend(self.boxes, box)):
             self.boxes.extend(_NAN4)
@@ -212,7 +215,11 @@ class _Annotations:
             "object_order": order,
             "object_offsets": np.concatenate([[0], np.cumsum(counts)]),
             "lost_images": _texts(i for i, row in zip(self.images, image) if row < 0),
-            "lost_categories": _texts(c for c, label in zip(self.categories, labels) if label < 0),
+            "lost_categories": _texts(
+                self.unnumbered.get(k, f"category_id {c}")
+                for k, (c, label) in enumerate(zip(self.categories, labels))
+                if label < 0
+            ),
         }
 
 
@@ -278,5 +285,5 @@ def _numpy(values: array, dtype: Any) -> np.ndarray:
 
 
 def _texts(values: Iterable[Any]) -> np.ndarray:
-    listed = [str(v)[:40] for v in values]
+    listed = [str(v)[:60] for v in values]
     return np.array(listed) if listed else np.zeros(0, "<U1")

@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 
 from maskrcnn.data import coco_arrays
+from maskrcnn.data.classes import renumbered
 from maskrcnn.data.coco import SHARE_FROM_BYTES, CocoData, read_coco
 from maskrcnn.data.mask_extents import measure_rings, measure_rles, merge_rings
 from maskrcnn.data.readers import FORMATS, coco, numbered
 from maskrcnn.data.readers.coco import find_images
-from maskrcnn.data.shared_arrays import load_or_make
+from maskrcnn.data.shared_arrays import SharedArrays, load_or_make
 from maskrcnn.data.source import Source, Sources, divided
 from maskrcnn.errors import UserError, did_you_mean
 
 __all__ = ["find_data", "find_images", "is_other_format", "read_data"]
 
-VERSION = 1  # of what the readers make of their files
+VERSION = 2  # of what the readers make of their files
 
 
 def find_data(
@@ -58,25 +59,34 @@ def is_other_format(path: str | Path, format: str = "") -> bool:
     return path.is_file() and not format and any(reader.find(path) for reader in others)
 
 
-def read_data(source: Source, classes: Sequence[str] = ()) -> CocoData:
+def read_data(source: Source, classes: Sequence[str] = (), category_ids: Sequence[int] = ()) -> CocoData:
     """A part of a data set as arrays, whatever its format; a second time from a cache, if it is large.
 
-    `classes` are the names that count as 1, 2, ... in formats whose classes have names alone: give those of the
-    training set (or of the model) to read another part alike. Defects inside labels do not stop the reading.
+    `classes` are the names of the training set (or of the model) and `category_ids` their ids (by default 1, 2, ...):
+    give them to read another part alike. Its classes then go by their names, whatever numbers they have in it, and
+    objects of a class that is not among these are reported. Defects inside labels do not stop the reading.
 
     Raises:
         UserError: a label file is missing or is not what its format says.
     """
-    if source.format == "coco":
-        return read_coco(source.labels, source.images)
+    ids = tuple(category_ids) or tuple(range(1, len(classes) + 1))
+    data = read_coco(source.labels, source.images) if source.format == "coco" else _read_other(source)
+    if not classes or (data.class_names, data.category_ids) == (tuple(classes), ids):
+        return data
+    arrays = SharedArrays(*renumbered(dict(data.arrays), data.arrays.meta, classes, ids))
+    return CocoData(arrays, source.labels, source.images)
+
+
+def _read_other(source: Source) -> CocoData:
+    """A part in another format than COCO's, with the classes that it has itself."""
     reader = FORMATS[source.format]
 
     def make() -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-        arrays, meta = coco_arrays.collect(source.labels, numbered(reader.read(source), classes))
+        arrays, meta = coco_arrays.collect(source.labels, numbered(reader.read(source)))
         _add_boxes(arrays)
         return arrays, meta
 
-    version = f"{VERSION}:{coco_arrays.VERSION}:{source}:{list(classes)}"
+    version = f"{VERSION}:{coco_arrays.VERSION}:{source}"
     arrays = load_or_make(source.labels, version, make, SHARE_FROM_BYTES, reader.files(source))
     return CocoData(arrays, source.labels, source.images)
 

@@ -6,15 +6,17 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 import torch
 
+from maskrcnn.data.classes import ids_of_model, unknown
 from maskrcnn.data.stream import StreamedImage, stream_images
 from maskrcnn.errors import UserError
 from maskrcnn.models.tta import detect_in_views
 from maskrcnn.structures import Instances
 
 if TYPE_CHECKING:
-    from maskrcnn.config import TTAConfig
+    from maskrcnn.config import ModelConfig, TTAConfig
     from maskrcnn.data.coco import CocoData
     from maskrcnn.models.mask_rcnn import MaskRCNN
 
@@ -81,28 +83,31 @@ def run_inference(
 ) -> list[dict[str, Any]]:
     """COCO results of the images `indices` (default: all), with `bbox` and `segmentation`, in the data's ids.
 
-    A model that knows its classes' ids may have more classes than the data; what it finds of others is left out.
+    Classes go by their names where model and data have some, else by ids or order. A model may have more classes
+    than the data; what it finds of others is left out.
     `progress` is called with the number of images done after each.
 
     Raises:
-        UserError: the model has another number of classes than the data set, or an image cannot be read.
+        UserError: the data set has objects of classes that the model does not know, or an image cannot be read.
     """
-    category_ids, own = data.category_ids, model.config.category_ids
-    if model.config.num_classes != len(category_ids):
-        if not set(category_ids) <= set(own):
-            raise UserError(
-                f"{data.json_path}: expected the model's {model.config.num_classes} classes, got "
-                f"{len(category_ids)}. Use a model trained on these classes."
-            )
-        category_ids = own
-    known = set(data.category_ids)
+    category_ids = _category_ids(model.config, data)
     results: list[dict[str, Any]] = []
     stream = stream_inference(
         model, data, indices=indices, batch_size=batch_size, num_threads=num_threads, tta=tta
     )
     for done, (i, instances) in enumerate(stream, start=1):
         found = instances.to_coco(data.image_ids[i].item(), category_ids)
-        results += (entry for entry in found if entry["category_id"] in known)
+        results += (entry for entry in found if entry["category_id"] is not None)
         if progress:
             progress(done)
     return results
+
+
+def _category_ids(config: ModelConfig, data: CocoData) -> list[Any]:
+    """The data set's id of each of the model's classes, None for one that it does not have."""
+    ids = ids_of_model(config, data.class_names, data.category_ids, data.json_path)
+    labels = np.unique(data.arrays["labels"])
+    lacking = [data.class_names[k] for k in labels.tolist() if k >= 0 and data.category_ids[k] not in ids]
+    if lacking:
+        raise UserError(unknown(data.json_path, config.class_names, lacking))
+    return ids

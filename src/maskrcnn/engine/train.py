@@ -106,7 +106,7 @@ def open_data(
         found = find_data(config.val, config.val_images, config.format, keypoints)
         source = found.val or found.train
     if source is not None:
-        return train, _open(source, config, "validation", say, masks, train.class_names)
+        return train, _open(source, config, "validation", say, masks, train)
     if not config.val_fraction:
         return train, None
     rest, val = split_off(train, config.val_fraction)
@@ -126,9 +126,10 @@ def _open(
     role: str,
     say: Callable[[str], object],
     masks: bool,
-    classes: tuple[str, ...] = (),
+    like: CocoData | None = None,
 ) -> CocoData:
-    data = read_data(source, classes)
+    """A part, checked; with the classes of `like`, the training set."""
+    data = read_data(source, like.class_names, like.category_ids) if like else read_data(source)
     data, report = checked(data if masks else data.without_masks(), config.on_error)
     say(
         f"{role}: {data.num_images} images, {int(data.num_objects.sum())} objects from {source.labels} "
@@ -213,11 +214,6 @@ def validation(
 
     Each process takes a share of the images; rank 0 scores the results of all.
     """
-    if data.category_ids != config.model.category_ids:
-        raise UserError(
-            f"--val {data.json_path}: expected the training set's categories {list(config.model.category_ids)[:8]}, "
-            f"got {list(data.category_ids)[:8]}. Give both sets the same category ids."
-        )
     head, kinds = config.model.keypoint_head, scored_kinds(config.model)
     if head is not None and data.num_keypoints != head.num_keypoints:
         raise UserError(

@@ -17,7 +17,7 @@ and the checks list it. Names of classes that have no numbers in their format be
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,16 +57,16 @@ FORMATS: dict[str, Reader] = {
 }
 
 
-def numbered(elements: Iterable[Element], classes: Sequence[str] = ()) -> Iterator[Element]:
-    """The elements with a category_id for each annotation that has a `category`, a class name.
+def numbered(elements: Iterable[Element]) -> Iterator[Element]:
+    """Give a category_id to each annotation that has a `category`, a class name.
 
-    The names are `classes`, else the ("classes", name) among the elements, else all that occur, sorted. A name
-    that is none of them stays without a number, which the checks report.
+    The names are the ("classes", name) among the elements, else all that occur, sorted. A name that is none of
+    them stays without a number, which the checks report.
     """
-    held, names = [], list(classes)
+    held, names = [], []
     for member, element in elements:
         if member == "classes":
-            names += [element] * (not classes)
+            names.append(element)
         elif member == "annotations":
             held.append(element)
         else:
@@ -76,7 +76,7 @@ def numbered(elements: Iterable[Element], classes: Sequence[str] = ()) -> Iterat
         names = names or sorted({a["category"] for a in by_name if a["category"]})
         number = {name: k for k, name in enumerate(names, start=1)}
         for a in by_name:
-            a["category_id"] = number.get(a["category"], a["category"] or None)
+            a["category_id"] = number.get(a["category"])
         for name, k in number.items():
             yield "categories", {"id": k, "name": name}
     for a in held:
