@@ -25,6 +25,7 @@ _RING_PROBLEM = (
     "fewer than 3 points",
     "a number that is not finite",
     "no area",
+    "a point more than a million pixels away",
 )
 
 
@@ -147,7 +148,10 @@ def _check_references(report: Report) -> None:
     other = again[~same]
     report.add_objects("duplicate_annotation_id", other, "another annotation has this id")
     if len(other):
-        fresh = a["ids"].max() + 1 + np.arange(len(other))
+        largest = int(a["ids"].max())
+        count = 1 + np.arange(2 * len(a["ids"]))
+        fresh = largest + count if largest < 1 << 62 else np.setdiff1d(count, a["ids"])
+        fresh = fresh[: len(other)]
         report.patches.append(("ids", other, fresh))
 
 

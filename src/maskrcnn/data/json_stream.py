@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
+from maskrcnn.data.label_text import encoding_of, json_fault
 from maskrcnn.errors import UserError
 
 _CHUNK = 1 << 20  # characters read at a time
@@ -20,11 +21,13 @@ _SPACE = " \t\r\n"
 class JsonStream:
     """Iterates over `(member, element)` of the arrays `members` of the JSON object in a file.
 
-    `seen` holds the names of all top-level members that have been passed.
+    `seen` holds the names of all top-level members that have been passed. `errors`: what becomes of bytes that are
+    no text, as `open` has it.
     """
 
-    def __init__(self, path: Path, members: Collection[str]) -> None:
+    def __init__(self, path: Path, members: Collection[str], errors: str = "strict") -> None:
         self.path = path
+        self._errors = errors
         self.members = members
         self.seen: list[str] = []
         self._decode = json.JSONDecoder().raw_decode
@@ -34,7 +37,9 @@ class JsonStream:
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
         try:
-            with open(self.path, encoding="utf-8-sig") as self._file:
+            with open(self.path, "rb") as file:
+                encoding = encoding_of(file.read(4))
+            with open(self.path, encoding=encoding, errors=self._errors) as self._file:
                 yield from self._object()
         except FileNotFoundError:
             raise UserError(f"{self.path}: no such file. Give the path of a COCO JSON.") from None
@@ -53,6 +58,8 @@ class JsonStream:
         self._at += 1
         while self._peek() != "}":
             name = self._value()
+            if not isinstance(name, str):
+                self._fail("a member's name that is no text")
             self._expect(":")
             self.seen.append(name)
             if name in self.members and self._peek() == "[":
@@ -103,6 +110,8 @@ class JsonStream:
                 if not self._more(size):
                     self._at = e.pos
                     self._fail(e.msg)
+            except (ValueError, RecursionError) as e:
+                self._fail(json_fault(e))
             else:
                 # A number at the end of the text may go on in the next part of the file.
                 rest = self._text[end : end + 1]

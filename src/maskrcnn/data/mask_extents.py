@@ -9,7 +9,8 @@ import numpy as np
 from maskrcnn.data.coco_arrays import RLE
 from maskrcnn.ops.rle import Runs, read_runs
 
-SOUND, ODD, SHORT, NOT_FINITE, FLAT = range(5)  # what is wrong with a polygon ring
+SOUND, ODD, SHORT, NOT_FINITE, FLAT, FAR = range(6)  # what is wrong with a polygon ring
+FARTHEST = 1 << 20  # pixels from the origin, more than any picture has
 _AT_A_TIME = 1 << 16  # rings, so that intermediate arrays stay small
 _RLES_AT_A_TIME = 1 << 12
 
@@ -43,14 +44,18 @@ def _measure(points: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.nd
     infinite = np.add.reduceat((~np.isfinite(xy)).any(1), starts) > 0
     xy[~np.isfinite(xy)] = 0
     low, high = np.minimum.reduceat(xy, starts), np.maximum.reduceat(xy, starts)
-    xy -= np.repeat(low, counts, axis=0)  # small numbers: less is lost when the products cancel
+    far = np.maximum(-low, high).max(1) > FARTHEST
+    xy[np.repeat(far, counts)] = 0
+    xy -= np.repeat(
+        np.where(far[:, None], 0, low), counts, axis=0
+    )  # small numbers: less is lost when the products cancel
     after = np.arange(1, len(xy) + 1)
     after[ends - 1] = starts
     area = np.add.reduceat(xy[:, 0] * xy[after, 1] - xy[after, 0] * xy[:, 1], starts) / 2
     flat = np.abs(area) < 1e-3
-    for k in np.flatnonzero(flat & ~infinite):  # a bow tie has no net area, but is not flat
+    for k in np.flatnonzero(flat & ~infinite & ~far):  # a bow tie has no net area, but is not flat
         flat[k] = _thickness(xy[starts[k] : ends[k]]) < 1e-3
-    problem[whole] = np.where(infinite, NOT_FINITE, np.where(flat, FLAT, SOUND))
+    problem[whole] = np.select([infinite, far, flat], [NOT_FINITE, FAR, FLAT], SOUND)
     extents[whole] = np.concatenate([low, high], axis=1)
     extents[problem != SOUND] = (np.inf, np.inf, -np.inf, -np.inf)
     return problem, extents

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,16 @@ from typing import NamedTuple
 from maskrcnn.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+# Systems' own files and folders beside those whose names begin with a dot
+_JUNK = (
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "__macosx",
+    "@eadir",
+    "$recycle.bin",
+    "system volume information",
+)
 
 
 class Source(NamedTuple):
@@ -47,10 +58,30 @@ def split_of(*texts: str) -> str:
     return ""
 
 
+def is_junk(name: str) -> bool:
+    """Whether a file or folder of this name is a system's or a tool's own and no part of a data set.
+
+    All hidden ones are: macOS's `._im0.jpg` beside `im0.jpg`, `.DS_Store`, `.ipynb_checkpoints`; and Windows'
+    Thumbs.db, zip files' __MACOSX and the like.
+    """
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def listed(folder: Path, *patterns: str) -> list[Path]:
+    """What lies in a folder by any of these patterns ("*" without), in order, and without junk at any depth."""
+    found = {p for pattern in patterns or ("*",) for p in folder.glob(pattern)}
+    return sorted(p for p in found if not any(map(is_junk, p.relative_to(folder).parts)))
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder, in order, without junk."""
+    return [p for p in listed(folder) if p.is_dir()]
+
+
 def folder_with(names: Sequence[str], candidates: Iterable[Path]) -> Path | None:
     """The candidate in which most of the names are files; None if not one is in any."""
     folders = list(dict.fromkeys(p for p in candidates if p.is_dir()))
-    hits = [sum((folder / name).is_file() for name in names) for folder in folders]
+    hits = [sum(os.path.isfile(folder / name) for name in names) for folder in folders]
     best = max(range(len(folders)), key=lambda k: hits[k], default=-1)
     return folders[best] if best >= 0 and hits[best] else None
 
@@ -61,12 +92,12 @@ def check_images(images: str | Path, of: Path) -> None:
         raise UserError(f"{images}: expected the folder of the images of {of}, but it is not a folder.")
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The images in a folder, in order, without those in its subfolders."""
-    return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+def image_files(folder: Path, pattern: str = "*") -> list[Path]:
+    """The images in a folder, in order: without those in its subfolders, or with them by the pattern "**/*"."""
+    return [p for p in listed(folder, pattern) if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
 
 
 def image_like(stem: Path) -> Path | None:
     """The image file with this path but for its suffix."""
     candidates = [stem.with_name(stem.name + end) for s in IMAGE_SUFFIXES for end in (s, s.upper())]
-    return next((p for p in candidates if p.is_file()), None)
+    return next((p for p in candidates if os.path.isfile(p)), None)

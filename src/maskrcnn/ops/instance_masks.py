@@ -335,8 +335,11 @@ def _fill_one(store: MaskStore, polygons: range) -> tuple[np.ndarray, np.ndarray
     none = np.zeros((0, 0), np.uint8), np.zeros(4, np.int64)
     if not rings:
         return none
-    low = np.floor(np.min([r.min(0) for r in rings], axis=0)).astype(np.int64)
-    high = np.ceil(np.max([r.max(0) for r in rings], axis=0)).astype(np.int64) + 1
+    # Far outside the picture is as good as just outside, and fits an integer.
+    least, most = np.min([r.min(0) for r in rings], axis=0), np.max([r.max(0) for r in rings], axis=0)
+    # Far outside the picture is as good as just outside, and fits an integer.
+    low = np.floor(least.clip(-1, [width, height])).astype(np.int64)
+    high = np.ceil(most.clip(-1, [width, height])).astype(np.int64) + 1
     if (low < 0).any() or (high > [width, height]).any():
         low, high = np.zeros(2, np.int64), np.array([width, height])  # the edge cuts: fill the picture
     size = int(high[1] - low[1]), int(high[0] - low[0])

@@ -7,7 +7,6 @@ own, from the polygons beside the pictures. The images are in leftImg8bit/ for g
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -17,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn.data.readers.shapes import masks_of, read_labels, size_of
-from maskrcnn.data.source import Source, image_like, split_of
+from maskrcnn.data.label_text import read_json
+from maskrcnn.data.readers.shapes import BROKEN, masks_of, read_labels, ring_of, size_from, size_of
+from maskrcnn.data.source import Source, image_like, listed, split_of
 from maskrcnn.errors import UserError
 
 LOOKS_FOR = "*_instanceIds.png or *_polygons.json somewhere in it"
@@ -87,34 +87,41 @@ def _from_picture(path: Path) -> Objects:
 
 def _from_polygons(path: Path) -> Objects:
     content = _polygons(path)
-    size = {"height": content["imgHeight"], "width": content["imgWidth"]} if "imgHeight" in content else {}
+    size = size_from(content.get("imgHeight"), content.get("imgWidth"))
     objects = []
     names = set(NAMES.values())
     for o in content["objects"]:
-        label = str(o.get("label") or "")
+        label = _label(o)
         group = label.removesuffix("group")
         if o.get("deleted") or not ({label, group} & names or not _is_cityscapes(content)):
             continue
-        ring = [float(v) for point in o.get("polygon", ()) for v in point]
+        try:
+            segmentation = [ring_of(o["polygon"])] if "polygon" in o else None
+        except (TypeError, ValueError, OverflowError):
+            segmentation = BROKEN
         crowd = label.endswith("group") and group in names
-        objects.append({"category": group if crowd else label, "segmentation": [ring], "iscrowd": int(crowd)})
+        category = group if crowd else label
+        objects.append({"category": category, "segmentation": segmentation, "iscrowd": int(crowd)})
     return size, objects
+
+
+def _label(o: dict[str, Any]) -> str:
+    label = o.get("label")
+    return label if isinstance(label, str) else ""
 
 
 def _is_cityscapes(content: dict[str, Any]) -> bool:
     """Whether the labels are Cityscapes' own, of which only those in the table are of single objects."""
-    labels = {o.get("label") for o in content["objects"]}
+    labels = {_label(o) for o in content["objects"]}
     return bool(labels & {"road", "sky", "building", "vegetation", "ego vehicle", "out of roi"})
 
 
 def _polygons(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except ValueError as e:
-        raise UserError(f"{path}: not valid JSON: {e}.") from None
+    """The content of a file of polygons; what is no object among its objects is one without label and polygon."""
+    content = read_json(path)
     if not isinstance(content, dict) or not isinstance(content.get("objects"), list):
         raise UserError(f"{path}: expected Cityscapes polygons with a list of objects, got none.")
-    return content
+    return {**content, "objects": [o if isinstance(o, dict) else {} for o in content["objects"]]}
 
 
 def _names_from_polygons(paths: list[Path], labels: set[int]) -> dict[int, str]:
@@ -130,19 +137,21 @@ def _names_from_polygons(paths: list[Path], labels: set[int]) -> dict[int, str]:
         ids = np.where(ids >= PER_LABEL, ids // PER_LABEL, ids)
         for o in _polygons(beside)["objects"]:
             canvas = Image.new("1", (ids.shape[1], ids.shape[0]))
-            ring = [tuple(point) for point in o.get("polygon", ())]
-            if len(ring) >= 3:
+            try:
+                ring = ring_of(o.get("polygon"))
                 ImageDraw.Draw(canvas).polygon(ring, fill=1)
-                inside = ids[np.asarray(canvas)]
-                if inside.size and (k := int(np.bincount(inside).argmax())) in votes:
-                    votes[k][str(o.get("label"))] += inside.size
+            except (TypeError, ValueError, OverflowError):  # or fewer points than a polygon has
+                continue
+            inside = ids[np.asarray(canvas)]
+            if _label(o) and inside.size and (k := int(np.bincount(inside).argmax())) in votes:
+                votes[k][_label(o)] += inside.size
     return {k: c.most_common(1)[0][0] for k, c in votes.items() if c}
 
 
 def _labels(root: Path) -> list[Path]:
     """All label files of one kind: the pictures if there are some, else the polygons."""
     for ending in _ENDINGS:
-        if found := sorted(root.rglob(f"*{ending}")):
+        if found := listed(root, f"**/*{ending}"):
             return found
     return []
 

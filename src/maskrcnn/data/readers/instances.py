@@ -8,10 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from maskrcnn.data.readers.shapes import size_of
-from maskrcnn.data.source import Source, image_files, split_of
+from maskrcnn.data.readers.shapes import foreground, size_of
+from maskrcnn.data.source import Source, image_files, split_of, subfolders
 from maskrcnn.errors import UserError
 from maskrcnn.ops.rle import rle_encode
 
@@ -25,7 +23,7 @@ def find(path: Path, images: str | Path = "") -> dict[str, Source]:
     parts: dict[str, Source] = {}
     if path.is_file():
         return parts
-    for folder in (path, *sorted(p for p in path.iterdir() if p.is_dir())):
+    for folder in (path, *subfolders(path)):
         part = "" if folder == path else split_of(folder.name)
         if part not in parts and any((p / "masks").is_dir() for p in islice(folder.iterdir(), _PEEK)):
             parts[part] = Source(folder, folder, "instances", part)
@@ -57,7 +55,7 @@ def read(source: Source) -> Iterator[tuple[str, Any]]:
 
 
 def _folders(source: Source) -> list[Path]:
-    return sorted(p for p in source.labels.iterdir() if (p / "masks").is_dir())
+    return [p for p in subfolders(source.labels) if (p / "masks").is_dir()]
 
 
 def _image(folder: Path) -> Path:
@@ -74,7 +72,7 @@ def _masks(folder: Path) -> list[dict[str, Any]]:
     for path in image_files(folder / "masks"):
         try:
             with Image.open(path) as picture:
-                masks.append(rle_encode(np.asarray(picture.convert("L")) > 0))
+                masks.append(rle_encode(foreground(picture)))
         except Exception as e:  # Pillow's plug-ins raise nearly anything on a corrupt file
             raise UserError(f"{path}: cannot read the mask: {' '.join(str(e).split())}.") from None
     return masks

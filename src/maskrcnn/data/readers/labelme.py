@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -17,13 +16,16 @@ from typing import Any
 import numpy as np
 
 from maskrcnn.data.json_stream import JsonStream
-from maskrcnn.data.readers.shapes import ellipse, rectangle, size_of
-from maskrcnn.data.source import Source, image_like, split_of
+from maskrcnn.data.label_text import read_json, read_text
+from maskrcnn.data.readers.shapes import BROKEN, ellipse, foreground, rectangle, ring_of, size_from, size_of
+from maskrcnn.data.source import Source, image_like, listed, split_of, subfolders
 from maskrcnn.errors import UserError
 from maskrcnn.ops.rle import rle_encode
 
 LOOKS_FOR = "LabelMe JSONs (with shapes and imagePath) in it or in its subfolders"
 _PEEK = 3  # files of a folder that show what it holds
+_NO_CLASS = ("__ignore__", "_background_")  # LabelMe's names for what is not to be learnt
+_MOST_PIXELS = 1 << 30  # of a picture with bitmap masks
 
 
 def find(path: Path, images: str | Path = "") -> dict[str, Source]:
@@ -31,16 +33,16 @@ def find(path: Path, images: str | Path = "") -> dict[str, Source]:
     if path.is_file():
         return {"": Source(path, Path(images or path.parent), "labelme")} if _is_labelme(path) else {}
     parts: dict[str, Source] = {}
-    for folder in (path, *sorted(p for p in path.iterdir() if p.is_dir())):
+    for folder in (path, *subfolders(path)):
         part = "" if folder == path else split_of(folder.name)
-        if part not in parts and any(map(_is_labelme, sorted(folder.glob("*.json"))[:_PEEK])):
+        if part not in parts and any(map(_is_labelme, listed(folder, "*.json")[:_PEEK])):
             parts[part] = Source(folder, Path(images or folder), "labelme", part)
     return parts
 
 
 def files(source: Source) -> list[Path]:
     """As `readers.Reader` says."""
-    return [source.labels] if source.labels.is_file() else sorted(source.labels.glob("*.json"))
+    return [source.labels] if source.labels.is_file() else listed(source.labels, "*.json")
 
 
 def read(source: Source) -> Iterator[tuple[str, Any]]:
@@ -63,7 +65,7 @@ def read(source: Source) -> Iterator[tuple[str, Any]]:
 
 
 def _is_labelme(path: Path) -> bool:
-    stream = JsonStream(path, ("shapes", "images", "annotations"))
+    stream = JsonStream(path, ("shapes", "images", "annotations"), errors="replace")
     try:
         for member, _ in stream:
             return member == "shapes"
@@ -74,10 +76,7 @@ def _is_labelme(path: Path) -> bool:
 
 def _content(path: Path) -> dict[str, Any] | None:
     """A LabelMe file's content; None for a JSON of another kind among them."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as e:
-        raise UserError(f"{path}: not valid JSON: {e}.") from None
+    content = read_json(path)
     if not isinstance(content, dict) or "shapes" not in content:
         return None
     if not isinstance(content["shapes"], list):
@@ -87,24 +86,28 @@ def _content(path: Path) -> dict[str, Any] | None:
 
 def _image(path: Path, content: Mapping[str, Any], images: Path) -> tuple[str, dict[str, int]]:
     """The image's name in `images`, and its size: the JSON's if it has one, else the file's."""
-    given = PureWindowsPath(str(content.get("imagePath") or "")).as_posix()  # takes / and \ alike
+    given = content.get("imagePath")
+    given = (
+        PureWindowsPath(given).as_posix() if isinstance(given, str) and given else ""
+    )  # takes / and \ alike
     beside = image_like(images / path.stem)
     candidates = [path.parent / given, images / given, images / Path(given).name, beside]
-    found = next((p for p in candidates if p is not None and p.is_file()), None)
+    found = next((p for p in candidates if p is not None and os.path.isfile(p)), None)
     name = given or path.stem if found is None else Path(os.path.relpath(found, images)).as_posix()
-    height, width = content.get("imageHeight"), content.get("imageWidth")
-    if height and width:
-        return name, {"height": height, "width": width}
-    return name, size_of(images / name)
+    size = size_from(content.get("imageHeight"), content.get("imageWidth"))
+    return name, size or size_of(images / name)
 
 
 def _objects(shapes: list[Any]) -> list[tuple[str, list[Mapping[str, Any]]]]:
-    """The shapes of each object, grouped."""
+    """The shapes of each object, grouped, without those of LabelMe's names for what is no object."""
     objects: dict[Any, tuple[str, list[Mapping[str, Any]]]] = {}
     for k, shape in enumerate(shapes):
         shape = shape if isinstance(shape, dict) else {}
-        label, group = str(shape.get("label") or "").strip(), shape.get("group_id")
-        key = ("alone", k) if group is None else (label, group)
+        label, group = shape.get("label"), shape.get("group_id")
+        label = str(label).strip() if isinstance(label, str | int | float) else ""
+        if label in _NO_CLASS:
+            continue
+        key = (label, group) if isinstance(group, str | int | float) else ("alone", k)
         objects.setdefault(key, (label, []))[1].append(shape)
     return list(objects.values())
 
@@ -115,16 +118,17 @@ def _segmentation(shapes: list[Mapping[str, Any]], size: Mapping[str, int]) -> A
         if any(s.get("shape_type") == "mask" for s in shapes):
             return _bitmap(shapes, size)
         rings = [_ring(s) for s in shapes]
-    except (KeyError, TypeError, ValueError, IndexError, OSError):
-        return [[math.nan]]  # broken, and not absent
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+        return BROKEN
     return [r for r in rings if r is not None] or None
 
 
 def _ring(shape: Mapping[str, Any]) -> list[float] | None:
-    points = [(float(x), float(y)) for x, y in shape["points"]]
+    ring = ring_of(shape["points"])
+    points = list(zip(ring[::2], ring[1::2]))
     match shape.get("shape_type") or "polygon":
-        case "polygon":
-            return [v for point in points for v in point]
+        case "polygon" | "rotation":  # the four corners of a turned rectangle
+            return ring
         case "rectangle":
             (x0, y0), (x1, y1) = points[0], points[-1] if len(points) == 2 else points[2]
             return rectangle(min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0))
@@ -136,17 +140,30 @@ def _ring(shape: Mapping[str, Any]) -> list[float] | None:
 
 
 def _bitmap(shapes: list[Mapping[str, Any]], size: Mapping[str, int]) -> dict[str, Any]:
-    from PIL import Image
-
-    canvas = np.zeros((size["height"], size["width"]), np.uint8)
+    if size["height"] * size["width"] > _MOST_PIXELS:
+        raise ValueError("too large a picture")
+    canvas = np.zeros((size["height"], size["width"]), bool)
     for shape in shapes:
         if shape.get("shape_type") != "mask":
             continue
-        mask = np.asarray(Image.open(io.BytesIO(base64.b64decode(shape["mask"]))).convert("L")) > 0
-        x, y = (round(float(v)) for v in shape["points"][0])
+        mask = _window(shape["mask"])
+        x, y = (round(v) for v in ring_of(shape["points"])[:2])
+        # The window may reach outside the picture on any side.
+        mask, x, y = mask[max(0, -y) :, max(0, -x) :], max(0, x), max(0, y)
         window = canvas[y : y + mask.shape[0], x : x + mask.shape[1]]
         window |= mask[: window.shape[0], : window.shape[1]]
     return rle_encode(canvas)
+
+
+def _window(text: Any) -> np.ndarray:
+    """(h, w) bool of a bitmap as base64. ValueError if it is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+            return foreground(picture)
+    except Exception as e:  # Pillow's plug-ins raise nearly anything on a corrupt file
+        raise ValueError(str(e)) from None
 
 
 def _class_order(labels: Path) -> list[str]:
@@ -154,6 +171,6 @@ def _class_order(labels: Path) -> list[str]:
     folder = labels.parent if labels.is_file() else labels
     for path in (folder / "labels.txt", folder.parent / "labels.txt"):
         if path.is_file():
-            names = [line.strip() for line in path.read_text().splitlines()]
+            names = [line.strip() for line in read_text(path).splitlines()]
             return [n for n in names if n and not n.startswith("_")]
     return []

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maskrcnn.errors import UserError
 from maskrcnn.ops.rle import Runs, write_counts
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+BROKEN = [
+    [math.nan]
+]  # a segmentation that could not be read, which the checks list as broken and not as absent
 _AROUND = 64  # corners of a circle: its area comes out 0.2 % small
+_LARGEST_LABEL = 65535  # what 16 bits hold
+_HALF = 128  # of 255
 
 
 def rectangle(x: float, y: float, width: float, height: float) -> list[float]:
@@ -31,6 +39,25 @@ def ellipse(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> l
     return ring
 
 
+def ring_of(points: Any) -> list[float]:
+    """[x, y, x, y, ...] of a list of pairs of numbers (or of texts that are numbers).
+
+    Raises:
+        TypeError, ValueError, OverflowError: it is something else.
+    """
+    if not isinstance(points, list | tuple) or not all(
+        isinstance(p, list | tuple) and len(p) == 2 for p in points
+    ):
+        raise ValueError("not a list of points")
+    return [float(v) for point in points for v in point]
+
+
+def size_from(height: Any, width: Any) -> dict[str, int]:
+    """{"height", "width"} of a label file's two values; {} if they are not whole numbers above 0."""
+    good = all(isinstance(v, int) and not isinstance(v, bool) and 0 < v < 1 << 31 for v in (height, width))
+    return {"height": height, "width": width} if good else {}
+
+
 def size_of(path: Path) -> dict[str, int]:
     """{"height", "width"} of an image file for a COCO image; {} if it cannot be read, which the checks report."""
     from maskrcnn.ops.image_io import image_size
@@ -46,18 +73,44 @@ def read_labels(path: Path) -> np.ndarray:
     """(H, W) the numbers in a grey or palette picture: a palette's indices, not its colours.
 
     Raises:
-        UserError: unreadable, or a colour picture.
+        UserError: unreadable, a colour picture, a JPEG (its numbers are not what was saved), or numbers that are
+            none of 0 to 65535.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
-            mode, pixels = picture.mode, np.asarray(picture)
+            form, mode, pixels = picture.format, picture.mode, np.asarray(picture)
     except Exception as e:  # Pillow's plug-ins raise nearly anything on a corrupt file
         raise UserError(f"{path}: cannot read the label picture: {' '.join(str(e).split())}.") from None
     if pixels.ndim != 2 or mode == "F":
         raise UserError(f"{path}: expected a label picture, grey or with a palette, got one of mode {mode}.")
+    if form == "JPEG":
+        raise UserError(
+            f"{path}: expected a label picture as it was painted, got a JPEG, which alters numbers."
+        )
+    pixels = pixels.astype(np.int32)
+    if pixels.size and (pixels.min() < 0 or pixels.max() > _LARGEST_LABEL):
+        raise UserError(
+            f"{path}: expected label numbers from 0 to {_LARGEST_LABEL}, got {pixels.min()} to {pixels.max()}."
+        )
     return pixels
+
+
+def foreground(picture: Image.Image) -> np.ndarray:
+    """(H, W) bool of a mask picture: where it is not black and not transparent.
+
+    In a JPEG, whose blacks are not quite black, from half of white on. Where it is black wherever it is opaque, what
+    is opaque counts: an object painted in black on transparent ground.
+    """
+    lossy = picture.format == "JPEG"
+    has_alpha = picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
+    opaque = np.asarray(picture.convert("RGBA"))[..., 3] >= _HALF if has_alpha else None
+    picture.info.pop("transparency", None)  # `convert` would warn of it
+    painted = np.asarray(picture.convert("L")) >= (_HALF if lossy else 1)
+    if opaque is None or opaque.all() or not opaque.any():
+        return painted
+    return painted & opaque if (painted & opaque).any() else opaque
 
 
 def masks_of(labels: np.ndarray) -> dict[int, dict[str, Any]]:

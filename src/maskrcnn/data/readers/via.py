@@ -7,23 +7,23 @@ polygons; points and lines have no area, and the checks list them.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from maskrcnn.data.readers.shapes import ellipse, rectangle, size_of
-from maskrcnn.data.source import Source, check_images, folder_with, split_of
+from maskrcnn.data.label_text import encoding_of, read_json
+from maskrcnn.data.readers.shapes import BROKEN, ellipse, rectangle, ring_of, size_of
+from maskrcnn.data.source import Source, check_images, folder_with, listed, split_of, subfolders
 from maskrcnn.errors import UserError
 
 LOOKS_FOR = "a VGG Image Annotator JSON (via_region_data.json or a project) in it or in its subfolders"
 CLASS_ATTRIBUTES = ("class", "label", "category", "name", "type", "object")
 ONE_CLASS = "object"
 _HEAD = 1 << 14  # bytes that show what a JSON is
-_REGIONS = re.compile(rb'^\s*\{\s*"(_via_|[^"]*"\s*:\s*\{\s*"(fileref|filename|size)"\s*:)')
-_VERSION_3 = re.compile(rb'"vid_list"\s*:')
+_REGIONS = re.compile(r'^\s*\{\s*"(_via_|[^"]*"\s*:\s*\{\s*"(fileref|filename|size)"\s*:)')
+_VERSION_3 = re.compile(r'"vid_list"\s*:')
 # Version 3's numbers for shapes
 _SHAPES = {2: "rect", 3: "circle", 4: "ellipse", 7: "polygon"}
 
@@ -33,8 +33,8 @@ def find(path: Path, images: str | Path = "") -> dict[str, Source]:
     if path.is_file():
         return {"": _source(path, path.parent, images)} if _is_via(path) else {}
     parts: dict[str, list[Path]] = {}
-    for folder in (path, *sorted(p for p in path.iterdir() if p.is_dir())):
-        found = [p for p in sorted(folder.glob("*.json")) if _is_via(p)]
+    for folder in (path, *subfolders(path)):
+        found = [p for p in listed(folder, "*.json") if _is_via(p)]
         default = [p for p in found if p.stem == "via_region_data"]
         for p in default or found:
             parts.setdefault(split_of(p.stem, "" if folder == path else folder.name), []).append(p)
@@ -70,7 +70,7 @@ def read(source: Source) -> Iterator[tuple[str, Any]]:
             )
 
 
-Region = tuple[Mapping[str, Any], Mapping[str, Any]]  # shape attributes, region attributes
+Region = tuple[Any, Mapping[str, Any]]  # shape attributes, whatever they are, and region attributes
 
 
 def _source(json_path: Path, root: Path, images: str | Path, part: str = "") -> Source:
@@ -78,7 +78,7 @@ def _source(json_path: Path, root: Path, images: str | Path, part: str = "") -> 
     names = [name for name, _ in _entries(json_path)]
     here = json_path.parent
     near = [here, here / "images", root, root / "images", root / "images" / here.name]
-    near += sorted(p for p in here.iterdir() if p.is_dir())
+    near += subfolders(here)
     folder = folder_with(names, [Path(images)] if images else near)
     if folder is None and names:
         looked = images or here
@@ -91,55 +91,75 @@ def _source(json_path: Path, root: Path, images: str | Path, part: str = "") -> 
 def _is_via(path: Path) -> bool:
     with open(path, "rb") as file:
         head = file.read(_HEAD)
-    head = head.removeprefix(b"\xef\xbb\xbf")
-    return bool((_REGIONS.match(head) and b'"regions"' in head) or _VERSION_3.search(head))
+    text = head.decode(encoding_of(head), errors="replace")
+    return bool((_REGIONS.match(text) and '"regions"' in text) or _VERSION_3.search(text))
 
 
 def _entries(path: Path) -> Iterator[tuple[str, list[Region]]]:
-    """Each image's file name with its regions."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except ValueError as e:
-        raise UserError(f"{path}: not valid JSON: {e}.") from None
-    if "vid_list" in content.get("project", ()):
+    """Each image's file name with its regions; a region that is none has no shape and no attributes."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected VGG Image Annotator's object, got {type(content).__name__}.")
+    if "vid_list" in _object(content.get("project")):
         yield from _entries_of_version_3(path, content)
         return
-    for key, entry in content.get("_via_img_metadata", content).items():
-        if not isinstance(entry, dict) or "filename" not in entry:
-            raise UserError(
-                f"{path}: entry {key!r}: expected an object with a filename, got {str(entry)[:60]}."
-            )
+    for key, entry in _object(content.get("_via_img_metadata", content)).items():
+        where = f"{path}: entry {key[:60]!r}"
+        name = _object(entry).get("filename")
+        if not isinstance(name, str):
+            raise UserError(f"{where}: expected an object with a filename, got {str(entry)[:60]}.")
         regions = entry.get("regions") or []
-        regions = regions.values() if isinstance(regions, dict) else regions  # version 1 numbers them
-        pairs: list[Region] = [
-            (r.get("shape_attributes") or {}, r.get("region_attributes") or {}) for r in regions
-        ]
-        yield str(entry["filename"]), pairs
+        regions = list(regions.values()) if isinstance(regions, dict) else regions  # version 1 numbers them
+        if not isinstance(regions, list):
+            raise UserError(f"{where}: expected a list of regions, got {str(regions)[:60]}.")
+        yield name, [_region(_object(r)) for r in regions]
+
+
+def _region(region: Mapping[str, Any]) -> Region:
+    return region.get("shape_attributes") or {}, _object(region.get("region_attributes"))
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A JSON object, or an empty one for what is none."""
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _entries_of_version_3(path: Path, content: Mapping[str, Any]) -> Iterator[tuple[str, list[Region]]]:
-    attributes = content.get("attribute", {})
+    attributes = _object(content.get("attribute"))
     regions: dict[str, list[Region]] = {}
-    for entry in content.get("metadata", {}).values():
+    for entry in map(_object, _object(content.get("metadata")).values()):
         xy = entry.get("xy") or [0]
-        shape: dict[str, Any] = {"name": _SHAPES.get(xy[0], "other")}
-        if shape["name"] == "polygon":
-            shape |= {"all_points_x": xy[1::2], "all_points_y": xy[2::2]}
-        else:
-            names = {"rect": ("x", "y", "width", "height"), "circle": ("cx", "cy", "r")}
-            shape |= dict(zip(names.get(shape["name"], ("cx", "cy", "rx", "ry")), xy[1:]))
+        if xy == [0]:  # it is about the whole file
+            continue
         values = {}
-        for key, value in (entry.get("av") or {}).items():
-            attribute = attributes.get(key, {})
-            values[attribute.get("aname", key)] = (attribute.get("options") or {}).get(value, value)
-        if xy != [0]:  # else it is about the whole file
-            regions.setdefault(str(entry.get("vid")), []).append((shape, values))
-    for vid, view in content.get("view", {}).items():
-        for fid in view.get("fid_list", ()):
-            file = content.get("file", {}).get(str(fid))
-            if file is None:
-                raise UserError(f"{path}: view {vid}: its file {fid} is not in the project.")
-            yield str(file.get("fname") or file.get("src")), regions.get(str(vid), [])
+        for key, value in _object(entry.get("av")).items():
+            attribute = _object(attributes.get(key))
+            chosen = _object(attribute.get("options")).get(value) if isinstance(value, str) else None
+            values[str(attribute.get("aname", key))] = value if chosen is None else chosen
+        regions.setdefault(str(entry.get("vid")), []).append((_shape_of_version_3(xy), values))
+    files = _object(content.get("file"))
+    for vid, view in _object(content.get("view")).items():
+        for fid in _list(_object(view).get("fid_list")):
+            file = _object(files.get(str(fid)))
+            name = file.get("fname") or file.get("src")
+            if not isinstance(name, str):
+                raise UserError(f"{path}: view {vid[:60]}: its file {str(fid)[:60]} is not in the project.")
+            yield name, regions.get(str(vid), [])
+
+
+def _shape_of_version_3(xy: Any) -> Any:
+    """A shape as versions 1 and 2 have it, of version 3's [kind, number, number, ...]; None if it is no such list."""
+    if not isinstance(xy, list):
+        return None
+    name = _SHAPES.get(xy[0], "other") if isinstance(xy[0], int) else "other"
+    if name == "polygon":
+        return {"name": name, "all_points_x": xy[1::2], "all_points_y": xy[2::2]}
+    names = {"rect": ("x", "y", "width", "height"), "circle": ("cx", "cy", "r")}
+    return {"name": name, **dict(zip(names.get(name, ("cx", "cy", "rx", "ry")), xy[1:]))}
 
 
 def _class_attribute(path: Path, regions: Iterable[Region]) -> str | None:
@@ -166,15 +186,15 @@ def _text(value: Any) -> str:
     """An attribute's value as a class name; of check boxes, those that are checked."""
     if isinstance(value, dict):
         return " ".join(sorted(k for k, checked in value.items() if checked))
-    return "" if value is None else str(value).strip()
+    return str(value).strip() if isinstance(value, str | int | float) else ""
 
 
-def _polygon(shape: Mapping[str, Any]) -> list[list[float]] | None:
+def _polygon(shape: Any) -> list[list[float]] | None:
     try:
         match shape.get("name"):
             case "polygon":
                 xs, ys = shape["all_points_x"], shape["all_points_y"]
-                return [[float(v) for point in zip(xs, ys, strict=True) for v in point]]
+                return [ring_of(list(zip(_list(xs), _list(ys), strict=True)))]
             case "rect":
                 return [rectangle(*(float(shape[k]) for k in ("x", "y", "width", "height")))]
             case "circle":
@@ -183,6 +203,6 @@ def _polygon(shape: Mapping[str, Any]) -> list[list[float]] | None:
                 angle = float(shape.get("theta", 0.0))
                 cx, cy, rx, ry = (float(shape[k]) for k in ("cx", "cy", "rx", "ry"))
                 return [ellipse(cx, cy, rx, ry, angle)]
-    except (KeyError, TypeError, ValueError):
-        return [[float("nan")]]  # broken, and not absent
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        return BROKEN
     return None

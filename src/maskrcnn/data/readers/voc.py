@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from maskrcnn.data.label_text import read_text
 from maskrcnn.data.readers.shapes import masks_of, read_labels
-from maskrcnn.data.source import Source, image_like
+from maskrcnn.data.source import Source, image_like, listed
 from maskrcnn.errors import UserError
 
 LOOKS_FOR = "Pascal VOC's SegmentationObject/ and SegmentationClass/ in it or two folders down"
 VOID = 255
+MOST_CLASSES = 254  # that a palette holds beside the background and VOID
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
     "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -32,7 +34,7 @@ def find(path: Path, images: str | Path = "") -> dict[str, Source]:
     if path.is_file():
         return {}
     patterns = ("SegmentationObject", "*/SegmentationObject", "*/*/SegmentationObject")
-    found = next((p for pattern in patterns for p in sorted(path.glob(pattern)) if p.is_dir()), None)
+    found = next((p for pattern in patterns for p in listed(path, pattern) if p.is_dir()), None)
     if found is None:
         return {}
     root = found.parent
@@ -70,7 +72,7 @@ def read(source: Source) -> Iterator[tuple[str, Any]]:
             yield "images", {"id": name, "file_name": file_name, "height": size[0], "width": size[1]}
             for category, mask in objects:
                 number += 1
-                highest = max(highest, category)
+                highest = max(highest, category if category <= MOST_CLASSES else 0)
                 yield (
                     "annotations",
                     {"id": number, "image_id": name, "category_id": category, "segmentation": mask},
@@ -104,14 +106,14 @@ def _list(root: Path, part: str) -> Path:
 
 def _names(source: Source) -> list[str]:
     if not source.part:
-        return sorted(p.stem for p in (source.labels / "SegmentationObject").glob("*.png"))
-    lines = _list(source.labels, source.part).read_text().splitlines()
+        return [p.stem for p in listed(source.labels / "SegmentationObject", "*.png")]
+    lines = read_text(_list(source.labels, source.part)).splitlines()
     return [line.split()[0] for line in lines if line.strip()]
 
 
 def _class_names(root: Path) -> list[str]:
     for name in _NAME_FILES:
         if (root / name).is_file():
-            lines = [line.strip() for line in (root / name).read_text().splitlines() if line.strip()]
+            lines = [line.strip() for line in read_text(root / name).splitlines() if line.strip()]
             return [n for n in lines if n not in ("_background_", "background", "__ignore__")]
     return list(CLASSES)

@@ -1,8 +1,10 @@
 """YOLO segmentation: `class x y x y ...` a line, relative to the image's size, in labels/ beside images/.
 
-data.yaml names the classes and the parts, relative to its `path` or to itself. Without one, images/train and
-images/val (or train/images and val/images) are looked for, and classes.txt gives the names. Lines of four
-numbers are boxes without a mask, which the checks list.
+data.yaml names the classes and the parts, relative to its `path` or to itself: folders, whose subfolders count
+too, lists of images, or single ones. Without one, images/train and images/val (or train/images and val/images) are
+looked for, and classes.txt gives the names. Where labels/ has nothing for a part, text files beside its images are
+taken, else those of the one other folder beside images/ that has some. Lines of four numbers are boxes without a mask,
+which the checks list.
 """
 
 from __future__ import annotations
@@ -10,25 +12,27 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from maskrcnn.data.readers.shapes import size_of
-from maskrcnn.data.source import Source, image_files, split_of
+from maskrcnn.data.label_text import read_text
+from maskrcnn.data.readers.shapes import BROKEN, size_of
+from maskrcnn.data.source import IMAGE_SUFFIXES, Source, image_files, listed, split_of, subfolders
 from maskrcnn.errors import UserError
 
 LOOKS_FOR = "a data.yaml with names and train, or images/ and labels/ with a text file for each image"
 _PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _UNCOMMENTED = re.compile(r"""(?:"[^"]*"|'[^']*'|[^"'#]|(?<=\S)#|["'])*""")
-_BROKEN = [[float("nan")]]
+_MOST_CLASSES = 10_000  # a higher number is a mistake
+_ALL = "**/*"  # in subfolders too
 
 
 def find(path: Path, images: str | Path = "") -> dict[str, Source]:
     """As `readers.Reader` says."""
     if path.is_file():
         return _from_yaml(path) if path.suffix in (".yaml", ".yml") else {}
-    yamls = sorted(p for end in ("yaml", "yml") for p in path.glob(f"*.{end}"))
+    yamls = sorted(p for end in ("yaml", "yml") for p in listed(path, f"*.{end}"))
     for candidate in sorted(yamls, key=lambda p: p.stem != "data"):
         if parts := _from_yaml(candidate):
             return parts
@@ -37,7 +41,7 @@ def find(path: Path, images: str | Path = "") -> dict[str, Source]:
 
 def files(source: Source) -> list[Path]:
     """As `readers.Reader` says."""
-    texts = [label for image in _images(source) if (label := _label_file(image)).is_file()]
+    texts = [label for label in _label_files(source, _images(source)) if os.path.isfile(label)]
     names = [source.labels] if source.labels.is_file() else list(_name_files(source.labels))
     return names + texts
 
@@ -46,12 +50,12 @@ def read(source: Source) -> Iterator[tuple[str, Any]]:
     """As `readers.Reader` says."""
     names = _class_names(source)
     highest, number = -1, 0
-    for image in _images(source):
+    images = _images(source)
+    for image, label in zip(images, _label_files(source, images), strict=True):
         name = os.path.relpath(image, source.images)
         size = size_of(image)
         yield "images", {"id": name, "file_name": name, **size}
-        label = _label_file(image)
-        for line in label.read_text().splitlines() if label.is_file() else ():
+        for line in read_text(label).splitlines() if os.path.isfile(label) else ():
             if line.strip():
                 number += 1
                 annotation = _annotation(line, size.get("width", 0), size.get("height", 0))
@@ -63,16 +67,25 @@ def read(source: Source) -> Iterator[tuple[str, Any]]:
 
 def _annotation(line: str, width: int, height: int) -> dict[str, Any]:
     words = line.split()
-    category = int(words[0]) if words[0].isdigit() else None
+    category = _class_number(words[0])
     try:
         values = [float(w) for w in words[1:]]
     except ValueError:
-        return {"category_id": category, "segmentation": _BROKEN}
+        return {"category_id": category, "segmentation": BROKEN}
     scaled = [v * (height if k % 2 else width) for k, v in enumerate(values)]
     if len(scaled) != 4:
         return {"category_id": category, "segmentation": [scaled]}
     cx, cy, w, h = scaled
     return {"category_id": category, "bbox": [cx - w / 2, cy - h / 2, w, h]}
+
+
+def _class_number(word: str) -> int | None:
+    """A class as exporters write it, 0 or 0.0; None for what is none."""
+    try:
+        number = float(word)
+    except ValueError:
+        return None
+    return int(number) if number.is_integer() and 0 <= number < _MOST_CLASSES else None
 
 
 def _from_yaml(path: Path) -> dict[str, Source]:
@@ -90,15 +103,15 @@ def _from_yaml(path: Path) -> dict[str, Source]:
 def _root(path: Path, content: dict[str, Any]) -> Path:
     """What the parts' paths are relative to: `path`, if that is a folder here, else the file's own folder."""
     given = path.parent / str(content.get("path") or "")
-    return given if given.is_dir() else path.parent
+    return given if os.path.isdir(given) else path.parent
 
 
 def _from_folders(path: Path) -> dict[str, Source]:
     """images/train beside labels/train, train/images beside train/labels, or images beside labels."""
     parts: dict[str, Source] = {}
-    for folder in (path / "images", *path.glob("images/*"), *path.glob("*/images")):
+    for folder in _image_folders(path):
         labels = _label_file(folder / "x.jpg").parent
-        if folder.is_dir() and labels.is_dir() and next(labels.glob("*.txt"), None):
+        if labels.is_dir() and listed(labels, "**/*.txt"):
             part = split_of(folder.name, folder.parent.name if folder.parent != path else "")
             parts.setdefault(part, Source(path, path, "yolo", part))
     return parts
@@ -106,25 +119,34 @@ def _from_folders(path: Path) -> dict[str, Source]:
 
 def _images(source: Source) -> list[Path]:
     if source.labels.is_dir():
-        folders = [f for f in (source.labels / "images", *source.labels.glob("images/*")) if f.is_dir()]
-        folders += [f for f in source.labels.glob("*/images") if f.is_dir()]
         mine = [
             f
-            for f in folders
+            for f in _image_folders(source.labels)
             if split_of(f.name, f.parent.name if f.parent != source.labels else "") == source.part
         ]
-        return [p for f in mine for p in image_files(f)]
+        # The subfolders of images/ are parts of their own.
+        patterns = ["*" if f == source.labels / "images" else _ALL for f in mine]
+        return [p for f, pattern in zip(mine, patterns, strict=True) for p in image_files(f, pattern)]
     content = read_yaml(source.labels)
     given = next(content[word] for word in _PARTS[source.part] if content.get(word))
     found = []
     for entry in given if isinstance(given, list) else [given]:
         where = _existing(source, str(entry))
         if where.is_dir():
-            found += image_files(where)
+            found += image_files(where, _ALL)
+        elif where.suffix.lower() in IMAGE_SUFFIXES:
+            found.append(where)
         else:
-            lines = [line.strip() for line in where.read_text().splitlines()]
+            lines = [line.strip() for line in read_text(where).splitlines()]
             found += [where.parent / line for line in lines if line]
     return found
+
+
+def _image_folders(root: Path) -> list[Path]:
+    """images/, its subfolders, and the images/ of each other folder."""
+    own = root / "images"
+    folders = [own, *subfolders(own)] if own.is_dir() else []
+    return folders + [f / "images" for f in subfolders(root) if (f / "images").is_dir()]
 
 
 def _existing(source: Source, entry: str) -> Path:
@@ -133,22 +155,47 @@ def _existing(source: Source, entry: str) -> Path:
     plain = re.sub(r"^(\.\./)+", "", entry)
     candidates = [base / entry, own / entry, base / plain, own / plain]
     for candidate in candidates:
-        if candidate.exists():
+        if os.path.exists(candidate):
             return candidate
     raise UserError(
-        f"{source.labels}: {source.part}: expected a folder of images or a list of them, but {candidates[0]} "
-        "does not exist."
+        f"{source.labels}: {source.part}: expected a folder of images or a list of them, but "
+        f"{str(candidates[0])[:200]} does not exist."
     )
 
 
-def _label_file(image: Path) -> Path:
+def _label_files(source: Source, images: Sequence[Path]) -> list[Path]:
+    """Where each image's labels are, or would be: all in labels/, all beside the images, or all in one other folder.
+
+    Raises:
+        UserError: several other folders beside images/ have some.
+    """
+    usual = [_label_file(image) for image in images]
+    for files in (usual, [image.with_suffix(".txt") for image in images]):
+        if any(map(os.path.isfile, files)):
+            return files
+    others: list[list[Path]] = []
+    for folder in dict.fromkeys(filter(None, map(_folder_of_images, images))):
+        for name in (p.name for p in subfolders(folder.parent) if p != folder):
+            files = [_label_file(image, name) for image in images]
+            if any(map(os.path.isfile, files)) and files not in others:
+                others.append(files)
+    if len(others) > 1:
+        names = ", ".join(str(next(filter(os.path.isfile, files)).parent) for files in others[:3])
+        raise UserError(
+            f"{source.labels}: expected label files in one folder, found {names}. Call one labels/."
+        )
+    return others[0] if others else usual
+
+
+def _label_file(image: Path, name: str = "labels") -> Path:
     """images/ becomes labels/ (the last one of the path) and the suffix .txt."""
-    parts = list(image.parent.parts)
-    for k in reversed(range(len(parts))):
-        if parts[k] == "images":
-            parts[k] = "labels"
-            break
-    return Path(*parts, image.stem + ".txt")
+    folder = _folder_of_images(image)
+    below = image.parent if folder is None else folder.parent / name / image.parent.relative_to(folder)
+    return below / f"{image.stem}.txt"
+
+
+def _folder_of_images(image: Path) -> Path | None:
+    return next((folder for folder in image.parents if folder.name == "images"), None)
 
 
 def _name_files(folder: Path) -> Iterator[Path]:
@@ -158,16 +205,16 @@ def _name_files(folder: Path) -> Iterator[Path]:
 def _class_names(source: Source) -> dict[int, str]:
     if source.labels.is_dir():
         for path in _name_files(source.labels):
-            return dict(enumerate(line.strip() for line in path.read_text().splitlines() if line.strip()))
+            return dict(enumerate(line.strip() for line in read_text(path).splitlines() if line.strip()))
         return {}
     names = read_yaml(source.labels)["names"]
     pairs = enumerate(names) if isinstance(names, list) else names.items() if isinstance(names, dict) else ()
-    try:
-        return {int(k): str(v) for k, v in pairs}
-    except ValueError:
+    found = {_class_number(str(k)): str(v) for k, v in pairs}
+    if None in found:
         raise UserError(
-            f"{source.labels}: names: expected a list, or names by number, got {names}."
-        ) from None
+            f"{source.labels}: names: expected a list, or names by number, got {str(names)[:100]}."
+        )
+    return {k: v for k, v in found.items() if k is not None}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -176,13 +223,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: not text.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path}: not a text file: {e.reason} at byte {e.start}.") from None
     content: dict[str, Any] = {}
     key = ""
-    for line in lines:
+    for line in read_text(path).splitlines():
         text = _UNCOMMENTED.match(line)[0].rstrip()  # pyright: ignore (it matches anything)
         if not text or text == "---":
             continue
@@ -230,4 +273,4 @@ def _scalar(text: str) -> Any:
             return json.loads(text)
         except ValueError:
             return text[1:-1]
-    return int(text) if re.fullmatch(r"\d+", text) else text
+    return int(text) if re.fullmatch(r"\d{1,18}", text) else text

@@ -1,0 +1,388 @@
+"""Data sets as people have them: other encodings, junk files, odd values, files elsewhere. Each is read, or told."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from maskrcnn.data import check, find_data, read_data
+from maskrcnn.errors import UserError
+from tests.data.label_files import (
+    HEIGHT,
+    WIDTH,
+    defects,
+    label_map,
+    objects,
+    picture,
+    training_part,
+    write_json,
+    write_text,
+)
+from tests.mutate import READERS, place, valid
+
+SQUARE = [[10, 5], [30, 5], [30, 15], [10, 15]]
+LINE = "0 0.25 0.25 0.5 0.25 0.5 0.5 0.25 0.5\n"  # 15, 10, 30, 20 of WIDTH x HEIGHT
+
+
+# --- junk files
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_files_of_the_system_change_nothing(tmp_path: Path, reader: str) -> None:
+    files = valid(reader)
+    place(files, tmp_path / "clean")
+    junk = {str(Path(n).with_name(f"._{Path(n).name}")): b"\0\x05\x16\x07 Mac OS X" for n in files}
+    junk |= {str(Path(n).with_name(name)): b"\0\xff" for n in files for name in ("Thumbs.db", ".DS_Store")}
+    junk |= {f"__MACOSX/{n}": b"\0\x05\x16\x07" for n in files} | {f".cache/{n}": b"" for n in files}
+    place(files | junk, tmp_path / "junk")
+    clean, beside = (training_part(tmp_path / name) for name in ("clean", "junk"))
+    assert objects(clean) == objects(beside) != []
+    assert defects(beside) == {}
+
+
+# --- mask pictures
+
+
+def labelme(folder: Path, *shapes: dict[str, Any]) -> None:
+    picture(folder / "a.png")
+    content = {"shapes": list(shapes), "imagePath": "a.png", "imageHeight": HEIGHT, "imageWidth": WIDTH}
+    write_json(folder / "a.json", content)
+
+
+def bitmap_shape(x: float, y: float, mask: Image.Image) -> dict[str, Any]:
+    file = io.BytesIO()
+    mask.save(file, "PNG")
+    text = base64.b64encode(file.getvalue()).decode()
+    return {"label": "cat", "shape_type": "mask", "points": [[x, y], [0, 0]], "mask": text}
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "box"),
+    [
+        (-5, -3, [0, 0, 15, 7]),
+        (50.4, 33.2, [50, 33, 60, 40]),
+        (-5, 33, [0, 33, 15, 40]),
+        (7, 8, [7, 8, 27, 18]),
+    ],
+)
+def test_a_labelme_bitmap_is_clipped_where_it_leaves_the_picture(
+    tmp_path: Path, x: float, y: float, box: list[int]
+) -> None:
+    labelme(tmp_path, bitmap_shape(x, y, Image.new("L", (20, 10), 255)))
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    assert objects(training_part(tmp_path)) == [("a.png", "cat", box, area)]
+    assert defects(training_part(tmp_path)) == {}
+
+
+@pytest.mark.parametrize(("x", "y"), [(-30, 0), (0, -10), (60, 0), (0, 99), (1e30, -1e30)])
+def test_a_labelme_bitmap_outside_the_picture_is_told(tmp_path: Path, x: float, y: float) -> None:
+    labelme(tmp_path, bitmap_shape(x, y, Image.new("L", (20, 10), 255)))
+    assert defects(training_part(tmp_path)) == {"zero_area": 1}
+
+
+def one_mask(folder: Path, mask: Image.Image, name: str = "0.png", **options: Any) -> list[Any]:
+    picture(folder / "x" / "images" / "x.png")
+    (folder / "x" / "masks").mkdir(parents=True, exist_ok=True)
+    mask.save(folder / "x" / "masks" / name, **options)
+    return objects(training_part(folder))
+
+
+def painted(value: Any = 255, mode: str = "L", ground: Any = 0) -> Image.Image:
+    mask = Image.new(mode, (WIDTH, HEIGHT), ground)
+    mask.paste(value, (10, 5, 30, 15))
+    return mask
+
+
+def test_a_jpeg_mask_has_no_halo(tmp_path: Path) -> None:
+    noisy = painted(ground=0).resize((WIDTH * 3, HEIGHT * 3)).resize((WIDTH, HEIGHT))
+    found = one_mask(tmp_path, noisy, "0.jpg", quality=60)
+    assert found == [("x", "object", [10, 5, 30, 15], 200)]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        painted((255, 255, 255, 255), "RGBA", (255, 255, 255, 0)),  # white everywhere, seen in the rectangle
+        painted((0, 0, 0, 255), "RGBA", (0, 0, 0, 0)),  # black on transparent ground
+        painted((255, 255, 255, 255), "RGBA", (0, 0, 0, 0)),
+        painted((255, 255, 255, 255), "RGBA", (0, 0, 0, 255)),  # opaque everywhere
+        painted((255, 0), "LA", (0, 0)),  # transparent everywhere
+        painted(1),
+        painted(1, "1"),
+        painted(40_000, "I;16"),
+    ],
+    ids=["white", "black", "both", "opaque", "transparent", "1 of 255", "bits", "16 bits"],
+)
+def test_what_counts_in_a_mask_is_what_is_seen(tmp_path: Path, mask: Image.Image) -> None:
+    assert one_mask(tmp_path, mask) == [("x", "object", [10, 5, 30, 15], 200)]
+
+
+def test_a_label_picture_that_is_a_jpeg_inside_is_refused(tmp_path: Path) -> None:
+    for kind in ("Object", "Class"):
+        label_map(tmp_path / f"Segmentation{kind}" / "a.png", np.asarray(painted(1)))
+    picture(tmp_path / "JPEGImages" / "a.jpg")
+    assert len(objects(training_part(tmp_path))) == 1
+    painted(1).save(tmp_path / "SegmentationObject" / "a.png", "JPEG")
+    with pytest.raises(UserError, match=r"a\.png: expected a label picture as it was painted, got a JPEG"):
+        training_part(tmp_path)
+
+
+def test_label_numbers_that_no_16_bits_hold_are_refused(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png")
+    for numbers in (np.full((HEIGHT, WIDTH), -1, np.int32), np.full((HEIGHT, WIDTH), 1 << 30, np.int32)):
+        Image.fromarray(numbers).save(tmp_path / "a_instanceIds.png", "TIFF")
+        with pytest.raises(UserError, match="expected label numbers from 0 to 65535"):
+            training_part(tmp_path)
+
+
+# --- text files
+
+
+def yolo(
+    folder: Path, yaml: str = "train: images\nnames: [grün, rot]\n", *, label: str = "labels/a.txt"
+) -> None:
+    picture(folder / "images" / "a.jpg")
+    write_text(folder / "data.yaml", yaml)
+    write_text(folder / label, LINE)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_yolo_files_in_other_encodings_lose_nothing(tmp_path: Path, encoding: str) -> None:
+    yolo(tmp_path)
+    for path in (tmp_path / "data.yaml", tmp_path / "labels" / "a.txt"):
+        path.write_bytes(path.read_text().encode(encoding))
+    assert objects(training_part(tmp_path)) == [("images/a.jpg", "grün", [15, 10, 30, 20], 150)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "cp1252"])
+def test_voc_lists_and_names_in_other_encodings_lose_nothing(tmp_path: Path, encoding: str) -> None:
+    for name in ("a", "b"):
+        picture(tmp_path / "JPEGImages" / f"{name}.jpg")
+        for kind in ("Object", "Class"):
+            label_map(tmp_path / f"Segmentation{kind}" / f"{name}.png", np.asarray(painted(1)))
+    (tmp_path / "labels.txt").write_bytes("_background_\ngrün\n".encode(encoding))
+    write_text(tmp_path / "ImageSets" / "Segmentation" / "train.txt", "")
+    (tmp_path / "ImageSets" / "Segmentation" / "train.txt").write_bytes("a\nb\n".encode(encoding))
+    data = training_part(tmp_path)
+    assert [o[:2] for o in objects(data)] == [("a", "grün"), ("b", "grün")]
+
+
+def test_labelme_files_in_utf_16_and_names_in_windows_1252(tmp_path: Path) -> None:
+    labelme(tmp_path, {"label": "grün", "points": SQUARE})
+    (tmp_path / "labels.txt").write_bytes("rot\ngrün\n".encode("cp1252"))
+    path = tmp_path / "a.json"
+    path.write_bytes(path.read_text().replace("\\u00fc", "ü").encode("utf-16"))
+    assert find_data(tmp_path, format="labelme").train.format == "labelme"
+    data = training_part(tmp_path)
+    assert (data.class_names, len(objects(data))) == (("rot", "grün"), 1)
+
+
+# --- YOLO
+
+
+def test_a_yolo_part_may_be_one_picture(tmp_path: Path) -> None:
+    yolo(tmp_path, "train: images/a.jpg\nnames: [cat]\n")
+    picture(tmp_path / "images" / "b.jpg")
+    assert [o[0] for o in objects(training_part(tmp_path))] == ["images/a.jpg"]
+
+
+@pytest.mark.parametrize(("word", "label"), [("0.0", 0), ("1.000000", 1), ("01", 1), ("1e0", 1)])
+def test_a_yolo_class_may_be_written_as_a_float(tmp_path: Path, word: str, label: int) -> None:
+    yolo(tmp_path)
+    write_text(tmp_path / "labels" / "a.txt", word + LINE[1:])
+    data = training_part(tmp_path)
+    assert data.arrays["labels"].tolist() == [label]
+
+
+@pytest.mark.parametrize("word", ["0.5", "-1", "nan", "inf", "1e30", "²", "cat", "9" * 5000, "70000"])
+def test_a_yolo_class_that_is_no_number_of_a_class_is_told(tmp_path: Path, word: str) -> None:
+    yolo(tmp_path)
+    write_text(tmp_path / "labels" / "a.txt", word + LINE[1:])
+    assert defects(training_part(tmp_path)) == {"unknown_category": 1}
+    (tmp_path / "data.yaml").unlink()
+    assert len(training_part(tmp_path).class_names) == 1  # and not as many as the number says
+
+
+@pytest.mark.parametrize("yaml", [True, False])
+def test_yolo_pictures_in_subfolders_are_read(tmp_path: Path, yaml: bool) -> None:
+    yolo(tmp_path, "train: images/train\nnames: [cat]\n")
+    for camera in ("left", "right"):
+        picture(tmp_path / "images" / "train" / camera / "a.jpg")
+        write_text(tmp_path / "labels" / "train" / camera / "a.txt", LINE)
+    if not yaml:
+        (tmp_path / "data.yaml").unlink()
+    names = [o[0] for o in objects(training_part(tmp_path))]
+    assert names == [f"images/train/{camera}/a.jpg" for camera in ("left", "right")]
+
+
+@pytest.mark.parametrize("label", ["images/a.txt", "labels_seg/a.txt", "annotations/a.txt"])
+def test_yolo_labels_beside_the_pictures_or_in_another_folder_are_read(tmp_path: Path, label: str) -> None:
+    yolo(tmp_path, label=label)
+    assert objects(training_part(tmp_path)) == [("images/a.jpg", "grün", [15, 10, 30, 20], 150)]
+
+
+def test_yolo_labels_in_several_other_folders_are_too_much_to_choose_from(tmp_path: Path) -> None:
+    yolo(tmp_path, label="labels_seg/a.txt")
+    write_text(tmp_path / "labels_box" / "a.txt", "0 0.5 0.5 0.1 0.1\n")
+    with pytest.raises(
+        UserError, match=r"expected label files in one folder, found .*labels_box, .*labels_seg"
+    ):
+        training_part(tmp_path)
+    write_text(tmp_path / "labels" / "a.txt", LINE)
+    assert len(objects(training_part(tmp_path))) == 1
+
+
+@pytest.mark.parametrize("names", ["{x: cat}", "{-1: cat}", "{0: a, 1e30: b}"])
+def test_yolo_names_by_what_is_no_number_are_refused(tmp_path: Path, names: str) -> None:
+    yolo(tmp_path, f"train: images\nnames: {names}\n")
+    with pytest.raises(UserError, match="names: expected a list, or names by number"):
+        training_part(tmp_path)
+
+
+# --- LabelMe
+
+
+def test_labelme_rotated_rectangles_are_polygons_and_ignore_is_no_class(tmp_path: Path) -> None:
+    labelme(
+        tmp_path,
+        {"label": "cat", "shape_type": "rotation", "points": SQUARE, "direction": 0.3},
+        {"label": "__ignore__", "points": SQUARE},
+        {"label": "_background_", "points": SQUARE},
+    )
+    data = training_part(tmp_path)
+    assert (data.class_names, objects(data)) == (("cat",), [("a.png", "cat", [10, 5, 30, 15], 200)])
+    assert defects(data) == {}
+
+
+# --- odd members: a finding, or a line
+
+
+@pytest.mark.parametrize(
+    ("shape", "finding"),
+    [
+        (None, {"unknown_category": 1, "polygon_broken": 1}),
+        ({"label": "cat"}, {"polygon_broken": 1}),
+        ({"label": "cat", "points": None}, {"polygon_broken": 1}),
+        ({"label": "cat", "points": "0123"}, {"polygon_broken": 1}),
+        ({"label": "cat", "points": [[10**400, 1], [2, 3], [4, 5]]}, {"polygon_broken": 1}),
+        ({"label": "cat", "points": [[1e30, 1], [2, 3], [4, 5]]}, {"polygon_broken": 1}),
+        ({"label": {"x": 1}, "points": SQUARE}, {"unknown_category": 1}),
+        ({"label": "cat", "points": SQUARE, "group_id": []}, {}),
+        ({"label": "cat", "points": SQUARE, "group_id": {"x": 1}}, {}),
+        ({"label": "cat", "shape_type": "mask", "points": SQUARE, "mask": 3}, {"polygon_broken": 1}),
+        ({"label": "cat", "shape_type": "mask", "points": [], "mask": ""}, {"polygon_broken": 1}),
+        ({"label": "cat", "shape_type": ["mask"], "points": SQUARE}, {"mask_absent": 1}),
+    ],
+)
+def test_an_odd_labelme_shape_is_a_finding(tmp_path: Path, shape: Any, finding: dict[str, int]) -> None:
+    labelme(tmp_path, {"label": "cat", "points": SQUARE}, shape)
+    data = training_part(tmp_path)
+    assert defects(data) == finding
+    assert check(data).usable().num_objects.sum() == (1 if finding else 2)
+
+
+@pytest.mark.parametrize(
+    ("region", "finding"),
+    [
+        (None, {"unknown_category": 1}),
+        ({"shape_attributes": "rect", "region_attributes": {"class": "red"}}, {"polygon_broken": 1}),
+        ({"shape_attributes": {"name": "rect", "x": 1}, "region_attributes": "red"}, {"unknown_category": 1}),
+        ({"shape_attributes": {"name": ["rect"]}, "region_attributes": {"class": "red"}}, {"mask_absent": 1}),
+        (
+            {"shape_attributes": {"name": "circle", "cx": 1e30, "cy": 2, "r": 3}}
+            | {"region_attributes": {"class": "red"}},
+            {"polygon_broken": 1},
+        ),
+        (
+            {"shape_attributes": {"name": "polygon", "all_points_x": "123", "all_points_y": "456"}}
+            | {"region_attributes": {"class": "red"}},
+            {"polygon_broken": 1},
+        ),
+    ],
+)
+def test_an_odd_via_region_is_a_finding(tmp_path: Path, region: Any, finding: dict[str, int]) -> None:
+    picture(tmp_path / "a.png")
+    good = {"shape_attributes": {"name": "rect", "x": 1, "y": 1, "width": 20, "height": 20}}
+    regions = [good | {"region_attributes": {"class": "red"}}, region]
+    write_json(tmp_path / "x.json", {"a.png1": {"filename": "a.png", "size": 1, "regions": regions}})
+    data = training_part(tmp_path)
+    found = defects(data)
+    assert found.items() >= finding.items()
+    assert check(data).usable().num_objects.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"filename": 3, "size": 1, "regions": []}, "expected an object with a filename"),
+        ({"filename": "a.png", "size": 1, "regions": 3}, "expected a list of regions"),
+        ({"filename": {"a": "b"}, "size": 1, "regions": []}, "expected an object with a filename"),
+    ],
+)
+def test_an_odd_via_entry_is_one_line(tmp_path: Path, entry: dict[str, Any], message: str) -> None:
+    picture(tmp_path / "a.png")
+    write_json(tmp_path / "x.json", {"a.png1": entry})
+    with pytest.raises(UserError, match=message):
+        training_part(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("odd", "finding"),
+    [
+        (None, {"unknown_category": 1, "mask_absent": 1}),
+        ({"label": "cell", "polygon": None}, {"polygon_broken": 1}),
+        ({"label": "cell", "polygon": [["a", 1], [9, 1], [9, 9]]}, {"polygon_broken": 1}),
+        ({"label": "cell", "polygon": [[1], [9, 1], [9, 9]]}, {"polygon_broken": 1}),
+        ({"label": ["cell"], "polygon": SQUARE}, {"unknown_category": 1}),
+    ],
+)
+@pytest.mark.parametrize("size", [{"imgHeight": HEIGHT}, {"imgHeight": "40", "imgWidth": None}, {}])
+def test_an_odd_cityscapes_object_is_a_finding(
+    tmp_path: Path, odd: Any, finding: dict[str, int], size: dict[str, Any]
+) -> None:
+    picture(tmp_path / "a.png")
+    content = {**size, "objects": [{"label": "cell", "polygon": SQUARE}, odd]}
+    write_json(tmp_path / "a_polygons.json", content)
+    data = training_part(tmp_path)
+    assert defects(data) == finding
+    assert check(data).usable().num_objects.tolist() == [1]
+
+
+# --- the collected cases themselves
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "per_class"),
+    [
+        ("65-xanylabeling-rotation", 4, {"blue": 4, "red": 4}),
+        ("70-labelme-mask-window", 4, {"blue": 8, "red": 4}),
+        ("73-labelme-ignore-label", 4, {"red": 4}),
+        ("83-yolo-bom-label", 4, {"red": 4, "blue": 4}),
+        ("84-yolo-float-class", 4, {"red": 4, "blue": 4}),
+        ("89-yolo-images-in-subfolders", 8, {"red": 8, "blue": 8}),
+        ("90-yolo-txt-beside-images", 4, {"red": 4, "blue": 4}),
+        ("99-yolo-all-labels-elsewhere", 4, {"red": 4, "blue": 4}),
+        ("100-yolo-latin1-classes", 4, {"grün": 4, "rot": 4}),
+        ("121-dsb-jpg-masks", 3, {"object": 6}),
+        ("124-dsb-mask-rgba-transparent", 3, {"object": 6}),
+        ("142-label-txt-utf16", 4, {"red": 4, "blue": 4}),
+        ("150-appledouble-labelme", 4, {"blue": 4, "red": 4}),
+        ("172-yolo-train-is-one-image", 1, {"red": 1, "blue": 1}),
+    ],
+)
+def test_a_collected_case_is_read_whole(
+    shared: Path, name: str, images: int, per_class: dict[str, int]
+) -> None:
+    folder = shared / "cases" / "datasets" / name
+    if not folder.is_dir():
+        pytest.skip(f"no {folder}")
+    data = read_data(find_data(folder).train)
+    counts = np.bincount(data.arrays["labels"], minlength=len(data.class_names)).tolist()
+    assert (data.num_images, dict(zip(data.class_names, counts, strict=True))) == (images, per_class)
+    assert defects(data) == {}
