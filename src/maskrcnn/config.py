@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from maskrcnn.errors import UserError, did_you_mean
+from maskrcnn.errors import UserError, did_you_mean, shown
 
 T = TypeVar("T")
 Norm = Literal["none", "frozen_bn", "bn", "sync_bn", "gn"]
@@ -432,15 +432,15 @@ def _parse(value: Any) -> Any:
         return value
 
 
-def _validate(kind: Any, value: Any, where: str, shown: str = "") -> Any:
+def _validate(kind: Any, value: Any, where: str, given: str = "") -> Any:
     from pydantic import TypeAdapter, ValidationError
 
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as e:
         first = e.errors()[0]
-        place = ".".join(str(p) for p in first["loc"] if not str(p).endswith("Config"))
-        raise UserError(f"{where}{': ' + place if place else shown}: {first['msg']}.") from None
+        place = shown(".".join(str(p) for p in first["loc"] if not str(p).endswith("Config")))
+        raise UserError(f"{where}{': ' + place if place else given}: {shown(first['msg'], 120)}.") from None
 
 
 def _refuse_unknown(kind: Any, values: Any, where: str) -> None:
@@ -449,7 +449,9 @@ def _refuse_unknown(kind: Any, values: Any, where: str) -> None:
     hints = typing.get_type_hints(kind)
     for name, value in values.items():
         if name not in hints:
-            raise UserError(f"{where}: no such setting {name!r}. {did_you_mean(name, hints)}".rstrip())
+            raise UserError(
+                f"{where}: no such setting {shown(repr(name))}. {did_you_mean(name, hints)}".rstrip()
+            )
         options = [o for o in (typing.get_args(hints[name]) or (hints[name],)) if dataclasses.is_dataclass(o)]
         if isinstance(value, Mapping) and options:
             same_kind = [

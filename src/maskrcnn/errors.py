@@ -14,6 +14,13 @@ class UserError(ValueError):
     """A mistake in what the user gave: `where: expected X, got Y. Do Z.` in one line."""
 
 
+def shown(text: object, most: int = 80) -> str:
+    """Text of a file or of another's error, for a message: one line of printable characters, cut to `most`."""
+    text = str(text)
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * most]).split())
+    return line if len(line) <= most and len(text) <= 4 * most else line[: most - 3] + "..."
+
+
 def did_you_mean(word: str, allowed: Iterable[str], *, show_all_up_to: int = 8) -> str:
     """The nearest of `allowed` to `word` as the tail of an error message, e.g. `Did you mean 'lr'?`.
 

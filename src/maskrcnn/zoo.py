@@ -55,6 +55,7 @@ def load(
 
 def restore(name_or_path: str | Path, weights: str | Path | None = None) -> MaskRCNN:
     """`load` without its last step: on the CPU in float32, as trained, to be changed or saved."""
+    from maskrcnn.engine.file_config import check_config
     from maskrcnn.engine.weights import load_weights, read_weights
     from maskrcnn.models.build import build_model
 
@@ -73,6 +74,7 @@ def restore(name_or_path: str | Path, weights: str | Path | None = None) -> Mask
         raise UserError(
             f"{file.path}: holds weights without their config. Name the model: load(NAME, weights=FILE)."
         )
+    check_config(file)
     model = build_model(config)
     load_weights(model, file)
     return model

@@ -10,6 +10,7 @@ Storages are mapped, not read: tensors take no memory until they are used, and a
 from __future__ import annotations
 
 import io
+import math
 import mmap
 import sys
 import zipfile
@@ -20,7 +21,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from maskrcnn.engine.unpickle import NAMES, Notes, Reader, built, reason
+from maskrcnn.engine.unpickle import NAMES, Budget, Notes, Reader, StandIn, built, is_shape, reason
 from maskrcnn.errors import UserError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file before PyTorch 1.6
@@ -52,13 +53,13 @@ def read_torch(path: str | Path) -> Any:
 # --- tensors, by stand-ins
 
 
-class _Storage:
+class _Storage(StandIn):
     """Notes for a storage: `count` elements, and from where `data()` gets them."""
 
     __slots__ = ("count", "data", "dtype")
 
     def __init__(self, dtype: Any, count: Any, data: Callable[[torch.dtype, int], Tensor]) -> None:
-        if not isinstance(dtype, torch.dtype) or not isinstance(count, int) or not 0 <= count < 2**48:
+        if not isinstance(dtype, torch.dtype) or not is_shape((count,)):
             raise ValueError("storage")
         self.dtype, self.count, self.data = dtype, count, data
 
@@ -71,12 +72,13 @@ class _Tensor(Notes):
     def __init__(self, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> None:
         self.storage, self.offset, self.shape, self.stride = storage, offset, shape, stride
 
-    def build(self) -> Tensor:
-        sizes = (self.offset, *self.shape, *self.stride)
-        if not isinstance(self.storage, _Storage) or len(self.shape) != len(self.stride):
+    def build(self, budget: Budget) -> Tensor:
+        if not isinstance(self.storage, _Storage) or not is_shape(self.shape) or not is_shape(self.stride):
             raise ValueError("tensor without storage or shape")
-        if not all(type(n) is int and 0 <= n < 2**48 for n in sizes) or len(self.shape) > 32:
-            raise ValueError(f"tensor shape {self.shape}")
+        if len(self.shape) != len(self.stride) or not is_shape((self.offset,)):
+            raise ValueError("tensor whose shape and strides do not agree")
+        # Strides of 0 and storages that many share cost no memory here, but do as soon as somebody copies them.
+        budget.spend(num_bytes=math.prod(self.shape) * self.storage.dtype.itemsize)
         end = self.offset + 1 + sum((n - 1) * s for n, s in zip(self.shape, self.stride, strict=True))
         if 0 in self.shape:
             return torch.empty(self.shape, dtype=self.storage.dtype)
@@ -91,7 +93,10 @@ def _parameter(tensor: Any, *_: Any) -> Any:
 
 
 def _from_type(function: Any, kind: Any, args: Any, state: Any) -> Any:
-    return function(*args)
+    # A subclass of Tensor, made of a storage or of a tensor; what it adds is not kept.
+    if type(args) is not tuple or not args or not isinstance(args[0], _Storage | _Tensor):
+        raise ValueError("a tensor's kin without a storage")
+    return args[0] if isinstance(args[0], _Tensor) else _Tensor(*args)
 
 
 def _size(items: Any = ()) -> tuple[Any, ...]:
@@ -99,6 +104,9 @@ def _size(items: Any = ()) -> tuple[Any, ...]:
 
 
 def _word(*args: Any) -> str:
+    # A device: its type and number. No text of anything else, which may be without end.
+    if not all(type(arg) is int or (type(arg) is str and len(arg) < 100) for arg in args):
+        raise ValueError("a word of what is none")
     return " ".join(map(str, args))
 
 
@@ -127,14 +135,24 @@ _TORCH_NAMES: dict[tuple[str, str], Any] = {
 class _TorchReader(Reader):
     content = "tensors"
 
-    def __init__(self, file: BinaryIO, path: str | Path, storage: Callable[[Any], _Storage]) -> None:
-        super().__init__(file, path, _TORCH_NAMES)
+    def __init__(
+        self, file: BinaryIO, path: str | Path, storage: Callable[[Any], _Storage], budget: Budget
+    ) -> None:
+        super().__init__(file, path, _TORCH_NAMES, budget)
         self.storage = storage
 
     def persistent_load(self, pid: Any) -> Any:
-        if not isinstance(pid, tuple) or not pid or pid[0] not in ("storage", b"storage"):
+        # ("storage", dtype, key, device, count), in old files also (key of a view, offset, count) or None
+        if type(pid) is not tuple or len(pid) < 5 or type(pid[0]) not in (str, bytes):
+            raise ValueError("reference to something that is no storage")
+        if pid[0] not in ("storage", b"storage") or not _is_key(pid[2]):
             raise ValueError("reference to something that is no storage")
         return self.storage(pid)
+
+
+def _is_key(value: Any) -> bool:
+    """Whether it is a storage's name, which is a number: as text, or in files of Python 2 as such."""
+    return (type(value) is str and len(value) < 100) or is_shape((value,))
 
 
 # --- containers
@@ -153,8 +171,13 @@ def _read_zip(file: BinaryIO, path: str | Path) -> Any:
             raise ValueError("compressed")  # never by torch.save: it could be made to fill the memory
         if entries[found[0]].file_size > MAX_PICKLE_BYTES:
             raise ValueError("too large an index")
-        order = archive.read(f"{root}byteorder") if f"{root}byteorder" in entries else b"little"
+        order = "little"
+        if f"{root}byteorder" in entries:
+            with archive.open(f"{root}byteorder") as entry:
+                order = entry.read(len("little")).decode()
         content = archive.read(found[0])
+    if order not in ("little", "big"):
+        raise ValueError("unknown order of bytes")
     mapped = _mapped(file)
 
     def storage(pid: Any) -> _Storage:
@@ -167,16 +190,18 @@ def _read_zip(file: BinaryIO, path: str | Path) -> Any:
             begin = entry.header_offset + _LOCAL_HEADER + name + extra
             if entry.file_size != count * dtype.itemsize:
                 raise ValueError(f"storage {key} of {entry.file_size} bytes for {count} elements")
-            return _slice(mapped, begin, dtype, count, order.decode())
+            return _slice(mapped, begin, dtype, count, order)
 
         return _Storage(dtype, count, data)
 
-    return built(_TorchReader(io.BytesIO(content), path, storage).load(), depth=3)
+    budget = Budget(file)
+    return built(_TorchReader(io.BytesIO(content), path, storage, budget).load(), 3, budget)
 
 
 def _read_legacy(file: BinaryIO, path: str | Path) -> Any:
     places: dict[Any, tuple[int, int]] = {}  # of each storage: where its elements begin, and how many
     mapped = _mapped(file)
+    budget = Budget(file)
 
     def storage(pid: Any) -> _Storage:
         _, dtype, key, _, count, *view = pid
@@ -186,29 +211,33 @@ def _read_legacy(file: BinaryIO, path: str | Path) -> Any:
 
         def data(dtype: torch.dtype, count: int) -> Tensor:
             begin, there = places[key]
-            if type(view_offset) is not int or view_offset < 0 or view_offset + count > there:
+            if not is_shape((view_offset,)) or view_offset + count > there:
                 raise ValueError(f"storage {key} of {there} elements")
             return _slice(mapped, begin + view_offset * dtype.itemsize, dtype, count, order)
 
-        types[key] = dtype
-        return _Storage(dtype, view_count, data)
+        made = _Storage(dtype, view_count, data)
+        types[key] = made.dtype
+        return made
 
     def load() -> Any:
-        return _TorchReader(file, path, storage).load()
+        return _TorchReader(file, path, storage, budget).load()
 
     types: dict[Any, torch.dtype] = {}
-    if load() != LEGACY_MAGIC or load() != LEGACY_PROTOCOL:
-        raise ValueError("unknown version")
-    order = "little" if load().get("little_endian", True) else "big"
-    content = load()
-    for key in load():
+    for expected in (LEGACY_MAGIC, LEGACY_PROTOCOL):
+        if type(found := load()) is not int or found != expected:
+            raise ValueError("unknown version")
+    order = "little" if load().get("little_endian", True) is not False else "big"
+    content, keys = load(), load()
+    if not isinstance(keys, list) or not all(map(_is_key, keys)):
+        raise ValueError("no list of storages")
+    for key in keys:
         count = int.from_bytes(file.read(8), order, signed=True)
         places[key] = (file.tell(), count)
         end = file.tell() + count * types[key].itemsize
         if count < 0 or end > len(mapped):
             raise EOFError("cut off")
         file.seek(end)
-    return built(content, depth=3)
+    return built(content, 3, budget)
 
 
 def _mapped(file: BinaryIO) -> mmap.mmap:

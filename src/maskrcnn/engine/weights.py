@@ -18,8 +18,8 @@ import json
 import re
 import reprlib
 import zipfile
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,9 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn.config import ModelConfig, from_dict
+from maskrcnn.engine.npz import read_npz
 from maskrcnn.engine.torch_file import read_torch
-from maskrcnn.engine.unpickle import read_pickle
-from maskrcnn.errors import UserError
+from maskrcnn.engine.unpickle import read_pickle, reason
+from maskrcnn.errors import UserError, shown
 from maskrcnn.models.caffe2_keys import from_bare_detectron2, from_caffe2, is_bare_detectron2, is_caffe2
 from maskrcnn.models.detectron2_keys import from_detectron2, is_detectron2
 from maskrcnn.models.mask_rcnn import MaskRCNN
@@ -43,6 +44,7 @@ Kind = Literal["maskrcnn", "detectron2", "mmdetection", "torchvision", "backbone
 
 IN_A_FOLDER = ("model.safetensors", "best.safetensors")  # the end of a run, or the best of one still going
 MAX_STAGES = 8  # of a cascade
+MAX_CONFIG_LENGTH = 1 << 20  # some 10,000 classes
 _BOX_HEADS = ("box_head.", *(f"box_head.stages.{k}." for k in range(MAX_STAGES)))
 HEADS_PER_CLASS = (
     *(f"{head}{predictor}." for head in _BOX_HEADS for predictor in ("class_predictor", "box_predictor")),
@@ -82,7 +84,7 @@ def read_weights(path: str | Path) -> WeightFile:
     path = _model_file(Path(path))
     head = _first_bytes(path)
     if head.startswith(b"PK\x03\x04") and _is_npz(path):
-        return _named(path, _tensors(path, _read_npz(path)))
+        return _named(path, _tensors(path, read_npz(path)))
     if head.startswith(b"PK\x03\x04") or _LEGACY_TORCH in head[:32]:
         return _named(path, _tensors(path, _unwrapped(read_torch(path))))
     if head[8:9] == b"{":
@@ -107,10 +109,7 @@ def load_weights(model: nn.Module, file: WeightFile | str | Path, *, new_head: b
     """
     if not isinstance(file, WeightFile):
         file = read_weights(file)
-    wanted, state, notes = model.state_dict(), file.state, []
-    # A counter that frozen norms lack, and that no norm of ours uses.
-    wanted = {k: v for k, v in wanted.items() if not k.endswith("num_batches_tracked")}
-    state = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    wanted, state, notes = without_counters(model.state_dict()), without_counters(file.state), []
     if file.kind == "backbone":
         if "res5.0.conv1.weight" in wanted:  # C4: the last stage belongs to the heads
             state = {k.replace("backbone.body.res5.", "res5."): v for k, v in state.items()}
@@ -118,7 +117,8 @@ def load_weights(model: nn.Module, file: WeightFile | str | Path, *, new_head: b
         # A deformable convolution begins as the plain one that it was.
         wanted = {k: v for k, v in wanted.items() if ".conv2_offset." not in k or k in state}
         notes.append(f"{file.path}: a backbone's weights; pyramid, proposals and heads start at random.")
-        notes += [f"{file.path}: {said}." for said in fit(state, wanted)]
+        with _damage_told(file.path):
+            notes += [f"{file.path}: {said}." for said in fit(state, wanted)]
         if absent := [k for k in wanted if k not in state and may_be_missing(k)]:
             wanted = {k: v for k, v in wanted.items() if k in state or not may_be_missing(k)}
             notes.append(f"{file.path}: {len(wanted)} weights; {len(absent)} not in it ({_listed(absent)}).")
@@ -138,6 +138,24 @@ def load_weights(model: nn.Module, file: WeightFile | str | Path, *, new_head: b
     _refuse_mismatch(file, state, wanted)
     model.load_state_dict(state, strict=False)
     return notes
+
+
+def without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Leave out a number that frozen norms lack, and that no norm of ours uses."""
+    return {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+
+
+@contextmanager
+def _damage_told(path: Path) -> Iterator[None]:
+    """Names of a known model with shapes that are not: renaming and resizing fail in any of a dozen ways."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as e:
+        raise UserError(
+            f"{path}: expected weights of a known model, got damaged ones ({reason(e)}). Copy the file again."
+        ) from None
 
 
 def _leave_out_heads(state: dict[str, Tensor], wanted: dict[str, Tensor], num_classes: int) -> list[str]:
@@ -221,38 +239,30 @@ def _is_npz(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith(".npy") for name in archive.namelist())
-    except zipfile.BadZipFile:
+    except Exception:  # damaged in any of a dozen ways, which `read_torch` tells
         return False
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Arrays that numpy or JAX saved; those of objects, which would be pickles, are refused."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as e:
-        reason = " ".join(str(e).split())[:100]
-        raise UserError(
-            f"{path}: expected a whole .npz file of numbers, got a damaged one ({reason})."
-        ) from None
-
-
 def _read_safetensors(path: Path) -> WeightFile:
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
             state = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as e:
-        reason = str(e).removeprefix("Error while deserializing header: ")
-        raise UserError(f"{path}: expected a whole safetensors file, got a damaged one ({reason}).") from None
+    except Exception as e:  # its own error for most, torch's for numbers that it does not know
+        said = reason(e).removeprefix("Error while deserializing header: ")
+        raise UserError(f"{path}: expected a whole safetensors file, got a damaged one ({said}).") from None
     if "config" not in header:
         return _named(path, state)
+    if len(header["config"]) > MAX_CONFIG_LENGTH:
+        raise UserError(
+            f"{path}: its config is larger than {MAX_CONFIG_LENGTH} characters. Copy the file again."
+        )
     try:
         values = json.loads(header["config"])
-    except ValueError as e:
-        raise UserError(f"{path}: its config is not valid JSON: {e}.") from None
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path}: its config is not valid JSON ({reason(e)}).") from None
     return WeightFile(path, state, from_dict(ModelConfig, values, f"{path}: config"), "maskrcnn")
 
 
@@ -283,6 +293,11 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
 
 def _named(path: Path, state: dict[str, Tensor]) -> WeightFile:
     """Whose names these are, and the same weights under ours."""
+    with _damage_told(path):
+        return _renamed(path, state)
+
+
+def _renamed(path: Path, state: dict[str, Tensor]) -> WeightFile:
     if is_torchvision(state):
         return WeightFile(path, from_torchvision(state), None, "torchvision")
     if any(k.startswith("backbone.body.") for k in state):
@@ -307,8 +322,9 @@ def _named(path: Path, state: dict[str, Tensor]) -> WeightFile:
         return WeightFile(path, *_backbone(body, other))
     if found := from_pretrained(state):
         return WeightFile(path, *_backbone(*found))
-    some = ", ".join(list(state)[:3])
-    raise UserError(f"{path}: expected weights of a known model, got {len(state)} with names like {some}.")
+    raise UserError(
+        f"{path}: expected weights of a known model, got {len(state)} with names like {_listed(state)}."
+    )
 
 
 def _backbone(
@@ -325,6 +341,15 @@ def _misshapen(
 
 
 def _refuse_mismatch(file: WeightFile, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    if problems := mismatches(state, wanted):
+        raise UserError(
+            f"{file.path}: expected the model's {len(wanted)} weights, got {problems}. "
+            "Choose the model that they were trained for."
+        )
+
+
+def mismatches(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
+    """What does not fit, counted and with some names; empty where all does."""
     problems = []
     if missing := [k for k in wanted if k not in state]:
         problems.append(f"{len(missing)} missing ({_listed(missing)})")
@@ -333,11 +358,11 @@ def _refuse_mismatch(file: WeightFile, state: Mapping[str, Tensor], wanted: Mapp
     if misshapen := _misshapen(state, wanted):
         shapes = [f"{k} {_shape(state[k])}, not {_shape(wanted[k])}" for k in misshapen]
         problems.append(f"{len(misshapen)} of another shape ({_listed(shapes, '; ')})")
-    if problems:
-        raise UserError(
-            f"{file.path}: expected the model's {len(wanted)} weights, got {', '.join(problems)}. "
-            "Choose the model that they were trained for."
-        )
+    both = [k for k in wanted if k in state]
+    if other := [k for k in both if state[k].is_floating_point() != wanted[k].is_floating_point()]:
+        types = [f"{k} {state[k].dtype}, not {wanted[k].dtype}".replace("torch.", "") for k in other]
+        problems.append(f"{len(other)} of another type ({_listed(types, '; ')})")
+    return shown(", ".join(problems), 200)
 
 
 def _shape(tensor: Tensor) -> str:
@@ -346,4 +371,6 @@ def _shape(tensor: Tensor) -> str:
 
 def _listed(names: Iterable[str], separator: str = ", ", most: int = 3) -> str:
     names = list(names)
-    return separator.join(names[:most]) + (f"{separator}..." if len(names) > most else "")
+    return separator.join(shown(name, 60) for name in names[:most]) + (
+        f"{separator}..." if len(names) > most else ""
+    )
