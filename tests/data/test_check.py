@@ -303,7 +303,7 @@ def test_crowds_are_checked_but_are_nothing_to_learn_from(folder: Path) -> None:
     for a in content["annotations"]:
         a["iscrowd"] = 1
     content["annotations"][1]["bbox"] = [2, 2, 0, 0]
-    assert check(data_of(folder, content)).counts == {"zero_area": 1}
+    assert check(data_of(folder, content)).counts == {"crowds_only": 1, "zero_area": 1}
     with pytest.raises(UserError, match="no object to learn from"):
         checked(data_of(folder, content))
 

@@ -141,6 +141,8 @@ def _contents(data: CocoData) -> list[str]:
     counts = np.bincount(a["labels"][learnt], minlength=len(data.class_names))
     order = np.argsort(-counts, kind="stable")
     shown = [f"{data.class_names[k]} {counts[k]:,}" for k in order[:10]]
+    if not shown:
+        return [*lines, "classes: none"]
     rest = f" and {len(order) - 10} more, the rarest {data.class_names[order[-1]]} {counts[order[-1]]:,}"
     lines.append("classes: " + ", ".join(shown) + (rest if len(order) > 10 else ""))
     if data.num_keypoints:

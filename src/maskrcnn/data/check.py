@@ -7,6 +7,7 @@ in threads.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
@@ -48,6 +49,7 @@ def check(data: CocoData, *, images: bool = True, num_threads: int = 8) -> Repor
         report.add("no_images", -1, -1, "the JSON lists no images")
     elif not len(data.arrays["ids"]):
         report.add("no_annotations", -1, -1, "the JSON has no annotations")
+    _check_classes(report)
     _check_entries(report)
     if images:
         _check_files(report, num_threads)
@@ -57,6 +59,28 @@ def check(data: CocoData, *, images: bool = True, num_threads: int = 8) -> Repor
     if data.num_keypoints:
         _check_keypoints(report)
     return report
+
+
+def _check_classes(report: Report) -> None:
+    """Classes that nothing or no one can learn, two of one name, and crowds as no COCO set has them."""
+    data, a = report.data, report.data.arrays
+    if not data.class_names and len(a["image_ids"]):
+        report.add("no_classes", -1, -1, "it has no categories")
+    for name, count in Counter(data.class_names).items():
+        if count > 1:
+            ids = [i for i, n in zip(data.category_ids, data.class_names, strict=True) if n == name]
+            report.add("class_twice", -1, -1, "{}", [f"{name!r} is the name of the categories {ids}"])
+    known = a["labels"] >= 0
+    num = len(data.class_names)
+    crowds = np.bincount(a["labels"][known & a["crowd"]], minlength=num)
+    others = np.bincount(a["labels"][known & ~a["crowd"]], minlength=num)
+    for k in np.flatnonzero(crowds > others).tolist():
+        texts = [f"{data.class_names[k]!r} has {crowds[k]} crowd regions (iscrowd 1) and {others[k]} objects"]
+        report.add("crowds_only", -1, -1, "{}", texts)
+    index = a["odd_crowds"]
+    taken = np.where(a["crowd"][index], "a crowd", "no crowd")
+    message = "its iscrowd is {}, not 0 or 1: taken for {}"
+    report.add_objects("crowd_odd", index, message, a["odd_crowd_texts"], taken)
 
 
 def _check_entries(report: Report) -> None:

@@ -8,6 +8,7 @@ object_order, object_offsets (n+1,) annotations of image i: object_order[object_
 ids (m,) int64, -1 if absent        image (m,) int32, -1 if no such image; labels (m,) int32, -1 if no such category
 boxes (m, 4) float32 x0 y0 x1 y1    NaN if absent
 area (m,) float32, NaN if absent    crowd (m,) bool
+odd_crowds (k,) int64               annotations whose iscrowd is neither 0, 1 nor a boolean; odd_crowd_texts: what it is
 mask_kind (m,) uint8                see the constants
 rings_of (m + 1,)                   rings of polygon annotation j: rings_of[j]:rings_of[j + 1]
 points, ring_offsets (r + 1,)       x, y, x, y, ... float32; offsets count numbers, since a broken ring may be odd
@@ -22,10 +23,11 @@ lost_images, lost_categories        what the annotations with image or label -1 
 
 from __future__ import annotations
 
+import re
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -33,9 +35,12 @@ from maskrcnn.data.json_stream import JsonStream
 from maskrcnn.errors import UserError
 from maskrcnn.ops.rle import read_runs, write_counts
 
-VERSION = 4  # of what is below; a cache made by another version is made anew
+VERSION = 5  # of what is below; a cache made by another version is made anew
 NO_MASK, POLYGONS, RLE, UNREADABLE = range(4)
 _NAN4 = (float("nan"),) * 4
+_WHOLE = re.compile(r"-?[0-9]{1,18}")  # an id as text
+
+T = TypeVar("T")
 
 
 def parse(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -97,7 +102,8 @@ class _Images:
             )
         self.rows.setdefault(identity, len(self.ids))
         self.ids.append(identity)
-        self.names += str(image.get("file_name") or "").encode()
+        name = image.get("file_name")
+        self.names += (str(name) if isinstance(name, str | int) else "").encode(errors="replace")
         self.name_offsets.append(len(self.names))
         self.sizes.extend([_length(image.get("height")), _length(image.get("width"))])
 
@@ -124,6 +130,7 @@ class _Annotations:
         self.unnumbered: dict[int, str] = {}  # names of classes that are none of the data set's
         self.ids, self.boxes, self.area = array("q"), array("d"), array("f")
         self.crowd, self.mask_kind = array("B"), array("B")
+        self.odd_crowds: dict[int, str] = {}
         self.points, self.ring_offsets, self.rings_of = array("f"), array("q", [0]), array("q", [0])
         self.rle, self.rle_offsets, self.rle_sizes = bytearray(), array("q", [0]), array("i")
         self.keypoints, self.keypoint_offsets = array("f"), array("q", [0])
@@ -144,7 +151,10 @@ class _Annotations:
             self.boxes.extend(_NAN4)
         if not _extend(self.area, [area]):
             self.area.append(float("nan"))
-        self.crowd.append(bool(a.get("iscrowd")))
+        crowd = a.get("iscrowd", 0)
+        if not (crowd is None or (isinstance(crowd, int | float) and crowd in (0, 1))):
+            self.odd_crowds[len(self.crowd)] = repr(crowd)[:40]
+        self.crowd.append(is_crowd(crowd))
         self.mask_kind.append(self._mask(a.get("segmentation")))
         self.rings_of.append(len(self.ring_offsets) - 1)
         self.rle_offsets.append(len(self.rle))
@@ -188,8 +198,8 @@ class _Annotations:
         boxes[:, 2:] += boxes[:, :2]
         with np.errstate(over="ignore"):  # a number that float32 does not hold is infinite, which is a defect
             boxes = boxes.astype(np.float32)
-        image = np.array([rows.get(i, -1) for i in self.images], np.int32)
-        labels = np.array([label_of.get(c, -1) for c in self.categories], np.int32)
+        image = np.array([find_id(rows, i, -1) for i in self.images], np.int32)
+        labels = np.array([find_id(label_of, c, -1) for c in self.categories], np.int32)
         kind = _numpy(self.mask_kind, np.uint8)
         order = np.argsort(image, kind="stable").astype(np.int32)[np.count_nonzero(image < 0) :]
         counts = np.bincount(image[image >= 0], minlength=1 + max(rows.values(), default=-1))
@@ -200,6 +210,8 @@ class _Annotations:
             "boxes": boxes,
             "area": _numpy(self.area, np.float32),
             "crowd": _numpy(self.crowd, np.uint8).astype(bool),
+            "odd_crowds": np.array(list(self.odd_crowds), np.int64),
+            "odd_crowd_texts": _texts(self.odd_crowds.values()),
             "mask_kind": kind,
             "rings_of": _numpy(self.rings_of, np.int64),
             "points": _numpy(self.points, np.float32),
@@ -227,16 +239,17 @@ def _categories(path: Path, categories: list[Any]) -> tuple[list[int], list[str]
     """Ids in ascending order, as labels 0..K-1 count them, and their names."""
     names: dict[int, str] = {}
     for k, category in enumerate(categories):
-        identity = _identity(category.get("id")) if isinstance(category, dict) else None
-        if not isinstance(identity, int):
+        identity = category_id(category.get("id")) if isinstance(category, dict) else None
+        if identity is None:
+            got = repr(category)[:60]
             raise UserError(
-                f"{path}: categories[{k}]: expected an object with a whole number as id, got {category!r}."
+                f"{path}: categories[{k}]: expected an object with a whole number as id, got {got}."
             )
         if identity in names:
             raise UserError(
                 f"{path}: categories[{k}]: id {identity} is taken by {names[identity]!r}. Renumber one."
             )
-        names[identity] = str(category.get("name", identity))
+        names[identity] = category_name(category)
     ids = sorted(names)
     return ids, [names[i] for i in ids]
 
@@ -259,11 +272,51 @@ def _keypoints_of(categories: list[Any], offsets: np.ndarray) -> dict[str, Any]:
     return {"num_keypoints": count, "keypoint_names": names, "skeleton": skeleton}
 
 
+def find_id(known: Mapping[Any, T], value: Any, absent: T) -> T:
+    """The entry of an id: a number is found by its digits as text, and text by the number that it writes."""
+    if value in known:
+        return known[value]
+    if isinstance(value, str) and (number := _number(value)) is not None:
+        return known.get(number, absent)
+    return absent if isinstance(value, str) or value is None else known.get(str(value), absent)
+
+
+def category_id(value: Any) -> int | None:
+    """A category's id as a number, which text may write; None for what is none."""
+    identity = _identity(value)
+    return _number(identity) if isinstance(identity, str) else identity
+
+
+def category_name(category: Mapping[str, Any]) -> str:
+    """Name of a COCO category on one line; its id where it has none."""
+    name = category.get("name")
+    text = " ".join(_encodable(name).split()) if isinstance(name, str) else ""
+    return text or str(name if isinstance(name, int | float) else category.get("id"))
+
+
+def is_crowd(value: Any) -> bool:
+    """An annotation's iscrowd, which some tools write as text; what says neither yes nor no is no."""
+    if isinstance(value, str):
+        return value.strip().lower() in ("1", "1.0", "true", "yes")
+    return isinstance(value, int | float) and value == 1
+
+
+def _number(text: str) -> int | None:
+    return int(text) if _WHOLE.fullmatch(text) else None
+
+
 def _identity(value: Any) -> int | str | None:
     """An id as it is compared: 1.0 is 1; None for what cannot be one."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+    if isinstance(value, str):
+        return _encodable(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _encodable(text: str) -> str:
+    """The text without halves of surrogate pairs, which nothing can print."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
 
 
 def _length(value: Any) -> int:

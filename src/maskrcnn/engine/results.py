@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from maskrcnn.data.coco_arrays import find_id
 from maskrcnn.engine.truth import FIELDS, Truth, check_rle, compressed, is_box, is_number, short
 from maskrcnn.errors import UserError
 
@@ -81,8 +82,8 @@ def _image(given: Any, truth: Truth, where: str) -> int:
 
 
 def _category(given: Any, truth: Truth, where: str) -> int:
-    if isinstance(given, (int, float, str)) and given in truth.category_number:
-        return truth.category_number[given]
+    if isinstance(given, (int, float, str)) and (number := find_id(truth.category_number, given, None)):
+        return number
     known = ", ".join(map(str, list(truth.category_number)[:8]))
     more = ", ..." if len(truth.category_number) > 8 else ""
     raise UserError(f"{where}: category_id {short(given)} is not in {truth.name}, which has {known}{more}.")

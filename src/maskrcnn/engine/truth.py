@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from maskrcnn.data.coco_arrays import category_id, category_name, find_id, is_crowd
 from maskrcnn.errors import UserError
 from maskrcnn.ops.masks import InstanceMasks
 from maskrcnn.ops.rle import Runs, read_runs, write_counts
@@ -69,7 +70,7 @@ class Truth:
             entry = {k: v for k, v in a.items() if k in kept}
             entry |= {"id": number, "image_id": self.image_number[a["image_id"]]}
             entry["category_id"] = self.category_number[a["category_id"]]
-            entry["iscrowd"] = int(entry.get("iscrowd") or 0)
+            entry["iscrowd"] = int(is_crowd(entry.get("iscrowd")))
             if kind == "keypoints":
                 entry |= self._keypoints(number - 1, num_keypoints)
             entry["area"] = a["area"] if is_number(a.get("area")) else self._area(number - 1)
@@ -152,7 +153,11 @@ def load_truth(data: str | Path | Mapping[str, Any]) -> Truth:
     content = data if isinstance(data, Mapping) else read_json(data, "a COCO data set")
     _check_layout(content, name)
     images = {image["id"]: image for image in content["images"]}
-    names = {c["id"]: str(c.get("name", c["id"])) for c in content["categories"]}
+    numbers = [category_id(c["id"]) for c in content["categories"]]
+    names = {
+        c["id"] if number is None else number: category_name(c)
+        for c, number in zip(content["categories"], numbers, strict=True)
+    }
     image_number = _numbered(images)
     category_number = _numbered(names)
     stems: dict[str, list[int]] = {}
@@ -160,7 +165,7 @@ def load_truth(data: str | Path | Mapping[str, Any]) -> Truth:
         stems.setdefault(Path(str(images[key].get("file_name", ""))).stem, []).append(number)
     truth = Truth(
         name,
-        [a for a in content["annotations"] if a["image_id"] in images and a["category_id"] in names],
+        list(_of_known(content["annotations"], images, names)),
         image_number,
         category_number,
         tuple(names[key] for key in category_number),
@@ -169,6 +174,20 @@ def load_truth(data: str | Path | Mapping[str, Any]) -> Truth:
     )
     truth.annotations = [_with_box(a, truth, i) for i, a in enumerate(truth.annotations)]
     return truth
+
+
+def _of_known(
+    annotations: list[dict[str, Any]], images: Mapping[Any, Any], categories: Mapping[Any, Any]
+) -> Iterator[dict[str, Any]]:
+    """The annotations of known images and categories, each with the ids that these have themselves."""
+    image_ids, category_ids = ({i: i for i in known} for known in (images, categories))
+    for a in annotations:
+        image, category = (
+            find_id(image_ids, a["image_id"], None),
+            find_id(category_ids, a["category_id"], None),
+        )
+        if image is not None and category is not None:
+            yield {**a, "image_id": image, "category_id": category}
 
 
 def read_json(path: str | Path, what: str) -> Any:
