@@ -93,7 +93,7 @@ def _part(
         return _chapter(role, [report]), None
     objects = f"{left.num_images:,} images and {left.num_objects.sum():,} objects"
     print(f"  usable: {objects if len(report) else 'as it is'}")
-    advice = advise(left, images=not args.no_files)
+    advice = advise(left, images=not args.no_files, brightest=report.brightest)
     if role == "val":  # said of both parts together
         advice.groups = [g for g in advice.groups if g.kind != "class_without_objects"]
     if len(advice):

@@ -23,14 +23,20 @@ from maskrcnn.ops.rle import Runs, read_runs
 MAX_DETECTIONS = 100  # COCO's
 TWICE = 0.95  # IoU of two boxes that are taken for the same
 LOOSE = 0.9  # IoU of a box and the box around its mask below which it is worth a look
+DARK = 32  # of 255: a picture without a brighter pixel; 12 bits in 16 give at most 16
 _AT_A_TIME = 1 << 12  # RLEs
 _MOST_IN_PAIRS = 2000  # objects of an image that are compared two by two
 
 T = TypeVar("T")
 
 
-def advise(data: CocoData, *, images: bool = True, num_threads: int = 8) -> Report:
-    """What is odd in one part; `images`: in its files too. `data` as `check` leaves it: repaired."""
+def advise(
+    data: CocoData, *, images: bool = True, brightest: np.ndarray | None = None, num_threads: int = 8
+) -> Report:
+    """What is odd in one part; `images`: in its files too. `data` as `check` leaves it: repaired.
+
+    brightest: the `Report.brightest` of `check`.
+    """
     report = Report(data)
     _ids(report)
     _counts(report)
@@ -38,6 +44,8 @@ def advise(data: CocoData, *, images: bool = True, num_threads: int = 8) -> Repo
     _boxes(report, objects)
     _polygon_holes(report, objects)
     _bitmap_holes(report, objects)
+    if brightest is not None:
+        _dark(report, brightest)
     if images:
         _files(report, num_threads)
     return report
@@ -246,6 +254,14 @@ def _in_column(low: np.ndarray, high: np.ndarray, before: np.ndarray, starts: np
     """How many of the pieces low..high - 1 lie in the column that begins at `before`: keys of others are less."""
     first = np.searchsorted(starts, before, side="left")
     return np.maximum(high - np.maximum(low, first), 0)
+
+
+def _dark(report: Report, brightest: np.ndarray) -> None:
+    """Pictures whose values are all low, as when 12 bits are kept in 16."""
+    rows = report.data.rows
+    rows = rows[brightest[rows] < DARK]
+    nothing = -np.ones(len(rows), np.int64)
+    report.add("nearly_black", rows, nothing, "its largest value is {} of 255", brightest[rows])
 
 
 def _files(report: Report, num_threads: int) -> None:

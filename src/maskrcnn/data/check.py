@@ -1,14 +1,12 @@
 """Looks for what is wrong with a data set, before training; `defects` says what is done about each finding.
 
-The checks are array arithmetic (seconds for a million objects); image files are opened as far as their headers,
-in threads.
+The checks are array arithmetic (seconds for a million objects); image files are decoded, in threads, the first time
+they are met (`pictures`).
 """
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from typing import Literal
 
 import numpy as np
@@ -17,7 +15,7 @@ from maskrcnn.data.coco import CocoData
 from maskrcnn.data.coco_arrays import NO_MASK, POLYGONS, RLE, UNREADABLE
 from maskrcnn.data.defects import Report
 from maskrcnn.data.mask_extents import SOUND, measure_rings, measure_rles, merge_rings
-from maskrcnn.errors import UserError
+from maskrcnn.data.pictures import look_at
 
 _ROUNDING = 1.0  # pixels that a box may reach outside the image, or differ from its mask, without a finding
 _RING_PROBLEM = (
@@ -110,46 +108,27 @@ def _check_entries(report: Report) -> None:
 
 def _check_files(report: Report, num_threads: int) -> None:
     data, sizes = report.data, report.data.arrays["sizes"]
-    rows = data.rows.tolist()
+    report.brightest = np.full(len(sizes), 255, np.uint8)
     filled: list[tuple[int, tuple[int, int]]] = []
-    with ThreadPoolExecutor(num_threads) as pool:
-        found = pool.map(lambda i: _header(data, i), range(data.num_images))
-        for row, size in zip(rows, found):
-            if isinstance(size, tuple):
-                expected = tuple(sizes[row].tolist())
-                if 0 in expected:
-                    report.add(
-                        "size_absent", row, -1, "the JSON has no height and width; the file has {}", [size]
-                    )
-                    filled.append((row, size))
-                    continue
-                if size == expected:
-                    continue
-                turned = " (turned by its EXIF orientation?)" if size == expected[::-1] else ""
-                message = f"the JSON says (H, W) {expected}, the file has {size}{turned}"
-                report.add("size_differs", row, -1, "{}", [message])
-            else:
-                kind = "image_missing" if size.startswith("no file") else "image_unreadable"
-                report.add(kind, row, -1, "{}", [size])
+    for row, picture in zip(data.rows.tolist(), look_at(data, num_threads), strict=True):
+        if isinstance(picture, str):
+            kind = "image_missing" if picture.startswith("no file") else "image_unreadable"
+            report.add(kind, row, -1, "{}", [picture])
+            report.left_out.add(row)
+            continue
+        size, expected = picture.size, tuple(sizes[row].tolist())
+        report.brightest[row] = picture.brightest
+        if 0 in expected:
+            report.add("size_absent", row, -1, "the JSON has no height and width; the file has {}", [size])
+            filled.append((row, size))
+        elif size != expected:
+            turned = " (turned by its EXIF orientation?)" if size == expected[::-1] else ""
+            message = f"the JSON says (H, W) {expected}, the file has {size}{turned}"
+            report.add("size_differs", row, -1, "{}", [message])
             report.left_out.add(row)
     if filled:
         index, values = zip(*filled)
         report.patches.append(("sizes", np.array(index), np.array(values, np.int32)))
-
-
-def _header(data: CocoData, i: int) -> tuple[int, int] | str:
-    """(H, W) of the image file, or why there is none."""
-    from maskrcnn.ops.image_io import image_size
-
-    if not data.file_name(i):
-        return "no file name in the JSON"
-    path = data.image_path(i)
-    if not os.path.isfile(path):
-        return f"no file {path}"
-    try:
-        return image_size(path)
-    except UserError as e:
-        return str(e).rstrip(".")
 
 
 def _check_references(report: Report) -> None:

@@ -53,6 +53,7 @@ RULES: dict[str, str] = {
 ADVICE: dict[str, str] = {
     "in_both_parts": "kept; validation on pictures that were learnt from flatters",
     "same_picture": "kept; it counts as often as it is there",
+    "nearly_black": "kept; stretch its values if they are fewer bits than its file can hold",
     "exif_turned": "the picture is turned upright; labels drawn on the unturned one do not fit it",
     "class_without_objects": "kept as a class that nothing teaches",
     "class_not_in_val": "kept; its AP cannot be told",
@@ -109,6 +110,9 @@ class Report:
     groups: list[Group] = field(default_factory=list)
     patches: list[Patch] = field(default_factory=list)
     left_out: set[int] = field(default_factory=set)  # images, as positions in the arrays
+    brightest: np.ndarray | None = (
+        None  # each image's largest value, 0 to 255, where the files were looked at
+    )
 
     def __len__(self) -> int:
         return sum(len(g) for g in self.groups)

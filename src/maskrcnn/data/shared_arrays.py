@@ -106,6 +106,35 @@ def load_or_make(
     return SharedArrays(*(made or make()))
 
 
+def kept(name: str, stamp: str) -> SharedArrays | None:
+    """The arrays that `keep` wrote into the cache under this name and stamp, if they are there."""
+    for folder in _cache_folders():
+        with contextlib.suppress(OSError, ValueError):
+            return _map(folder / name, stamp)
+    return None
+
+
+def keep(name: str, arrays: dict[str, np.ndarray], stamp: str) -> None:
+    """Write arrays into the cache under a name, in the place of what is there; nothing where it cannot be written."""
+    for folder in _cache_folders():
+        with contextlib.suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(folder / name, arrays, {"stamp": stamp})
+            return
+
+
+@contextlib.contextmanager
+def locked(name: str) -> Iterator[None]:
+    """A block that one process of the machine is in at a time, by name; all are where no cache can be written."""
+    with contextlib.ExitStack() as stack:
+        for folder in _cache_folders():
+            with contextlib.suppress(OSError):
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_locked(folder / f"{name}.lock"))
+                break
+        yield
+
+
 def _cache_folders() -> list[Path]:
     if given := os.environ.get("MASKRCNN_CACHE"):
         return [Path(given)]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from maskrcnn.config import AugmentConfig, Config, DataConfig, ModelConfig
@@ -17,6 +18,7 @@ from maskrcnn.data.export import to_coco
 from maskrcnn.data.find import find_data, read_data
 from maskrcnn.data.keypoint_names import mirrored_pairs
 from maskrcnn.data.loader import TrainLoader
+from maskrcnn.data.pictures import StillReadable
 from maskrcnn.data.source import Source
 from maskrcnn.data.split import split_off
 from maskrcnn.engine import checkpoint as disk
@@ -212,7 +214,8 @@ def validation(
 ) -> Callable[[MaskRCNN], dict[str, Any]]:
     """What an evaluation during training measures: losses at the test-time size, and COCO's numbers.
 
-    Each process takes a share of the images; rank 0 scores the results of all.
+    Each process takes a share of the images; rank 0 scores the results of all. Pictures that cannot be read any more
+    are told and left out: they are no reason to end a training.
     """
     head, kinds = config.model.keypoint_head, scored_kinds(config.model)
     if head is not None and data.num_keypoints != head.num_keypoints:
@@ -220,27 +223,45 @@ def validation(
             f"--val {data.json_path}: expected the training set's {head.num_keypoints} key points an object, "
             f"got {data.num_keypoints}."
         )
-    share = range(process.rank, data.num_images, process.world_size)
-    told: set[str] = set()
-    truths: list[Truth] = []  # what is scored against, made when it is first needed and where it is needed
+    pictures, told = StillReadable(data), set[str]()
+    # What is scored against, by the images that are lost, made when it is first needed and where it is needed
+    truths: dict[tuple[int, ...], Truth] = {}
 
-    def scored(results: list[dict[str, Any]]) -> EvaluationResult:
-        if not truths:
-            truths.append(load_truth(to_coco(data)))
+    def scored(part: CocoData, lost: tuple[int, ...], results: list[dict[str, Any]]) -> EvaluationResult:
+        if lost not in truths:
+            truths.clear()
+            truths[lost] = load_truth(to_coco(part))
         limit = config.train.evaluate_max_detections
-        return evaluate_results(truths[0], results, kinds, max_detections=limit)
+        return evaluate_results(truths[lost], results, kinds, max_detections=limit)
 
     def validate(model: MaskRCNN) -> dict[str, Any]:
-        losses = validation_losses(model, config, data, process)
-        mine = run_inference(model.prepare(config.train.precision), data, indices=share)
+        lost = distributed.on_main(pictures.lost)
+        part = _without(data, lost)
+        for why in set(lost.values()) - told:
+            say(f"validation: left out from now on: {why}")
+        told.update(lost.values())
+        losses = validation_losses(model, config, part, process)
+        share = range(process.rank, part.num_images, process.world_size)
+        mine = run_inference(model.prepare(config.train.precision), part, indices=share)
         results = [entry for some in distributed.gather(mine) for entry in some]
-        result = distributed.on_main(lambda: scored(results))
+        result = distributed.on_main(lambda: scored(part, tuple(lost), results))
         for warning in set(result.warnings) - told:
             say(warning)
         told.update(result.warnings)
         return {**result.numbers, "validation_losses": losses, "validation_loss": sum(losses.values())}
 
     return validate
+
+
+def _without(data: CocoData, lost: Collection[int]) -> CocoData:
+    if not lost:
+        return data
+    part = data.subset(np.array([i not in lost for i in range(data.num_images)]))
+    if not part.num_objects.any():
+        raise UserError(
+            f"{data.json_path}: no picture with objects of the validation part can be read any more."
+        )
+    return part
 
 
 @torch.no_grad()

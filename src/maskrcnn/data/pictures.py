@@ -1,0 +1,146 @@
+"""Whether the pictures of a data set can be decoded whole: found out once, then known by size and time of change.
+
+A header says nothing about the rest of a file, so each picture is decoded. For a large set that takes minutes, with
+a bar on standard error; what was found sound is kept in the user's cache (`shared_arrays`), also if it is interrupted.
+Of several processes that ask at once one does the work and the others wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from maskrcnn.data.coco import CocoData
+from maskrcnn.data.shared_arrays import keep, kept, locked
+from maskrcnn.errors import UserError
+
+VERSION = 1  # of what a picture has to stand
+KEEP_FROM_BYTES = 32 << 20  # files that are decoded in less than about a second are not worth a cache
+
+
+class Picture(NamedTuple):
+    """One that can be decoded. size: (H, W); brightest: its largest value, 0 to 255."""
+
+    size: tuple[int, int]
+    brightest: int
+
+
+def look_at(data: CocoData, num_threads: int = 8) -> list[Picture | str]:
+    """Each image of the set, or why there is none: "no file ..." where it is missing."""
+    paths = [data.image_path(i) if data.file_name(i) else None for i in range(data.num_images)]
+    keys, sizes = _keys(paths)
+    digest = hashlib.sha256(f"{data.json_path.resolve()}|{data.images_dir.resolve()}".encode()).hexdigest()
+    name = f"{data.json_path.stem}-{digest[:16]}.pictures"
+    known = _known(name)
+    if sum(size for key, size in zip(keys, sizes) if key not in known) < KEEP_FROM_BYTES:
+        return list(_decoded(paths, keys, known, num_threads))
+    with locked(name):
+        known |= _known(name)  # of the process that had the lock
+        return _decoded_and_kept(name, paths, keys, known, num_threads)
+
+
+class StillReadable:
+    """Pictures of a checked set that have become unreadable since: only those that have changed are decoded again."""
+
+    def __init__(self, data: CocoData) -> None:
+        self._data = data
+        self._paths = [data.image_path(i) for i in range(data.num_images)]
+        self._keys = _keys(self._paths)[0]
+
+    def lost(self) -> dict[int, str]:
+        """Image numbers, and what is wrong with each."""
+        now = _keys(self._paths)[0]
+        changed = [i for i, (old, new) in enumerate(zip(self._keys, now)) if old != new]
+        found = ((i, _look(self._paths[i], None)) for i in changed)
+        sizes = self._data.sizes
+        return {
+            i: p if isinstance(p, str) else f"{self._paths[i]}: its size has changed to {p.size}"
+            for i, p in found
+            if isinstance(p, str) or p.size != tuple(sizes[i].tolist())
+        }
+
+
+def _decoded_and_kept(
+    name: str, paths: Sequence[Path | None], keys: Sequence[int], known: dict[int, int], num_threads: int
+) -> list[Picture | str]:
+    found: list[Picture | str] = []
+    try:
+        with _bar(len(paths)) as advance:
+            for picture in _decoded(paths, keys, dict(known), num_threads):
+                found.append(picture)
+                advance()
+    finally:
+        sound = {key: p.brightest for key, p in zip(keys, found) if isinstance(p, Picture)}
+        sound |= {key: known[key] for key in keys[len(found) :] if key in known}
+        table = {
+            "keys": np.array(list(sound), np.uint64),
+            "brightest": np.array(list(sound.values()), np.uint8),
+        }
+        keep(name, table, f"{VERSION}")
+    return found
+
+
+def _keys(paths: Sequence[Path | None]) -> tuple[list[int], list[int]]:
+    """What each file is known by, and its size in bytes; both 0 where there is none."""
+    keys, sizes = [], []
+    for path in paths:
+        try:
+            state = os.stat(path or "")
+        except (OSError, ValueError):  # a name with a zero in it
+            keys.append(0)
+            sizes.append(0)
+            continue
+        text = f"{os.path.abspath(path or '')}:{state.st_size}:{state.st_mtime_ns}"
+        digest = hashlib.blake2b(text.encode(errors="surrogatepass"), digest_size=8).digest()
+        keys.append(int.from_bytes(digest, "little"))
+        sizes.append(state.st_size)
+    return keys, sizes
+
+
+def _known(name: str) -> dict[int, int]:
+    """The brightest value of each picture that was found sound, by its key."""
+    arrays = kept(name, f"{VERSION}")
+    return {} if arrays is None else dict(zip(arrays["keys"].tolist(), arrays["brightest"].tolist()))
+
+
+def _decoded(
+    paths: Sequence[Path | None], keys: Sequence[int], known: dict[int, int], num_threads: int
+) -> Iterator[Picture | str]:
+    with ThreadPoolExecutor(num_threads) as pool:
+        yield from pool.map(lambda path, key: _look(path, known.get(key)), paths, keys)
+
+
+def _look(path: Path | None, brightest: int | None) -> Picture | str:
+    """Decode a picture, or read its header alone where its brightest value is known."""
+    from maskrcnn.ops.image_io import image_size, read_image
+
+    if path is None:
+        return "no file name in the JSON"
+    if not os.path.isfile(path):
+        return f"no file {path}"
+    try:
+        if brightest is not None:
+            return Picture(image_size(path), brightest)
+        pixels = read_image(path)
+    except UserError as e:
+        return str(e).rstrip(".")
+    return Picture((pixels.shape[0], pixels.shape[1]), int(pixels.max(initial=0)))
+
+
+@contextlib.contextmanager
+def _bar(total: int) -> Iterator[Callable[[], object]]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("pictures"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("pictures", total=total)
+        yield lambda: progress.advance(task)
