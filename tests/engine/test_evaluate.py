@@ -2,110 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 import json
 import xml.etree.ElementTree as ET
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
 
 from maskrcnn.engine.evaluate import RECALL_LEVELS, evaluate_results
 from maskrcnn.engine.pr_curves import pr_curves_svg
 from maskrcnn.errors import UserError
 from maskrcnn.ops.coco_api import backend
 from maskrcnn.ops.masks import rle_encode
+from tests import coco_cases
+from tests.coco_cases import pycocotools_numbers, random_case
 
 BOX_NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 KEYPOINT_NAMES = ["AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"]
 HALF, ONE = pytest.approx(0.5, abs=1e-12), pytest.approx(1.0, abs=1e-12)  # COCO adds an epsilon below
 BACKENDS = pytest.mark.parametrize("library", ["hotcoco", "pycocotools"])
-
-
-def pycocotools_numbers(truth: dict[str, Any], results: list[dict[str, Any]], kind: str) -> list[float]:
-    """What pycocotools' own summary says."""
-    drop = {"bbox": "segmentation", "segm": "bbox", "keypoints": ""}[kind]
-    results = [{k: v for k, v in r.items() if k != drop} for r in copy.deepcopy(results)]
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco = COCO()
-        coco.dataset = copy.deepcopy(truth)
-        coco.createIndex()
-        if results:
-            found = coco.loadRes(results)
-        else:
-            found = COCO()
-            found.dataset = {**coco.dataset, "annotations": []}
-            found.createIndex()
-        scorer = COCOeval(coco, found, kind)
-        scorer.evaluate()
-        scorer.accumulate()
-        scorer.summarize()
-    return [float(v) for v in scorer.stats]
-
-
-def random_case(seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Few scores, so that there are ties; crowds, images without objects, classes without, no results."""
-    rng = np.random.default_rng(seed)
-    height, width = 120, 150
-    images = [{"id": i, "height": height, "width": width, "file_name": f"{i}.png"} for i in (3, 5, 70)]
-
-    def mask() -> np.ndarray:
-        bitmap = np.zeros((height, width), np.uint8)
-        y, x = rng.integers(0, [90, 110])
-        h, w = rng.integers(4, 120, 2)
-        bitmap[y : y + h, x : x + w] = 1
-        bitmap[y : y + h // 3, x : x + w // 4] = 0
-        return bitmap
-
-    def box(bitmap: np.ndarray) -> list[float]:
-        rows, columns = np.nonzero(bitmap)
-        x, y = columns.min().item(), rows.min().item()
-        return [x, y, columns.max().item() + 1 - x, rows.max().item() + 1 - y]
-
-    annotations: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = []
-    for image in (3, 5):
-        for _ in range(rng.integers(0, 5)):
-            bitmap, category = mask(), int(rng.choice([1, 4]))
-            entry = {
-                "id": len(annotations) + 1,
-                "image_id": image,
-                "category_id": category,
-                "bbox": box(bitmap),
-            }
-            entry |= {"segmentation": rle_encode(bitmap), "area": int(bitmap.sum())}
-            annotations.append(entry | {"iscrowd": int(rng.random() < 0.2)})
-    for a in annotations:
-        for _ in range(rng.integers(0, 3)):  # near misses of what is there
-            shifted = np.roll(_bitmap(a), rng.integers(-6, 7, 2), axis=(0, 1))
-            results.append(_result(a["image_id"], a["category_id"], shifted, box(shifted), rng))
-    for _ in range(rng.integers(0, 4)):
-        bitmap = mask()
-        results.append(
-            _result(int(rng.choice([3, 70])), int(rng.choice([1, 4, 9])), bitmap, box(bitmap), rng)
-        )
-    categories = [{"id": i, "name": f"class {i}"} for i in (1, 4, 9)]
-    return {"images": images, "annotations": annotations, "categories": categories}, results
-
-
-def _bitmap(annotation: dict[str, Any]) -> np.ndarray:
-    from maskrcnn.ops.masks import rle_decode
-
-    return rle_decode(annotation["segmentation"])
-
-
-def _result(image: int, category: int, bitmap: np.ndarray, box: list[float], rng: Any) -> dict[str, Any]:
-    score = float(rng.choice([0.25, 0.5, 0.75]))
-    entry = {"image_id": image, "category_id": category, "score": score}
-    return entry | {"bbox": box, "segmentation": rle_encode(bitmap)}
 
 
 @pytest.fixture(scope="module")
@@ -148,15 +67,24 @@ class TestNumbers:
             aps.append(scores.numbers["keypoints"]["AP"])
         assert aps[0] == pytest.approx(0.8608896, abs=1e-7)
 
-    @given(st.integers(0, 2**32 - 1))
-    @settings(max_examples=25, deadline=None)
-    def test_are_pycocotools_on_random_cases(self, seed: int) -> None:
-        truth, results = random_case(seed)
+    @pytest.mark.slow
+    @pytest.mark.parametrize("kind", coco_cases.KINDS)
+    def test_are_pycocotools_to_the_last_bit_on_random_cases(self, kind: str) -> None:
+        """Of the 1,000 cases a third is scored by each kind."""
         assert backend() == "hotcoco"
-        scores = evaluate_results(truth, results, kinds=("bbox", "segm"))
-        for kind in ("bbox", "segm"):
-            expected = pycocotools_numbers(truth, results, kind)
-            assert list(scores.numbers[kind].values()) == pytest.approx(expected, abs=1e-12), kind
+        first = 1000 * coco_cases.KINDS.index(kind) // 3
+        said = Counter(coco_cases.outcome(kind, seed) for seed in range(first, first + 334))
+        assert said == {"equal": 334}
+
+    @pytest.mark.slow
+    @BACKENDS
+    @pytest.mark.parametrize("file", coco_cases.FILES)
+    def test_200_changed_files_are_scored_or_refused(
+        self, tmp_path: Path, file: str, library: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MASKRCNN_COCO_BACKEND", library)
+        said = Counter(coco_cases.file_outcome(file, seed, tmp_path) for seed in range(200))
+        assert set(said) == {"read", "refused"}, said
 
     def test_do_not_change_what_is_given(self) -> None:
         truth, results = random_case(1)
@@ -175,6 +103,33 @@ class TestNumbers:
         assert scores.numbers["segm"]["AP"] == scores.numbers["segm"]["AR100"] == 0
         truth["annotations"] = []
         assert set(evaluate_results(truth, []).numbers["bbox"].values()) == {-1}
+
+    @BACKENDS
+    @pytest.mark.parametrize("objects", [0, 2])
+    def test_of_key_points_where_the_data_has_none_are_minus_one(
+        self, library: str, objects: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("MASKRCNN_COCO_BACKEND", library)
+        truth, results = simple_case()
+        del truth["annotations"][objects:]
+        results = [{**results[0], "keypoints": [10.0, 8.0, 1] * 17} for _ in range(2)]
+        scores = evaluate_results(truth, results, kinds=["keypoints"])
+        assert set(scores.numbers["keypoints"].values()) == {-1}
+        if not objects:
+            assert evaluate_results(truth, results).numbers["keypoints"] == scores.numbers["keypoints"]
+            assert pycocotools_numbers(truth, results, "keypoints") == [-1] * 10
+
+    def test_of_key_points_do_not_ask_for_boxes_of_all_results_or_none(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """pycocotools reads the first result's and then expects everybody's."""
+        truth, results = random_case(1, keypoints=True)
+        del results[1]["bbox"]
+        without = [{k: v for k, v in r.items() if k != "bbox"} for r in results]
+        for library in ("hotcoco", "pycocotools"):
+            monkeypatch.setenv("MASKRCNN_COCO_BACKEND", library)
+            scores = [evaluate_results(truth, r, kinds=["keypoints"]).numbers for r in (results, without)]
+            assert scores[0] == scores[1]
 
     def test_by_class(self) -> None:
         truth, results = simple_case()

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from maskrcnn.config import ModelConfig
-from maskrcnn.engine.results import check_results
+from maskrcnn.data.coco_arrays import is_crowd
+from maskrcnn.engine.results import check_results, points_of
 from maskrcnn.engine.truth import FIELDS, KINDS, Truth, load_truth, read_json
 from maskrcnn.errors import UserError
 from maskrcnn.ops.coco_api import precision_recall
@@ -98,11 +99,16 @@ def evaluate_results(
         raise UserError(f"{name}: expected COCO results, a list of detections, got {type(entries).__name__}.")
     chosen = _choose_kinds(kinds, truth, entries, name)
     warnings = _crowded(truth, max_detections) if set(chosen) & {"bbox", "segm"} else ()
+    num_keypoints = 0
     if "keypoints" in chosen:
-        keypoint_sigmas, said = _sigmas(truth, keypoint_sigmas)
+        num_keypoints = truth.num_keypoints or points_of(entries)  # the data may have no objects
+        keypoint_sigmas, said = _sigmas(truth.name, num_keypoints, keypoint_sigmas)
         warnings += said
-    checked = check_results(entries, truth, chosen, name)
-    scored = {kind: _score(kind, truth, checked, max_detections, keypoint_sigmas) for kind in chosen}
+    checked = check_results(entries, truth, chosen, name, num_keypoints)
+    scored = {
+        kind: _score(kind, truth.for_scoring(kind, num_keypoints), checked, max_detections, keypoint_sigmas)
+        for kind in chosen
+    }
     return EvaluationResult(scored, warnings)
 
 
@@ -144,12 +150,13 @@ def _choose_kinds(kinds: Sequence[str] | None, truth: Truth, entries: Sequence[A
     return chosen
 
 
-def _sigmas(truth: Truth, given: Sequence[float] | None) -> tuple[Sequence[float] | None, tuple[str, ...]]:
-    """The sigmas to score with, None for COCO's own, and what to tell about them."""
-    count = truth.num_keypoints
+def _sigmas(
+    name: str, count: int, given: Sequence[float] | None
+) -> tuple[Sequence[float] | None, tuple[str, ...]]:
+    """The sigmas to score `count` key points with, None for COCO's own, and what to tell about them."""
     if given is not None and (len(given) != count or not all(s > 0 for s in given)):
         raise UserError(
-            f"keypoint_sigmas: expected {count} numbers above 0, one for each key point of {truth.name}, "
+            f"keypoint_sigmas: expected {count} numbers above 0, one for each key point of {name}, "
             f"got {', '.join(map(str, given))}."
         )
     if given is not None or count in (0, NUM_COCO_KEYPOINTS):
@@ -162,7 +169,7 @@ def _sigmas(truth: Truth, given: Sequence[float] | None) -> tuple[Sequence[float
 
 def _score(
     kind: str,
-    truth: Truth,
+    content: dict[str, Any],
     checked: list[dict[str, Any]],
     max_detections: int,
     sigmas: Sequence[float] | None,
@@ -174,7 +181,6 @@ def _score(
         "keypoints": {"segmentation"},
     }
     entries = [{k: v for k, v in e.items() if k not in dropped[kind]} for e in checked]
-    content = truth.for_scoring(kind)
     sigmas = sigmas if kind == "keypoints" else None
     precision, recall = precision_recall(content, entries, kind, limits, sigmas)
     numbers = (
@@ -189,7 +195,7 @@ def _score(
             "AP75": _mean(whole[5, :, k]),
             "objects": objects[k + 1],
         }
-        for k, name in enumerate(_distinct(truth.class_names))
+        for k, name in enumerate(_distinct([c["name"] for c in content["categories"]]))
     }
     return KindResult(kind, numbers, per_class, whole)
 
@@ -229,7 +235,7 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def _crowded(truth: Truth, max_detections: int) -> tuple[str, ...]:
-    counts = Counter(a["image_id"] for a in truth.annotations if not a.get("iscrowd"))
+    counts = Counter(a["image_id"] for a in truth.annotations if not is_crowd(a.get("iscrowd")))
     crowded = {image: n for image, n in counts.items() if n > max_detections}
     if not crowded:
         return ()

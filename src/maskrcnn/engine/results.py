@@ -7,13 +7,15 @@ from typing import Any
 
 from maskrcnn.data.coco_arrays import find_id
 from maskrcnn.engine.truth import FIELDS, Truth, check_rle, compressed, is_box, is_number, short
-from maskrcnn.errors import UserError
+from maskrcnn.errors import UserError, shown
 
 
 def check_results(
-    results: Sequence[Any], truth: Truth, kinds: Sequence[str], name: str
+    results: Sequence[Any], truth: Truth, kinds: Sequence[str], name: str, num_keypoints: int = 0
 ) -> list[dict[str, Any]]:
     """The results with numbers for ids (see Truth) and only the fields of `kinds`; RLE compressed.
+
+    num_keypoints: that each has.
 
     Raises:
         UserError: naming the first entry that cannot be scored.
@@ -22,11 +24,13 @@ def check_results(
     def where(i: int) -> str:
         return f"{name}: entry {i}"
 
-    num_values = 3 * truth.num_keypoints
+    # Key points' area is that of their boxes, where there are any.
+    boxes = all(isinstance(r, Mapping) and r.get("bbox") for r in results)
+    num_values = 3 * num_keypoints
     checked = [_check_ids(given, truth, kinds, where(i)) for i, given in enumerate(results)]
     rles: dict[int, Mapping[str, Any]] = {}
     for i, (given, entry) in enumerate(zip(results, checked, strict=True)):
-        if "bbox" in kinds or ("keypoints" in kinds and given.get("bbox")):  # key points: for their area
+        if "bbox" in kinds or ("keypoints" in kinds and boxes):
             if not is_box(given["bbox"]):
                 raise UserError(
                     f"{where(i)}: expected bbox as x, y, width, height, got {short(given['bbox'])}."
@@ -45,6 +49,14 @@ def check_results(
     for i, rle in compressed(rles, where).items():
         checked[i]["segmentation"] = rle
     return checked
+
+
+def points_of(results: Sequence[Any]) -> int:
+    """How many key points the first of the results has that has any; 0 if none has."""
+    held = (
+        r["keypoints"] for r in results if isinstance(r, Mapping) and isinstance(r.get("keypoints"), list)
+    )
+    return next((len(points) // 3 for points in held if points), 0)
 
 
 def _check_ids(given: Any, truth: Truth, kinds: Sequence[str], where: str) -> dict[str, Any]:
@@ -72,11 +84,11 @@ def _image(given: Any, truth: Truth, where: str) -> int:
         numbers = truth.stems.get(given, [])
         if len(numbers) > 1:
             raise UserError(
-                f"{where}: image_id {given!r} is the name of {len(numbers)} images of {truth.name}."
+                f"{where}: image_id {short(given)} is the name of {len(numbers)} images of {truth.name}."
             )
         if numbers:
             return numbers[0]
-        if given.isdecimal() and int(given) in truth.image_number:
+        if given.isdecimal() and len(given) < 20 and int(given) in truth.image_number:
             return truth.image_number[int(given)]
     raise UserError(f"{where}: image_id {short(given)} is not in {truth.name}.")
 
@@ -84,7 +96,7 @@ def _image(given: Any, truth: Truth, where: str) -> int:
 def _category(given: Any, truth: Truth, where: str) -> int:
     if isinstance(given, (int, float, str)) and (number := find_id(truth.category_number, given, None)):
         return number
-    known = ", ".join(map(str, list(truth.category_number)[:8]))
+    known = shown(", ".join(map(str, list(truth.category_number)[:8])))
     more = ", ..." if len(truth.category_number) > 8 else ""
     raise UserError(f"{where}: category_id {short(given)} is not in {truth.name}, which has {known}{more}.")
 

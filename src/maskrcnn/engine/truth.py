@@ -7,7 +7,6 @@ match"), score like any others.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from maskrcnn.data.coco_arrays import category_id, category_name, find_id, is_crowd
-from maskrcnn.errors import UserError
+from maskrcnn.data.mask_extents import FARTHEST
+from maskrcnn.errors import UserError, shown
 from maskrcnn.ops.masks import InstanceMasks
 from maskrcnn.ops.rle import Runs, read_runs, write_counts
 
@@ -48,7 +48,8 @@ class Truth:
     @property
     def num_keypoints(self) -> int:
         """Key points of an object, 0 if there are none in the data."""
-        return next((len(a["keypoints"]) // 3 for a in self.annotations if a.get("keypoints")), 0)
+        held = (a["keypoints"] for a in self.annotations if isinstance(a.get("keypoints"), list))
+        return next((len(points) // 3 for points in held if points), 0)
 
     def holds(self, kind: str) -> bool:
         """Whether any object has what `kind` compares."""
@@ -56,16 +57,18 @@ class Truth:
 
     def where(self, i: int) -> str:
         """The place of annotation i for a message."""
-        return f"{self.name}: annotation {self.annotations[i].get('id', i)}"
+        return f"{self.name}: annotation {shown(self.annotations[i].get('id', i), 30)}"
 
-    def for_scoring(self, kind: str) -> dict[str, Any]:
+    def for_scoring(self, kind: str, num_keypoints: int = 0) -> dict[str, Any]:
         """A COCO dict with numbers for ids and only what scoring `kind` reads.
+
+        num_keypoints: of an object, where the data has none: such objects are not looked for.
 
         Raises:
             UserError: an object has no mask where masks are compared, or a broken one; or broken key points.
         """
         kept, objects = {"bbox", "iscrowd"}, []
-        num_keypoints = self.num_keypoints if kind == "keypoints" else 0
+        num_keypoints = self.num_keypoints or num_keypoints
         for number, a in enumerate(self.annotations, start=1):
             entry = {k: v for k, v in a.items() if k in kept}
             entry |= {"id": number, "image_id": self.image_number[a["image_id"]]}
@@ -95,7 +98,8 @@ class Truth:
             )
         visible = sum(v > 0 for v in points[2::3])
         given = a.get("num_keypoints")
-        return {"keypoints": points, "num_keypoints": given if isinstance(given, int) else visible}
+        good = type(given) is int and 0 <= given <= num_keypoints
+        return {"keypoints": points, "num_keypoints": given if good else visible}
 
     def drawn(self, i: int) -> InstanceMasks | None:
         """The mask of annotation i, if it has one."""
@@ -210,8 +214,8 @@ def read_json(path: str | Path, what: str) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number and finite."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number, finite and such that sums of its square are."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e100
 
 
 def is_box(value: Any) -> bool:
@@ -234,7 +238,7 @@ def check_rle(rle: Any, size: tuple[int, int], where: str) -> None:
     if not isinstance(rle["size"], (list, tuple)) or list(rle["size"]) != list(size):
         got = short(rle["size"])
         raise UserError(
-            f"{where}: expected a mask of the image's size {list(size)} (height, width), got {got}."
+            f"{where}: expected a mask of the image's size {short(list(size))} (height, width), got {got}."
         )
 
 
@@ -265,8 +269,7 @@ def compressed(rles: Mapping[int, Mapping[str, Any]], where: Where) -> dict[int,
 
 def short(value: Any) -> str:
     """For a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shown(repr(value), 60)
 
 
 def _check_layout(content: Any, name: str) -> None:
@@ -293,11 +296,11 @@ def _with_box(annotation: dict[str, Any], truth: Truth, i: int) -> dict[str, Any
 
 
 def _rings(mask: Any) -> list[list[float]]:
-    """The polygons that are some: at least three points, an even number of numbers."""
+    """Keep valid polygons: three points or more, an even count of numbers, none farther than any picture reaches."""
     if not isinstance(mask, list):
         return []
     lists = [p for p in mask if isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0]
-    return [p for p in lists if all(map(is_number, p))]
+    return [p for p in lists if all(is_number(v) and abs(v) <= FARTHEST for v in p)]
 
 
 def _numbered(ids: Mapping[Any, Any]) -> dict[Any, int]:
