@@ -143,7 +143,10 @@ def _read_json(args: argparse.Namespace) -> CocoData:
     from maskrcnn.data.find import find_images
 
     source = find_images(args.data, args.images or "")
-    return read_coco(source.labels, source.images)
+    data = read_coco(source.labels, source.images)
+    if data.fits:
+        print(f"{args.data}: {len(data.fits)} file names stand for files that fit them", file=sys.stderr)
+    return data
 
 
 def _read_part(args: argparse.Namespace, model: MaskRCNN | None) -> CocoData:

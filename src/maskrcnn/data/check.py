@@ -14,10 +14,12 @@ import numpy as np
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.coco_arrays import NO_MASK, POLYGONS, RLE, UNREADABLE
 from maskrcnn.data.defects import Report
+from maskrcnn.data.file_names import near
 from maskrcnn.data.mask_extents import SOUND, measure_rings, measure_rles, merge_rings
 from maskrcnn.data.pictures import look_at
 
 _ROUNDING = 1.0  # pixels that a box may reach outside the image, or differ from its mask, without a finding
+_HINTS = 10  # missing images for which the nearest file is looked for
 _RING_PROBLEM = (
     "",
     "an odd count of numbers",
@@ -47,6 +49,8 @@ def check(data: CocoData, *, images: bool = True, num_threads: int = 8) -> Repor
         report.add("no_images", -1, -1, "the JSON lists no images")
     elif not len(data.arrays["ids"]):
         report.add("no_annotations", -1, -1, "the JSON has no annotations")
+    for kind, text in data.notes:
+        report.add(kind, -1, -1, "{}", [text])
     _check_classes(report)
     _check_entries(report)
     if images:
@@ -110,12 +114,18 @@ def _check_files(report: Report, num_threads: int) -> None:
     data, sizes = report.data, report.data.arrays["sizes"]
     report.brightest = np.full(len(sizes), 255, np.uint8)
     filled: list[tuple[int, tuple[int, int]]] = []
-    for row, picture in zip(data.rows.tolist(), look_at(data, num_threads), strict=True):
+    told = 0
+    for i, (row, picture) in enumerate(zip(data.rows.tolist(), look_at(data, num_threads), strict=True)):
         if isinstance(picture, str):
             kind = "image_missing" if picture.startswith("no file") else "image_unreadable"
+            if kind == "image_missing" and told < _HINTS:
+                told += 1
+                picture = f"{picture}.{near(data.file_name(i), [data.images_dir])}".rstrip(".")
             report.add(kind, row, -1, "{}", [picture])
             report.left_out.add(row)
             continue
+        if fit := data.fit(i):
+            report.add("name_differs", row, -1, "{}", [f"no file {data.file_name(i)!r}, but {fit} fits"])
         size, expected = picture.size, tuple(sizes[row].tolist())
         report.brightest[row] = picture.brightest
         if 0 in expected:

@@ -7,6 +7,7 @@ of the category ids, as detectron2 counts them. Nothing here opens an image.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ import torch
 
 from maskrcnn.data import coco_arrays
 from maskrcnn.data.coco_arrays import POLYGONS, RLE
+from maskrcnn.data.file_names import fitting
 from maskrcnn.data.shared_arrays import Patch, SharedArrays, load_or_make
 from maskrcnn.errors import UserError
 
@@ -53,7 +55,7 @@ class CocoData:
     arrays: the flat arrays of `coco_arrays`; rows: (n,) which of their images are in this set, or None for all;
     masks: whether objects are learnt with their masks. If not, those without one are learnt too.
     num_keypoints: of each object, 0 if there are none in the data; keypoint_names, skeleton: what the data says
-    of them, if anything.
+    of them, if anything; notes: findings of the reader, as kinds and sentences: what it did not read.
     """
 
     def __init__(
@@ -63,6 +65,8 @@ class CocoData:
         images_dir: Path,
         rows: np.ndarray | None = None,
         masks: bool = True,
+        notes: tuple[tuple[str, str], ...] = (),
+        fits: dict[int, Path] | None = None,
     ) -> None:
         self.arrays, self.json_path, self.images_dir, self.masks = arrays, json_path, images_dir, masks
         self.class_names: tuple[str, ...] = tuple(arrays.meta["class_names"])
@@ -70,10 +74,27 @@ class CocoData:
         self.num_keypoints: int = arrays.meta["num_keypoints"]
         self.keypoint_names: tuple[str, ...] = tuple(arrays.meta["keypoint_names"])
         self.skeleton: tuple[tuple[int, int], ...] = tuple((a, b) for a, b in arrays.meta["skeleton"])
-        self._rows = rows
+        self._rows, self.notes = rows, notes
+        if fits is not None:
+            self.fits = fits
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return CocoData, (self.arrays, self.json_path, self.images_dir, self._rows, self.masks)
+        return CocoData, tuple(self._fields().values())
+
+    def _fields(self) -> dict[str, Any]:
+        """Arguments that make the same set."""
+        return {
+            "arrays": self.arrays,
+            "json_path": self.json_path,
+            "images_dir": self.images_dir,
+            "rows": self._rows,
+            "masks": self.masks,
+            "notes": self.notes,
+            "fits": self.__dict__.get("fits"),  # where they were looked for
+        }
+
+    def _with(self, **changes: Any) -> CocoData:
+        return CocoData(**{**self._fields(), **changes})
 
     def __len__(self) -> int:
         return self.num_images
@@ -114,12 +135,26 @@ class CocoData:
         return self._sound(slice(None)) & ~self.arrays["crowd"]
 
     def file_name(self, i: int) -> str:
-        row = self._row(i)
+        return self._name(self._row(i))
+
+    def _name(self, row: int) -> str:
         first, last = self.arrays["name_offsets"][row : row + 2]
         return self.arrays["names"][first:last].tobytes().decode()
 
     def image_path(self, i: int) -> Path:
-        return self.images_dir / self.file_name(i)
+        """The image's file: that of its name, or else the one that fits the name (`file_names`)."""
+        return self.fit(i) or self.images_dir / self.file_name(i)
+
+    def fit(self, i: int) -> Path | None:
+        """The file that stands for the image's name, where that is no file."""
+        is_file = os.path.isfile(self.images_dir / self.file_name(i))
+        return None if is_file else self.fits.get(self._row(i))
+
+    @cached_property
+    def fits(self) -> dict[int, Path]:
+        """Files that stand for names that are no files, by the image's position in the arrays."""
+        names = [self._name(row) for row in range(len(self.arrays["image_ids"]))]
+        return fitting(names, self.images_dir)
 
     def annotations(self, i: int, *, crowd: bool = False) -> np.ndarray:
         """The objects of image i, or its crowd regions, as positions in `arrays`; only sound ones."""
@@ -162,16 +197,15 @@ class CocoData:
     def subset(self, images: Sequence[int] | np.ndarray) -> CocoData:
         """The set of these images, by position or as a mask, in this order."""
         rows = self.rows[np.asarray(images)]
-        return CocoData(self.arrays, self.json_path, self.images_dir, rows, self.masks)
+        return self._with(rows=rows)
 
     def without_masks(self) -> CocoData:
         """The same set for models without masks: every object counts that has a box."""
-        return CocoData(self.arrays, self.json_path, self.images_dir, self._rows, False)
+        return self._with(masks=False)
 
     def patched(self, patches: tuple[Patch, ...]) -> CocoData:
         """The same set with some rows of the arrays replaced."""
-        arrays = self.arrays.patched(patches)
-        return CocoData(arrays, self.json_path, self.images_dir, self._rows, self.masks)
+        return self._with(arrays=self.arrays.patched(patches))
 
     def _sound(self, index: np.ndarray | slice) -> np.ndarray:
         keep = self.arrays["keep"][index]

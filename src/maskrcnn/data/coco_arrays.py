@@ -35,7 +35,7 @@ from maskrcnn.data.json_stream import JsonStream
 from maskrcnn.errors import UserError
 from maskrcnn.ops.rle import read_runs, write_counts
 
-VERSION = 5  # of what is below; a cache made by another version is made anew
+VERSION = 6  # of what is below; a cache made by another version is made anew
 NO_MASK, POLYGONS, RLE, UNREADABLE = range(4)
 _NAN4 = (float("nan"),) * 4
 _WHOLE = re.compile(r"-?[0-9]{1,18}")  # an id as text
@@ -62,18 +62,22 @@ def parse(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def collect(path: Path, elements: Iterable[tuple[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The same of (member, element) pairs, in any order, as a COCO JSON would hold them; `path` is for messages."""
-    images, annotations, categories = _Images(path), _Annotations(path), []
+    """The same of (member, element) pairs, in any order, as a COCO JSON would hold them; `path` is for messages.
+
+    The member "notes" holds findings of the reader: pairs of a kind of `defects.RULES` and a sentence.
+    """
+    images, annotations, categories, notes = _Images(path), _Annotations(path), [], []
     takers: dict[str, Callable[[Any], None]] = {
         "images": images.add,
         "annotations": annotations.add,
         "categories": categories.append,
+        "notes": notes.append,
     }
     for member, element in elements:
         takers[member](element)
     category_ids, names = _categories(path, categories)
     arrays = images.arrays() | annotations.arrays(images.rows, category_ids)
-    meta = {"class_names": names, "category_ids": category_ids}
+    meta: dict[str, Any] = {"class_names": names, "category_ids": category_ids, "notes": notes}
     meta |= _keypoints_of(categories, arrays["keypoint_offsets"])
     lengths = np.diff(arrays["keypoint_offsets"])
     arrays["keep_keypoints"] = (lengths == 3 * meta["num_keypoints"]) & (lengths > 0)

@@ -19,9 +19,11 @@ REFUSED = "refused"
 RULES: dict[str, str] = {
     "no_images": REFUSED,
     "no_annotations": REFUSED,
+    "not_read": "left out",
     "duplicate_image_id": REFUSED,  # two files under one id: whose the objects are cannot be known
     "split_image": REFUSED,  # one file under two ids, each with objects: each lacks the other's
     "duplicate_image": "the later entry is left out",
+    "name_differs": "the one file that fits is taken",
     "image_missing": "the image is left out",
     "image_unreadable": "the image is left out",
     "size_absent": "the size is taken from the file",

@@ -16,6 +16,7 @@ from maskrcnn.data.readers import FORMATS, coco, numbered
 from maskrcnn.data.readers.coco import find_images
 from maskrcnn.data.shared_arrays import SharedArrays, load_or_make
 from maskrcnn.data.source import Source, Sources, divided
+from maskrcnn.data.why_not import why_not
 from maskrcnn.errors import UserError, did_you_mean
 
 __all__ = ["find_data", "find_images", "is_other_format", "read_data"]
@@ -45,9 +46,11 @@ def find_data(
     for name in [format] if format else FORMATS:
         if parts := FORMATS[name].find(path, images):
             return divided(parts)
-    chosen = {format: FORMATS[format]} if format else FORMATS
-    looked = "; ".join(f"{reader.LOOKS_FOR} ({name})" for name, reader in chosen.items())
-    raise UserError(f"{path}: no data set found. Looked for {looked}. See docs/data.md for the formats.")
+    looked = FORMATS[format].LOOKS_FOR if format else f"the signs of {', '.join(FORMATS)}"
+    why = why_not(path)
+    raise UserError(
+        f"{path}: no data set found{': ' if why else ''}{why[:150]}. Looked for {looked}; docs/data.md shows them."
+    )
 
 
 def is_other_format(path: str | Path, format: str = "") -> bool:
@@ -71,10 +74,11 @@ def read_data(source: Source, classes: Sequence[str] = (), category_ids: Sequenc
     """
     ids = tuple(category_ids) or tuple(range(1, len(classes) + 1))
     data = read_coco(source.labels, source.images) if source.format == "coco" else _read_other(source)
-    if not classes or (data.class_names, data.category_ids) == (tuple(classes), ids):
-        return data
-    arrays = SharedArrays(*renumbered(dict(data.arrays), data.arrays.meta, classes, ids))
-    return CocoData(arrays, source.labels, source.images)
+    arrays = data.arrays
+    if classes and (data.class_names, data.category_ids) != (tuple(classes), ids):
+        arrays = SharedArrays(*renumbered(dict(arrays), arrays.meta, classes, ids))
+    notes = (*source.notes, *((kind, text) for kind, text in arrays.meta["notes"]))
+    return CocoData(arrays, source.labels, source.images, notes=notes)
 
 
 def _read_other(source: Source) -> CocoData:

@@ -25,13 +25,16 @@ _JUNK = (
 
 class Source(NamedTuple):
     """labels: the label file, or the folder of label files; images: where the images' names start;
-    format: a key of `readers.FORMATS`; part: "train", "val", "test", or "" where the data set is not divided.
+    format: a key of `readers.FORMATS`; part: "train", "val", "test", or "" where the data set is not divided;
+    folders: those of the label files, where there are several (below `labels`); notes: findings as `CocoData` has.
     """
 
     labels: Path
     images: Path
     format: str = "coco"
     part: str = ""
+    folders: tuple[Path, ...] = ()
+    notes: tuple[tuple[str, str], ...] = ()
 
 
 class Sources(NamedTuple):
@@ -43,6 +46,11 @@ def divided(parts: Mapping[str, Source]) -> Sources:
     """Training and validation of the parts that were found; what no part is named train is for training too."""
     train = next(parts[name] for name in ("train", "", *parts) if name in parts)
     val = parts.get("val")
+    rest = parts.get("")
+    if rest is not None and rest is not train:
+        where = ", ".join(str(f) for f in (rest.folders or (rest.labels,))[:3])
+        note = ("not_read", f"{where}: beside a training part, in no part by their names")
+        train = train._replace(notes=(*train.notes, note))
     return Sources(train, None if val is train else val)
 
 

@@ -8,8 +8,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from maskrcnn.data.file_names import folder_fitting, near
 from maskrcnn.data.json_stream import JsonStream
-from maskrcnn.data.source import Source, Sources, check_images, divided, folder_with, split_of
+from maskrcnn.data.source import Source, Sources, check_images, divided, folder_with, listed, split_of
 from maskrcnn.errors import UserError
 
 LOOKS_FOR = "a COCO JSON in it, in its annotations/ or in its other subfolders"
@@ -48,21 +49,26 @@ def find(path: Path, images: str | Path = "", keypoints: bool = False) -> dict[s
     """As `readers.Reader` says; with `keypoints`, of COCO's JSONs of one folder those that have them."""
     if path.is_file():
         return {"": find_images(path, images)} if _is_coco(path) else {}
-    found = _instance_files(path, keypoints)
-    splits = {p: split_of(p.relative_to(path).stem, p.parent.name if p.parent != path else "") for p in found}
-    train = [p for p in found if splits[p] == "train"]
-    val = [p for p in found if splits[p] == "val"]
+    found, broken = _instance_files(path, keypoints)
+    splits = {p: split_of(p.stem, p.parent.name if p.parent != path else "") for p in (*found, *broken)}
+    train, val, unnamed = ([p for p in found if splits[p] == split] for split in ("train", "val", ""))
     if not found:
         return {}
+    for p, error in broken.items():
+        if splits[p]:  # a part of this set: without it another part would be taken for the whole
+            raise error
     if not train and len(found) == 1:
-        train, val = found, []
-    if len(train) != 1:
-        names = ", ".join(str(p.relative_to(path)) for p in (train or found)[:5])
-        raise UserError(
-            f"{path}: expected one JSON with 'train' in its name, found {names}. Give the JSON's own path."
-        )
-    parts = {"train": find_images(train[0], images, root=path)}
-    if len(val) == 1:
+        train, val, unnamed = found, [], []
+    for split, named in (("train", train), ("val", val)):
+        if len(named) != 1 and (named or split == "train"):
+            names = ", ".join(str(p.relative_to(path)) for p in (named or found)[:5])
+            raise UserError(
+                f"{path}: expected one JSON with {split!r} in its name, found {names}. Give the JSON's own path."
+            )
+    notes = [("not_read", f"{p}: a COCO JSON that says neither train nor val in its name") for p in unnamed]
+    notes += [("not_read", str(error)) for error in broken.values()]
+    parts = {"train": find_images(train[0], images, root=path)._replace(notes=tuple(notes))}
+    if val:
         try:
             parts["val"] = find_images(val[0], images, root=path)
         except UserError:
@@ -97,18 +103,25 @@ def find_images(json: Path, images: str | Path = "", root: Path | None = None) -
             return Source(json, candidates[0])
         if folder := folder_with(names, candidates):
             return Source(json, folder)
-    looked = ", ".join(str(c) for c in candidates[:6]) + (" and others" if len(candidates) > 6 else "")
-    raise UserError(f"{json}: its images (the first is {names[0]!r}) are not in {looked}. Give their folder.")
+    if folder := folder_fitting(names, candidates):
+        return Source(json, folder)
+    looked = ", ".join(str(c) for c in candidates[:3]) + (" and others" if len(candidates) > 3 else "")
+    hint = near(names[0], candidates)
+    raise UserError(
+        f"{json}: its images (the first is {names[0][:100]!r}) are not in {looked}.{hint} Give their folder."
+    )
 
 
-def _instance_files(folder: Path, keypoints: bool) -> list[Path]:
-    found = sorted(p for pattern in ("*.json", "*/*.json") for p in folder.glob(pattern) if p.is_file())
+def _instance_files(folder: Path, keypoints: bool) -> tuple[list[Path], dict[Path, UserError]]:
+    """The COCO JSONs in a folder and its subfolders, and what is wrong with JSONs that cannot be read."""
+    found = [p for p in listed(folder, "*.json", "*/*.json") if p.is_file()]
     instances = [p for p in found if p.name.startswith(_KEYPOINTS)] if keypoints else []
     instances = instances or [p for p in found if not p.name.startswith(_OTHER_TASKS)] or found
-    return [p for p in instances if _is_coco(p)]
+    broken: dict[Path, UserError] = {}
+    return [p for p in instances if _is_coco(p, broken)], broken
 
 
-def _is_coco(path: Path) -> bool:
+def _is_coco(path: Path, broken: dict[Path, UserError] | None = None) -> bool:
     stream = JsonStream(path, MEMBERS)
     try:
         for _, element in stream:
@@ -116,7 +129,9 @@ def _is_coco(path: Path) -> bool:
                 return False
             if "annotations" in stream.seen:
                 return "images" in stream.seen or "image_id" in element
-    except UserError:
+    except UserError as e:
+        if broken is not None:
+            broken[path] = e
         return False
     return {"images", "annotations"} <= set(stream.seen)
 

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from maskrcnn.data.file_names import fitting, folder_fitting
+from maskrcnn.data.file_names import near as nearest
 from maskrcnn.data.label_text import encoding_of, read_json
 from maskrcnn.data.readers.shapes import BROKEN, ellipse, rectangle, ring_of, size_of
 from maskrcnn.data.source import Source, check_images, folder_with, listed, split_of, subfolders
@@ -56,9 +58,9 @@ def read(source: Source) -> Iterator[tuple[str, Any]]:
     """As `readers.Reader` says."""
     entries = list(_entries(source.labels))
     attribute = _class_attribute(source.labels, [r for _, regions in entries for r in regions])
-    number = 0
-    for name, regions in entries:
-        path = source.images / name
+    number, fits = 0, fitting([name for name, _ in entries], source.images)
+    for k, (name, regions) in enumerate(entries):
+        path = fits.get(k, source.images / name)
         yield "images", {"id": name, "file_name": name, **size_of(path)}
         for shape, attributes in regions:
             number += 1
@@ -79,11 +81,12 @@ def _source(json_path: Path, root: Path, images: str | Path, part: str = "") -> 
     here = json_path.parent
     near = [here, here / "images", root, root / "images", root / "images" / here.name]
     near += subfolders(here)
-    folder = folder_with(names, [Path(images)] if images else near)
+    candidates = [Path(images)] if images else near
+    folder = folder_with(names, candidates) or folder_fitting(names, candidates)
     if folder is None and names:
-        looked = images or here
+        looked = f"{images or here}.{nearest(names[0], candidates)}"
         raise UserError(
-            f"{json_path}: its images (the first is {names[0]!r}) are not in {looked}. Give their folder."
+            f"{json_path}: its images (the first is {names[0]!r}) are not in {looked} Give their folder."
         )
     return Source(json_path, folder or here, "via", part)
 

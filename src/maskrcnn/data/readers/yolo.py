@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from maskrcnn.data.file_names import fitting
 from maskrcnn.data.label_text import read_text
 from maskrcnn.data.readers.shapes import BROKEN, size_of
 from maskrcnn.data.source import IMAGE_SUFFIXES, Source, image_files, listed, split_of, subfolders
@@ -25,6 +26,7 @@ LOOKS_FOR = "a data.yaml with names and train, or images/ and labels/ with a tex
 _PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _UNCOMMENTED = re.compile(r"""(?:"[^"]*"|'[^']*'|[^"'#]|(?<=\S)#|["'])*""")
 _MOST_CLASSES = 10_000  # a higher number is a mistake
+_NAMES = ("classes.txt",)
 _ALL = "**/*"  # in subfolders too
 
 
@@ -34,7 +36,8 @@ def find(path: Path, images: str | Path = "") -> dict[str, Source]:
         return _from_yaml(path) if path.suffix in (".yaml", ".yml") else {}
     yamls = sorted(p for end in ("yaml", "yml") for p in listed(path, f"*.{end}"))
     for candidate in sorted(yamls, key=lambda p: p.stem != "data"):
-        if parts := _from_yaml(candidate):
+        parts = _from_yaml(candidate)
+        if parts and (candidate.stem == "data" or any(map(_is_there, parts.values()))):
             return parts
     return _from_folders(path)
 
@@ -90,7 +93,7 @@ def _class_number(word: str) -> int | None:
 
 def _from_yaml(path: Path) -> dict[str, Source]:
     content = read_yaml(path)
-    if "names" not in content or not content.keys() & {"train", "val"}:
+    if not _is_data(content):
         return {}
     root = _root(path, content)
     parts = {}
@@ -98,6 +101,25 @@ def _from_yaml(path: Path) -> dict[str, Source]:
         if any(content.get(word) for word in words):
             parts[part] = Source(path, root, "yolo", part)
     return parts
+
+
+def _is_data(content: dict[str, Any]) -> bool:
+    """Whether it has YOLO's names and parts, and is no other program's settings with these words in them."""
+    parts = [content[p] for p in ("train", "val") if content.get(p)]
+    places = [where for part in parts for where in (part if isinstance(part, list) else [part])]
+    return (
+        isinstance(content.get("names"), list | dict | str)
+        and bool(places)
+        and all(isinstance(where, str | int) for where in places)
+    )
+
+
+def _is_there(source: Source) -> bool:
+    try:
+        _images(source)
+    except UserError:
+        return False
+    return True
 
 
 def _root(path: Path, content: dict[str, Any]) -> Path:
@@ -111,7 +133,10 @@ def _from_folders(path: Path) -> dict[str, Source]:
     parts: dict[str, Source] = {}
     for folder in _image_folders(path):
         labels = _label_file(folder / "x.jpg").parent
-        if labels.is_dir() and listed(labels, "**/*.txt"):
+        pattern = (
+            "*.txt" if folder == path / "images" else "**/*.txt"
+        )  # whose subfolders are parts of their own
+        if labels.is_dir() and any(p.name not in _NAMES for p in listed(labels, pattern)):
             part = split_of(folder.name, folder.parent.name if folder.parent != path else "")
             parts.setdefault(part, Source(path, path, "yolo", part))
     return parts
@@ -137,8 +162,19 @@ def _images(source: Source) -> list[Path]:
         elif where.suffix.lower() in IMAGE_SUFFIXES:
             found.append(where)
         else:
-            lines = [line.strip() for line in read_text(where).splitlines()]
-            found += [where.parent / line for line in lines if line]
+            found += _listed_images(where, source.images)
+    return found
+
+
+def _listed_images(path: Path, root: Path) -> list[Path]:
+    """The images of a list: relative to it, or to the set's folder, or those that fit its lines there."""
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    found = [path.parent / line for line in lines]
+    lost = [k for k, image in enumerate(found) if not os.path.isfile(image)]
+    fits = fitting([lines[k] for k in lost], root)
+    for n, k in enumerate(lost):
+        there = fits.get(n, root / lines[k])
+        found[k] = there if os.path.isfile(there) else found[k]
     return found
 
 
@@ -199,7 +235,7 @@ def _folder_of_images(image: Path) -> Path | None:
 
 
 def _name_files(folder: Path) -> Iterator[Path]:
-    yield from (p for name in ("classes.txt", "labels/classes.txt") if (p := folder / name).is_file())
+    yield from (p for where in ("", "labels") for name in _NAMES if (p := folder / where / name).is_file())
 
 
 def _class_names(source: Source) -> dict[int, str]:
