@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from maskrcnn.data.source import other_pictures
 from maskrcnn.data.stream import StreamedImage, stream_images
 from maskrcnn.engine.inference import detect_images
 from maskrcnn.errors import UserError, did_you_mean
@@ -46,6 +47,16 @@ def find_images(inputs: Iterable[str | Path]) -> list[Path]:
         for path in _matches(str(given)):
             found.setdefault(path.resolve(), path)
     return list(found.values())
+
+
+def not_read(inputs: Iterable[str | Path]) -> list[str]:
+    """A line for each folder among `inputs` that holds pictures in formats that are not read."""
+    lines = []
+    for folder in (Path(given) for given in inputs if Path(given).is_dir()):
+        if others := [p for p in other_pictures(folder) if p.suffix.lower() not in IMAGE_SUFFIXES]:
+            endings = ", ".join(sorted({p.suffix for p in others}))
+            lines.append(f"{folder}: {len(others)} others not read ({endings}): convert them to JPEG or PNG")
+    return lines
 
 
 def check_outputs(images: Sequence[Path], out_dir: str | Path, *, draw: bool = True) -> None:

@@ -12,6 +12,7 @@ for a mistake in the command; nothing is written then.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,9 +53,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     from maskrcnn.files import check_writable, check_writable_folder
-    from maskrcnn.predict import PREDICTIONS, check_outputs, find_images, predict_stream, write_predictions
+    from maskrcnn.predict import (
+        PREDICTIONS,
+        check_outputs,
+        find_images,
+        not_read,
+        predict_stream,
+        write_predictions,
+    )
 
     images = find_images(args.images)
+    for line in not_read(args.images):
+        print(line, file=sys.stderr)
     check_writable_folder(args.out)
     check_writable(args.out / PREDICTIONS)
     check_outputs(images, args.out, draw=not args.no_draw)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from maskrcnn.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+# Pictures in formats that are not read
+OTHER_SUFFIXES = (
+    ".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".psd", ".exr", ".svg", ".pdf", ".dcm", ".nii",
+    ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2",
+)  # fmt: skip
 # Systems' own files and folders beside those whose names begin with a dot
 _JUNK = (
     "thumbs.db",
@@ -49,7 +54,7 @@ def divided(parts: Mapping[str, Source]) -> Sources:
     rest = parts.get("")
     if rest is not None and rest is not train:
         where = ", ".join(str(f) for f in (rest.folders or (rest.labels,))[:3])
-        note = ("not_read", f"{where}: beside a training part, in no part by their names")
+        note = ("not_read", f"{where}: neither train nor val by name, beside a part that is train")
         train = train._replace(notes=(*train.notes, note))
     return Sources(train, None if val is train else val)
 
@@ -84,6 +89,33 @@ def listed(folder: Path, *patterns: str) -> list[Path]:
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder, in order, without junk."""
     return [p for p in listed(folder) if p.is_dir()]
+
+
+def sources_of(
+    root: Path, folders: Iterable[Path], format: str, images: str | Path = ""
+) -> dict[str, Source]:
+    """The parts of label folders below `root`, by what their paths say; several folders of a part are read as one."""
+    parts: dict[str, list[Path]] = {}
+    for folder in folders:
+        parts.setdefault(split_of(*reversed(folder.relative_to(root).parts)), []).append(folder)
+    return {
+        part: Source(found[0], Path(images or found[0]), format, part)
+        if len(found) == 1
+        else Source(root, Path(images or root), format, part, tuple(found))
+        for part, found in parts.items()
+    }
+
+
+def unread(paths: Sequence[Path], what: str) -> Iterator[tuple[str, tuple[str, str]]]:
+    """The element of a reader that tells how many of something were not read; nothing of none."""
+    if paths:
+        named = ", ".join(str(p) for p in paths[:2]) + ", ..." * (len(paths) > 2)
+        yield "notes", ("not_read", f"{len(paths)} {what}: {named}")
+
+
+def other_pictures(folder: Path) -> list[Path]:
+    """Pictures in a folder in formats that are not read, in order."""
+    return [p for p in listed(folder) if p.suffix.lower() in OTHER_SUFFIXES]
 
 
 def folder_with(names: Sequence[str], candidates: Iterable[Path]) -> Path | None:

@@ -18,7 +18,7 @@ import numpy as np
 
 from maskrcnn.data.label_text import read_json
 from maskrcnn.data.readers.shapes import BROKEN, masks_of, read_labels, ring_of, size_from, size_of
-from maskrcnn.data.source import Source, image_like, listed, split_of
+from maskrcnn.data.source import Source, image_like, listed, split_of, unread
 from maskrcnn.errors import UserError
 
 LOOKS_FOR = "*_instanceIds.png or *_polygons.json somewhere in it"
@@ -64,6 +64,11 @@ def read(source: Source) -> Iterator[tuple[str, Any]]:
                 labels |= {annotation.get("category_id", 0)}
                 yield "annotations", {"id": number, "image_id": _stem(path), **annotation}
     if from_pictures:
+        known = {p.with_name(p.name.replace(*_ENDINGS)) for p in paths}
+        drawn = [
+            p for p in listed(source.labels, f"**/*{_ENDINGS[1]}") if _part(source.labels, p) == source.part
+        ]
+        yield from unread([p for p in drawn if p not in known], "polygons without a picture of ids")
         names = NAMES if labels <= NAMES.keys() else NAMES | _names_from_polygons(paths, labels)
         shown = sorted(NAMES) if labels <= NAMES.keys() else sorted(labels)
         yield from (("categories", {"id": k, "name": names.get(k, f"label {k}")}) for k in shown)

@@ -4,30 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from maskrcnn.data.readers.shapes import foreground, size_of
-from maskrcnn.data.source import Source, image_files, split_of, subfolders
+from maskrcnn.data.source import Source, image_files, sources_of, subfolders, unread
 from maskrcnn.errors import UserError
 from maskrcnn.ops.rle import rle_encode
 
 LOOKS_FOR = "a folder for each image with images/ and masks/ of one PNG an object"
 CLASS_NAME = "object"
-_PEEK = 20  # entries of a folder that show what it holds
+_DEPTH = 2  # folders below the set's that are looked into
 
 
 def find(path: Path, images: str | Path = "") -> dict[str, Source]:
-    """As `readers.Reader` says: the folder itself, or its subfolders by their names."""
-    parts: dict[str, Source] = {}
-    if path.is_file():
-        return parts
-    for folder in (path, *subfolders(path)):
-        part = "" if folder == path else split_of(folder.name)
-        if part not in parts and any((p / "masks").is_dir() for p in islice(folder.iterdir(), _PEEK)):
-            parts[part] = Source(folder, folder, "instances", part)
-    return parts
+    """As `readers.Reader` says: the folder itself and those below it, by their names."""
+    return {} if path.is_file() else sources_of(path, _sets(path, _DEPTH), "instances")
+
+
+def _sets(folder: Path, depth: int) -> Iterator[Path]:
+    """The folders of folders of images, from `folder` downward."""
+    below = [p for p in subfolders(folder) if not _is_image(p)]
+    if any(map(_is_image, subfolders(folder))):
+        yield folder
+    for other in below if depth else ():
+        yield from _sets(other, depth - 1)
+
+
+def _is_image(folder: Path) -> bool:
+    return (folder / "masks").is_dir()
 
 
 def files(source: Source) -> list[Path]:
@@ -41,21 +46,23 @@ def read(source: Source) -> Iterator[tuple[str, Any]]:
     number, folders = 0, _folders(source)
     with ThreadPoolExecutor(4) as pool:
         for folder, masks in zip(folders, pool.map(_masks, folders), strict=True):
-            image = _image(folder)
-            yield (
-                "images",
-                {"id": folder.name, "file_name": str(image.relative_to(source.images)), **size_of(image)},
-            )
+            image, name = _image(folder), folder.relative_to(source.labels).as_posix()
+            file_name = str(image.relative_to(source.images))
+            yield "images", {"id": name, "file_name": file_name, **size_of(image)}
             for mask in masks:
                 number += 1
                 yield (
                     "annotations",
-                    {"id": number, "image_id": folder.name, "category": CLASS_NAME, "segmentation": mask},
+                    {"id": number, "image_id": name, "category": CLASS_NAME, "segmentation": mask},
                 )
+
+    below = [p for folder in source.folders or (source.labels,) for p in subfolders(folder)]
+    bare = [p for p in below if not _is_image(p) and (p / "images").is_dir()]
+    yield from unread([p for p in bare if image_files(p / "images")], "images without masks/")
 
 
 def _folders(source: Source) -> list[Path]:
-    return [p for p in subfolders(source.labels) if (p / "masks").is_dir()]
+    return [p for folder in source.folders or (source.labels,) for p in subfolders(folder) if _is_image(p)]
 
 
 def _image(folder: Path) -> Path:

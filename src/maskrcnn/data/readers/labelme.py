@@ -18,42 +18,51 @@ import numpy as np
 from maskrcnn.data.json_stream import JsonStream
 from maskrcnn.data.label_text import read_json, read_text
 from maskrcnn.data.readers.shapes import BROKEN, ellipse, foreground, rectangle, ring_of, size_from, size_of
-from maskrcnn.data.source import Source, image_like, listed, split_of, subfolders
+from maskrcnn.data.source import (
+    Source,
+    image_files,
+    image_like,
+    listed,
+    other_pictures,
+    sources_of,
+    subfolders,
+    unread,
+)  # fmt: skip
 from maskrcnn.errors import UserError
 from maskrcnn.ops.rle import rle_encode
 
 LOOKS_FOR = "LabelMe JSONs (with shapes and imagePath) in it or in its subfolders"
+_DEPTH = 3  # folders below the set's that are looked into
 _PEEK = 3  # files of a folder that show what it holds
 _NO_CLASS = ("__ignore__", "_background_")  # LabelMe's names for what is not to be learnt
 _MOST_PIXELS = 1 << 30  # of a picture with bitmap masks
 
 
 def find(path: Path, images: str | Path = "") -> dict[str, Source]:
-    """As `readers.Reader` says: the folder itself, or its subfolders by their names."""
+    """As `readers.Reader` says: the folder itself and those below it, by their names."""
     if path.is_file():
         return {"": Source(path, Path(images or path.parent), "labelme")} if _is_labelme(path) else {}
-    parts: dict[str, Source] = {}
-    for folder in (path, *subfolders(path)):
-        part = "" if folder == path else split_of(folder.name)
-        if part not in parts and any(map(_is_labelme, listed(folder, "*.json")[:_PEEK])):
-            parts[part] = Source(folder, Path(images or folder), "labelme", part)
-    return parts
+    folders = [f for f in _folders(path, _DEPTH) if any(map(_is_labelme, listed(f, "*.json")[:_PEEK]))]
+    return sources_of(path, folders, "labelme", images)
 
 
 def files(source: Source) -> list[Path]:
     """As `readers.Reader` says."""
-    return [source.labels] if source.labels.is_file() else listed(source.labels, "*.json")
+    if source.labels.is_file():
+        return [source.labels]
+    return [p for folder in source.folders or (source.labels,) for p in listed(folder, "*.json")]
 
 
 def read(source: Source) -> Iterator[tuple[str, Any]]:
     """As `readers.Reader` says."""
     yield from (("classes", name) for name in _class_order(source.labels))
-    number = 0
+    number, used = 0, set()
     for path in files(source):
         content = _content(path)
         if content is None:
             continue
         name, size = _image(path, content, source.images)
+        used.add(os.path.realpath(source.images / name))
         yield "images", {"id": name, "file_name": name, **size}
         for label, shapes in _objects(content["shapes"]):
             number += 1
@@ -62,6 +71,21 @@ def read(source: Source) -> Iterator[tuple[str, Any]]:
                 "annotations",
                 {"id": number, "image_id": name, "category": label, "segmentation": segmentation},
             )
+
+    if source.labels.is_dir():
+        folders = source.folders or (source.labels,)
+        beside = [p for f in folders for p in image_files(f) if os.path.realpath(p) not in used]
+        yield from unread(beside, "pictures without a label file")
+        others = [p for f in folders for p in other_pictures(f) if os.path.realpath(p) not in used]
+        yield from unread(others, "pictures in formats that are not read")
+
+
+def _folders(root: Path, depth: int) -> Iterator[Path]:
+    """The folder and those below it."""
+    yield root
+    if depth:
+        for folder in subfolders(root):
+            yield from _folders(folder, depth - 1)
 
 
 def _is_labelme(path: Path) -> bool:
@@ -90,8 +114,8 @@ def _image(path: Path, content: Mapping[str, Any], images: Path) -> tuple[str, d
     given = (
         PureWindowsPath(given).as_posix() if isinstance(given, str) and given else ""
     )  # takes / and \ alike
-    beside = image_like(images / path.stem)
-    candidates = [path.parent / given, images / given, images / Path(given).name, beside]
+    beside = [image_like(folder / path.stem) for folder in (images, path.parent)]
+    candidates = [path.parent / given, images / given, images / Path(given).name, *beside]
     found = next((p for p in candidates if p is not None and os.path.isfile(p)), None)
     name = given or path.stem if found is None else Path(os.path.relpath(found, images)).as_posix()
     size = size_from(content.get("imageHeight"), content.get("imageWidth"))

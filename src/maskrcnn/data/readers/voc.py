@@ -16,7 +16,7 @@ import numpy as np
 
 from maskrcnn.data.label_text import read_text
 from maskrcnn.data.readers.shapes import masks_of, read_labels
-from maskrcnn.data.source import Source, image_like, listed
+from maskrcnn.data.source import Source, image_files, image_like, listed, unread
 from maskrcnn.errors import UserError
 
 LOOKS_FOR = "Pascal VOC's SegmentationObject/ and SegmentationClass/ in it or two folders down"
@@ -77,6 +77,7 @@ def read(source: Source) -> Iterator[tuple[str, Any]]:
                     "annotations",
                     {"id": number, "image_id": name, "category_id": category, "segmentation": mask},
                 )
+    yield from _unread(source)
     classes = _class_names(source.labels)
     for k in range(1, max(len(classes), highest) + 1):
         yield "categories", {"id": k, "name": classes[k - 1] if k <= len(classes) else f"class {k}"}
@@ -98,6 +99,20 @@ def _objects(root: Path, name: str) -> tuple[tuple[int, int], list[tuple[int, di
         # An object without a class has none to learn: category 0, which is not among the categories.
         objects.append((int(np.bincount(own).argmax()) if len(own) else 0, mask))
     return (numbers.shape[0], numbers.shape[1]), objects
+
+
+def _unread(source: Source) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Masks that are in no list, told once; or pictures without one, where there are no lists."""
+    root = source.labels
+    masks = listed(root / "SegmentationObject", "*.png")
+    if not source.part:
+        stems = {p.stem for p in masks}
+        pictures = image_files(source.images) if source.images.is_dir() else []
+        yield from unread([p for p in pictures if p.stem not in stems], "pictures without SegmentationObject")
+    elif source.part == "train":
+        lists = listed(root / "ImageSets" / "Segmentation", "*.txt")
+        named = {line.split()[0] for p in lists for line in read_text(p).splitlines() if line.strip()}
+        yield from unread([p for p in masks if p.stem not in named], "masks in no list")
 
 
 def _list(root: Path, part: str) -> Path:

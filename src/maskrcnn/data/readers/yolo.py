@@ -19,7 +19,17 @@ from typing import Any
 from maskrcnn.data.file_names import fitting
 from maskrcnn.data.label_text import read_text
 from maskrcnn.data.readers.shapes import BROKEN, size_of
-from maskrcnn.data.source import IMAGE_SUFFIXES, Source, image_files, listed, split_of, subfolders
+from maskrcnn.data.source import (
+    IMAGE_SUFFIXES,
+    Source,
+    image_files,
+    image_like,
+    listed,
+    other_pictures,
+    split_of,
+    subfolders,
+    unread,
+)  # fmt: skip
 from maskrcnn.errors import UserError
 
 LOOKS_FOR = "a data.yaml with names and train, or images/ and labels/ with a text file for each image"
@@ -64,8 +74,25 @@ def read(source: Source) -> Iterator[tuple[str, Any]]:
                 annotation = _annotation(line, size.get("width", 0), size.get("height", 0))
                 highest = max(highest, annotation["category_id"] or 0)
                 yield "annotations", {"id": number, "image_id": name, **annotation}
+    yield from _unread(images, _label_files(source, images), source.labels)
     for k in names or range(highest + 1):
         yield "categories", {"id": k, "name": names.get(k, f"class {k}")}
+
+
+def _unread(
+    images: Sequence[Path], labels: Sequence[Path], source: Path
+) -> Iterator[tuple[str, tuple[str, str]]]:
+    """Label files without a picture, and pictures in formats that are not read."""
+    places = {label.parent: image.parent for image, label in zip(images, labels, strict=True)}
+    used = {*labels, source, *(source.parent / name for name in _NAMES)}
+    texts = [
+        p for folder in places for p in listed(folder, "*.txt") if p not in used and p.name not in _NAMES
+    ]
+    lost = [p for p in texts if image_like(places[p.parent] / p.stem) is None]
+    lost = [p for p in lost if p.stem not in ("train", "val", "valid", "test")]  # lists of images
+    yield from unread(lost, "label files without a picture")
+    others = [p for folder in dict.fromkeys(places.values()) for p in other_pictures(folder)]
+    yield from unread(others, "pictures in formats that are not read")
 
 
 def _annotation(line: str, width: int, height: int) -> dict[str, Any]:
