@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from maskrcnn import presets
-from maskrcnn.errors import UserError, did_you_mean
+from maskrcnn.errors import UserError, did_you_mean, shown
 from maskrcnn.zoo_table import find
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ def _config_for(config: ModelConfig, file: WeightFile) -> ModelConfig:
     if file.config is not None:
         if file.config.name != config.name:
             raise UserError(
-                f"{file.path}: expected weights of {config.name}, got those of {file.config.name}."
+                f"{file.path}: expected weights of {config.name}, got those of {shown(file.config.name)}."
             )
         return file.config
     return config if file.num_classes is None else with_classes(config, file.num_classes)

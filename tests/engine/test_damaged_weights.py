@@ -303,6 +303,17 @@ def test_names_of_a_file_do_not_fill_the_message(tmp_path: Path) -> None:
     assert "with names like xxx" in refusal(path)
 
 
+def test_names_in_a_config_do_not_fill_the_message(tmp_path: Path) -> None:
+    path = with_config(tmp_path, change("name", to="x\x1b[2J\n" * 1000))
+    assert "got those of x" in refusal(path, lambda path: zoo.restore("mask_rcnn_R_50_FPN_3x", path))
+
+
+def test_a_pointer_to_the_last_checkpoint_that_is_none(tmp_path: Path) -> None:
+    for content in (b"\xff\xfe\0\0", b"x" * 10_000, b"../" * 3000, b""):
+        (tmp_path / "last").write_bytes(content)
+        assert "got a folder without" in refusal(tmp_path)
+
+
 def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
     whole, path = model(), tmp_path / "a.safetensors"
     state = {k: v.view(torch.int32) if v.is_floating_point() else v for k, v in whole.state_dict().items()}

@@ -183,7 +183,7 @@ def _kept_heads(file: WeightFile, model: nn.Module) -> list[str]:
     own = () if file.config is None else file.config.class_names
     if not names or own == names:
         return []
-    its, ours = (", ".join(n[:3]) + ", ..." * (len(n) > 3) for n in (own, names))
+    its, ours = (_listed(n) for n in (own, names))
     return [
         f"has {len(names)} class{'es' * (len(names) > 1)} too{f' ({its})' if own else ''}: the heads are kept, and its "
         f"classes are taken for the data set's in their order ({ours})."
@@ -201,7 +201,7 @@ def _model_file(path: Path) -> Path:
         return path
     places = [path / name for name in IN_A_FOLDER]
     if (path / "last").is_file():
-        places.append(path / (path / "last").read_text().strip() / IN_A_FOLDER[0])
+        places.append(path / (path / "last").read_text(errors="replace").strip()[:200] / IN_A_FOLDER[0])
     for place in places:
         if place.is_file():
             return place
