@@ -54,6 +54,7 @@ class Measurement:
 
     task: Task
     device_name: str = ""
+    machine: str = ""  # `processor.describe` in a line
     seconds: float | None = None
     memory_mib: float | None = None
     error: str | None = None
@@ -104,6 +105,7 @@ def measure(task: Task) -> Measurement:
     """Measure in this process."""
     import torch
 
+    from maskrcnn import processor
     from maskrcnn.models import build  # noqa: F401 (before the memory is read: imports do not count)
 
     if task.threads:
@@ -117,6 +119,7 @@ def measure(task: Task) -> Measurement:
     return Measurement(
         task=task,
         device_name=_device_name(device),
+        machine=processor.describe().line(),
         seconds=statistics.median(seconds),
         memory_mib=memory.peak(),
     )

@@ -327,7 +327,7 @@ class TrainConfig:
 
     iterations: int = 90_000  # optimiser steps
     max_minutes: float | None = None  # stop training by the clock; the schedule then follows the clock too
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"  # auto: the faster of bf16 and fp32 here
     loss_scale: float = 65536.0  # in fp16, to begin with: it adapts
     tf32: bool = False  # on CUDA: matrix products of factors rounded to 10 bits, several times as fast
     channels_last: bool = True

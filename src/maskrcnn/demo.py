@@ -164,7 +164,7 @@ def recipe(*, minutes: float, seed: int, min_size: int = SIZE[0]) -> Config:
         train=TrainConfig(
             iterations=iterations,
             max_minutes=minutes,
-            precision=fast_precision(),
+            precision="auto",
             seed=seed,
             ema_decay=0.99,
             log_every=20,
@@ -173,16 +173,6 @@ def recipe(*, minutes: float, seed: int, min_size: int = SIZE[0]) -> Config:
             evaluate_every=iterations // 4,
         ),
     )
-
-
-def fast_precision() -> Any:
-    """bf16 where a GPU or the CPU computes in it, else fp32 (which a CPU would have to imitate it with)."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "bf16"
-    can = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bf16" if can.get("avx512_bf16") or can.get("amx_bf16") else "fp32"
 
 
 # ----------------------------------------------------------------------------------------------- data

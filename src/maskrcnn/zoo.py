@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from maskrcnn import presets
-from maskrcnn.errors import UserError, did_you_mean, shown
+from maskrcnn.errors import UserError, shown
 from maskrcnn.zoo_table import find
 
 if TYPE_CHECKING:
     from maskrcnn.config import ModelConfig
     from maskrcnn.engine.weights import WeightFile
     from maskrcnn.models.mask_rcnn import MaskRCNN
-
-Precision = Literal["fp32", "bf16", "fp16"]
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pkl", ".pth", ".pt", ".tar", ".npz")
 
@@ -35,21 +34,26 @@ def load(
     name_or_path: str | Path,
     weights: str | Path | None = None,
     device: str | None = None,
-    precision: Precision = "fp32",
+    precision: str = "fp32",
 ) -> MaskRCNN:
     """A model with its weights, ready to predict.
 
     name_or_path: a run folder or a safetensors file of ours, which need nothing else; or a model's name, with
     `weights` a file of ours or a published one; without, its published file is downloaded (see
     `maskrcnn.download`). The number of classes is the file's.
-    device: by default a CUDA GPU where there is one. precision: of the network; results are float32 anyway.
+    device: as PyTorch names it, by default a CUDA GPU where there is one. precision: of the network; results are
+    float32 anyway, and where the processor is slower in it than in fp32 one line is logged that says so.
 
     Raises:
         UserError: no such model or file, weights of another model, no such device, a download that fails.
     """
-    if precision not in ("fp32", "bf16", "fp16"):
+    from maskrcnn import processor
+
+    if precision not in processor.DTYPES:
         raise UserError(f"precision: expected fp32, bf16 or fp16, got {precision!r}.")
-    target = _device(device)
+    target = processor.find_device(device)
+    if remark := processor.remark(precision, target):
+        logging.getLogger("maskrcnn").warning(remark)
     return restore(name_or_path, weights).to(target).prepare(precision)
 
 
@@ -122,20 +126,3 @@ def _is_file(name: str | Path) -> bool:
     return str(name) not in presets.PRESETS and (
         path.exists() or path.suffix in _WEIGHT_SUFFIXES or len(path.parts) > 1
     )
-
-
-def _device(device: str | None) -> str:
-    import torch
-
-    if device is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    kind = str(device).split(":")[0]
-    if kind not in ("cpu", "cuda"):
-        near = did_you_mean(kind, ("cpu", "cuda"))
-        raise UserError(f"device: expected cpu or cuda, got {device!r}. {near}".rstrip())
-    if kind == "cuda":
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError):
-            raise UserError(f"device: no {device!r} on this machine. Use cpu.") from None
-    return str(device)

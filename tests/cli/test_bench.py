@@ -66,7 +66,7 @@ def test_time_out_is_a_row_too() -> None:
     [
         (["--models", "mask_rcnn_R_50_FPN_2x"], "mask_rcnn_R_50_FPN_1x"),
         (["--size", "0", "5"], "--size must be at least 1"),
-        (["--device", "tpu"], "expected cpu or cuda"),
+        (["--device", "tpu"], "expected cpu, cuda"),
     ],
 )
 def test_mistakes(

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import stochastic_depth
 
+from maskrcnn import processor
 from maskrcnn.config import Norm
 from maskrcnn.ops import winograd
 from maskrcnn.ops.deformable import deform_conv2d
@@ -163,37 +164,30 @@ class Conv(nn.Module):
         """ReLU of `other` + the convolution of `x`. In inference `other` is overwritten with it: on a CPU the sum is
         then part of the convolution, which needs neither a map of its own nor two more passes over it."""
         if self.norm is None and _writes_into(x, other):
-            return torch.ops.mkldnn._convolution_pointwise_.binary(
+            return processor.convolve_onto(
                 other,
                 x,
                 self.weight,
                 self.bias,
-                [self.padding] * 2,
-                [self.stride] * 2,
-                [self.dilation] * 2,
-                self.groups,
-                "add",
-                1.0,
-                "relu",
-                [],
-                None,
+                stride=self.stride,
+                padding=self.padding,
+                dilation=self.dilation,
+                groups=self.groups,
             )
         return F.relu_(self(x).add_(other))
 
 
 def _writes_into(x: Tensor, other: Tensor) -> bool:
-    """Whether oneDNN can add its convolution of `x` to `other`: on x86, where PyTorch comes with MKL too."""
+    """Whether oneDNN can add its convolution of `x` to `other`."""
     return (
         x.device.type == "cpu"
         and x.dtype == other.dtype
-        and x.dtype in (torch.float32, torch.bfloat16)
         and len(x) > 0
         and all(t.is_contiguous(memory_format=torch.channels_last) for t in (x, other))
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and torch.backends.mkl.is_available()
-        and torch.backends.mkldnn.is_available()
+        and processor.adds_in_convolution(x.dtype)
     )
 
 

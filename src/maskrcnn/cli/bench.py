@@ -73,13 +73,15 @@ def main(args: argparse.Namespace) -> int:
             _write(args.out, found)
             progress.advance(bar)
     print(bench.table(found), end="")
+    for machine in sorted({m.machine for m in found if m.machine}):
+        print(f"on {machine}")
     failed = [m for m in found if m.error is not None and m.task in todo]
     print(f"{len(found) - len(failed)} measurements: {args.out / 'bench.json'}")
     return 1 if failed else 0
 
 
 def _tasks(args: argparse.Namespace) -> list[Task]:
-    from maskrcnn import presets
+    from maskrcnn import presets, processor
     from maskrcnn.bench import Task
 
     for name in args.models or ():
@@ -87,8 +89,7 @@ def _tasks(args: argparse.Namespace) -> list[Task]:
     for option, value in (("size", min(args.size)), ("batch", min(args.batch)), ("repeats", args.repeats)):
         if value < 1:
             raise UserError(f"bench: --{option} must be at least 1, got {value}.")
-    if args.device.split(":")[0] not in ("cpu", "cuda"):
-        raise UserError(f"bench: --device: expected cpu or cuda, got {args.device!r}.")
+    processor.parse_device(args.device)
     return [
         Task(
             model=model,

@@ -29,7 +29,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, model_required: bool =
         help="a name that `maskrcnn list` shows, a run folder, or a checkpoint file",
     )
     add("--weights", metavar="FILE", help="weights for a model given by name")
-    add("--device", choices=("cpu", "cuda"), help="where to run (cuda if there is one)")
+    add("--device", metavar="cpu|cuda|cuda:1|mps|xpu", help="where to run (cuda if there is one)")
     add("--precision", choices=("fp32", "bf16", "fp16"), help="of the network (fp32)")
     add("--num-threads", type=whole_number, metavar="N", help="CPU threads (all cores)")
     settings = parser.add_argument_group(

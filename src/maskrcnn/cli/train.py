@@ -56,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", metavar="RUN", required=True, help="the run's folder, new or empty")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it")
-    parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
+    parser.add_argument(
+        "--device", metavar="cpu|cuda|cuda:1|mps|xpu", help="default: cuda where there is one"
+    )
     parser.add_argument("--num-threads", metavar="N", type=int, help="threads of one process on the CPU")
     parser.epilog = _settings_help()
 

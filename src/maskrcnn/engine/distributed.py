@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from maskrcnn import processor
 from maskrcnn.errors import UserError
 
 T = TypeVar("T")
@@ -32,27 +33,14 @@ class Process:
 
 
 def choose_device(name: str | None, local_rank: int = 0) -> torch.device:
-    """`cpu`, `cuda`, `cuda:N`, or for None the first that is there.
+    """Device of this process: `name` as PyTorch knows it, else the first GPU; each process takes the next one.
 
     Raises:
-        UserError: not a device, or CUDA is asked for and absent.
+        UserError: no such kind of device, or none on this machine.
     """
-    has_cuda = torch.cuda.is_available()
-    if name is None:
-        name = "cuda" if has_cuda else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"--device: expected cpu or cuda, got {name!r}.") from None
+    device = processor.find_device(name)
     if device.type == "cuda":
-        if not has_cuda:
-            raise UserError(f"--device {name}: no CUDA device is visible to PyTorch here. Use --device cpu.")
-        index = local_rank if device.index is None else device.index
-        if index >= torch.cuda.device_count():
-            raise UserError(
-                f"--device {name}: no CUDA device {index}; there are {torch.cuda.device_count()}."
-            )
-        device = torch.device("cuda", index)
+        return processor.find_device(f"cuda:{local_rank if device.index is None else device.index}")
     return device
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from maskrcnn.data.classes import ids_of_model, unknown
 from maskrcnn.data.stream import StreamedImage, stream_images
 from maskrcnn.errors import UserError
 from maskrcnn.models.tta import detect_in_views
+from maskrcnn.processor import DTYPES
 from maskrcnn.structures import Instances
 
 if TYPE_CHECKING:
@@ -20,14 +21,12 @@ if TYPE_CHECKING:
     from maskrcnn.data.coco import CocoData
     from maskrcnn.models.mask_rcnn import MaskRCNN
 
-Precision = Literal["fp32", "bf16", "fp16"]
 
-
-def autocast(device: torch.device, precision: Precision) -> contextlib.AbstractContextManager[Any]:
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
     """The context in which the network computes in `precision`; parameters stay as they are."""
     if precision == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+    return torch.autocast(device.type, dtype=DTYPES[precision])
 
 
 def detect_images(

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from maskrcnn.config import AugmentConfig, Config, DataConfig, ModelConfig
+from maskrcnn import processor
+from maskrcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, from_file
 from maskrcnn.data.check import checked
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.export import to_coco
@@ -67,6 +68,7 @@ def train(
         if choose is None:
             check_settings(config, process)
         start = distributed.on_main(lambda: disk.claim(out, resume=resume))
+        settle_precision(config, out, process, display.say)
         train_data, val_data = open_data(config.data, display.say, config.model)
         adopt_classes(config, train_data, display.say)
         train_data = adopt_keypoints(config, train_data, display.say)
@@ -88,6 +90,25 @@ def train(
         return trainer.run()
     finally:
         distributed.leave()
+
+
+def settle_precision(config: Config, out: Path, process: Process, say: Callable[[str], object]) -> None:
+    """Turn the precision `auto` into that of the run in `out`, else into the one that is fast here; tell which.
+
+    The run's config keeps it, so that a run goes on as it began, also on another machine.
+    """
+    wanted, saved = config.train.precision, out / "config.json"
+    if wanted != "auto":
+        if remark := processor.remark(wanted, process.device):
+            say(f"precision: {remark}")
+        return
+    if saved.is_file():
+        config.train.precision = from_file(saved).train.precision
+        return
+    config.train.precision = distributed.on_main(lambda: processor.fast_precision(process.device))
+    say(
+        f"precision: {config.train.precision}, the faster one on this machine (--train.precision chooses another)"
+    )
 
 
 def open_data(

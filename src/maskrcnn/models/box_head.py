@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from maskrcnn.backbones.layers import conv_tower
 from maskrcnn.config import BoxHeadConfig
-from maskrcnn.models.linear import Linear
+from maskrcnn.models.linear import Linear, first_fc
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import Proposals
 from maskrcnn.ops.boxes import batched_nms, clip_boxes, decode_boxes, encode_boxes, nonempty, scale_boxes
@@ -84,7 +84,7 @@ class BoxHead(nn.Module):
             nn.init.zeros_(predictor.bias)
 
     def prepare(self) -> None:
-        """For inference, for good: the first layer's weights become those of the convolution that it is."""
+        """For inference, for good: the first layer's weights are laid out as pooled RoIs are."""
         if len(self.fcs):
             self.fcs[0].weight = nn.Parameter(self._kernel(), requires_grad=False)
 
@@ -242,14 +242,3 @@ class BoxHead(nn.Module):
             "loss_cls": loss_cls * (c.loss_weight / normalizer),
             "loss_box_reg": loss_box * (c.loss_weight / normalizer),
         }
-
-
-def first_fc(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """The first fully connected layer and its ReLU: (R, C, P, P) -> (R, D), features in the order C, P, P.
-
-    A convolution of the RoIs' own size, kernel (D, C, P, P): it reads them as they lie, channels last, and on a CPU it
-    takes the fast road (see `models.linear`).
-    """
-    if len(x) == 0:
-        return F.relu(F.linear(x.flatten(1), kernel.flatten(1), bias))
-    return F.relu_(F.conv2d(x, kernel, bias)).flatten(1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, overload
+from typing import overload
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from maskrcnn.models.rpn import RPN
 from maskrcnn.ops.boxes import clip_boxes, nonempty, scale_boxes
 from maskrcnn.ops.image_io import read_image, resize_image, resize_size
 from maskrcnn.ops.masks import PredictedMasks, whole_pixel_boxes
+from maskrcnn.processor import DTYPES
 from maskrcnn.structures import GroundTruth, ImageBatch, Instances
 
 Picture = str | Path | np.ndarray
@@ -268,16 +269,15 @@ class MaskRCNN(nn.Module):
         instances.image = picture
         return instances
 
-    def prepare(self, precision: Literal["fp32", "bf16", "fp16"] = "fp32") -> MaskRCNN:
+    def prepare(self, precision: str = "fp32") -> MaskRCNN:
         """Make the model ready for fast inference, for good: batch norms folded, channels-last, cast.
 
-        Boxes, scores and mask probabilities are computed in float32 whatever the precision.
+        precision: fp32, bf16 or fp16. Boxes, scores and mask probabilities are computed in float32 in any of them.
         """
         self.eval().requires_grad_(False)
         fold_norms(self)
         for module in self.modules():
             if isinstance(module, BoxHead):
                 module.prepare()
-        dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-        self.to(dtype=dtypes[precision])
+        self.to(dtype=DTYPES[precision])
         return self.to(memory_format=torch.channels_last)

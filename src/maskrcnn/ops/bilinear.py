@@ -26,7 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskrcnn.ops.sampling import _sum_bags, _use_triton, allow_csr, has_csr
+from maskrcnn import processor
+from maskrcnn.ops.sampling import _sum_bags, _use_triton
 
 # Samples in a block: enough work for all threads, little enough to stay in the cache. It does not depend on
 # the number of threads, so that sums are made in the same order with any.
@@ -396,11 +397,10 @@ class Cells:
     def _dots(self, flow: Tensor, table: Tensor, row: Tensor) -> Tensor:
         """The products of each row of flow (m, D) with the K rows of the table that `row` names: (m, K)."""
         m, K = row.shape
-        if not has_csr(flow):
+        if not (flow.is_cpu and processor.has_sparse_products(flow.dtype)):
             return torch.linalg.vecdot(table[row.long()], flow[:, None])
         out = _take(flow, m, K).zero_()
         ends = torch.arange(0, m * K + 1, K, dtype=torch.int32, device=row.device)
-        allow_csr()
         at = torch.sparse_csr_tensor(
             ends, row.view(-1), out.view(-1), (m, len(table)), check_invariants=False
         )

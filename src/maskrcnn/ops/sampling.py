@@ -1,18 +1,17 @@
 """Weighted sums of rows of a feature map: the one operation under RoIAlign and the deformable operators.
 
 A bilinear sample of a channels-last map is a weighted sum of four of its rows (a row: the channels of
-one place), and pooling or attention over samples only adds rows. `gather_sum` is that sum with both
-gradients; an operator is a short function that computes places and weights.
+one place), and pooling or attention over samples only adds rows.
 
-On the CPU the sum is `embedding_bag`, which reads rows at the speed of memory and needs no compiler. Its
-gradient for the map is the same sum transposed: the pairs (place, output) are sorted by place, and each
-place of the map gathers rows of the output's gradient. No two threads write one place, so results do
-not depend on the number of threads or on timing.
+On the CPU the sum is a product with a sparse matrix where these are at hand and `embedding_bag` elsewhere, which
+read rows at the speed of memory and need no compiler. Its gradient for the map is the same sum transposed: the
+pairs (place, output) are sorted by place, and each place of the map gathers rows of the output's gradient. No two
+threads write one place, so results do not depend on the number of threads or on timing.
 
 RoIAlign (He et al. 2017, Mask R-CNN; meaning and rounding as in `torchvision.ops.roi_align`) averages a
 grid of samples in each bin. The grid is a product of rows and columns, so the samples of one bin are
 first merged per axis: a bin then reads (taps of y) x (taps of x) rows, few even for adaptive sampling.
-On CUDA devices RoIAlign is the Triton kernel pair of `sampling_triton`.
+On CUDA devices RoIAlign is the Triton kernel pair of `sampling_triton`, on all others plain PyTorch.
 
 Shape letters: B images, C channels, H x W the map; R RoIs of P x Q bins; T taps of one bin along an axis;
 N rows of a table, M outputs of K weighted rows each.
@@ -20,7 +19,6 @@ N rows of a table, M outputs of K weighted rows each.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -30,11 +28,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskrcnn import processor
 from maskrcnn.errors import UserError
 
 # Index arithmetic is done in blocks of this many (place, weight) pairs, so that they stay in the cache.
 PAIRS_PER_BLOCK = 1 << 15
-BYTES_PER_BLOCK = 1 << 21
 # Channels that are made channels-last at a time where a map is not.
 CHANNELS_PER_COPY = 32
 
@@ -42,93 +40,21 @@ CHANNELS_PER_COPY = 32
 Bags = tuple[Tensor, Tensor, Tensor]
 
 
-# ---------------------------------------------------------------------------------------------------
-# The primitive
-
-
-def gather_sum(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    """Weighted sums of table rows: `out[m] = sum_k weight[m, k] * table[index[m, k]]`.
-
-    table (N, C) floating; index (M, K) int32 or int64 in [0, N); weight (M, K) of the table's dtype.
-    Returns (M, C) of the table's dtype. Differentiable in table and weight. A place outside the map is
-    any valid index with weight zero. Callers with large M work in blocks of outputs.
-    """
-    return _gather_sum(table, index, weight)
-
-
-@torch.library.custom_op("maskrcnn::gather_sum", mutates_args=())
-def _gather_sum(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    return _bag_sum(table.contiguous(), index, weight)
-
-
-@_gather_sum.register_fake
-def _(table: Tensor, index: Tensor, weight: Tensor) -> Tensor:
-    return table.new_empty(index.shape[0], table.shape[1])
-
-
-@torch.library.custom_op("maskrcnn::gather_sum_table_grad", mutates_args=())
-def _table_grad(grad: Tensor, index: Tensor, weight: Tensor, num_rows: int) -> Tensor:
-    place, order = index.reshape(-1).sort(stable=True)
-    output = order.div(max(1, index.shape[1]), rounding_mode="floor")
-    return _bag_sum(
-        grad.contiguous(), output, weight.reshape(-1)[order], torch.bincount(place, minlength=num_rows)
-    )
-
-
-@_table_grad.register_fake
-def _(grad: Tensor, index: Tensor, weight: Tensor, num_rows: int) -> Tensor:
-    return grad.new_empty(num_rows, grad.shape[1])
-
-
-@torch.library.custom_op("maskrcnn::gather_sum_weight_grad", mutates_args=())
-def _weight_grad(grad: Tensor, table: Tensor, index: Tensor) -> Tensor:
-    M, K = index.shape
-    out = grad.new_empty(M, K)
-    step = max(1, BYTES_PER_BLOCK // max(1, K * table.shape[1] * table.element_size()))
-    for i in range(0, M, step):
-        rows = table[index[i : i + step].long()]
-        out[i : i + step] = torch.bmm(rows, grad[i : i + step, :, None])[..., 0]
-    return out
-
-
-@_weight_grad.register_fake
-def _(grad: Tensor, table: Tensor, index: Tensor) -> Tensor:
-    return grad.new_empty(index.shape)
-
-
-def _gather_sum_setup(ctx, inputs, output) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _gather_sum_backward(ctx, grad):
-    table, index, weight = ctx.saved_tensors
-    for_table = _table_grad(grad, index, weight, table.shape[0]) if ctx.needs_input_grad[0] else None
-    for_weight = _weight_grad(grad, table, index) if ctx.needs_input_grad[2] else None
-    return for_table, None, for_weight
-
-
-_gather_sum.register_autograd(_gather_sum_backward, setup_context=_gather_sum_setup)
-
-
-def _bag_sum(table: Tensor, index: Tensor, weight: Tensor, sizes: Tensor | None = None) -> Tensor:
-    """Sums of weighted rows. A bag is a row of `index`, or with `sizes` the next sizes[m] of a flat `index`."""
-    num_bags = len(index) if sizes is None else len(sizes)
-    if num_bags == 0 or table.numel() == 0:
-        return table.new_zeros(num_bags, table.shape[1])
-    if sizes is None:
-        step = index.shape[1]
-        ends = torch.arange(0, num_bags * step + 1, step, dtype=index.dtype, device=index.device)
-    else:
-        ends = _ends(sizes, index.dtype)
-    return _sum_bags(table, index.reshape(-1), ends, weight.reshape(-1))
-
-
 def _sum_bags(table: Tensor, index: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
-    """`_bag_sum` of flat tensors: bag m holds what lies from ends[m] to ends[m + 1]."""
+    """Weighted sums of table rows: of (N, C), what `index` names from ends[m] to ends[m + 1], to (M, C)."""
+    if not table.is_cpu:
+        return sum_rows(table, index, ends, weight)
     # Not by F.embedding_bag: in small blocks its checks cost a tenth of the time.
     return torch.embedding_bag(
         table.detach(), index, ends, mode=0, per_sample_weights=weight.detach(), include_last_offset=True
     )[0]
+
+
+def sum_rows(table: Tensor, index: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
+    """`_sum_bags` in plain PyTorch, for devices whose `embedding_bag` may be missing or not know this form."""
+    bag = torch.repeat_interleave(ends.diff().long())
+    rows = table.detach().index_select(0, index.long()) * weight.detach()[:, None]
+    return table.new_zeros(len(ends) - 1, table.shape[1]).index_add_(0, bag, rows.to(table.dtype))
 
 
 # ---------------------------------------------------------------------------------------------------
@@ -323,7 +249,9 @@ class RoITaps:
         """
         C, (H, W) = grad.shape[1], self.size
         met = torch.repeat_interleave(self.x.count.sum(1), self.y.count.sum(1))  # x taps that a y tap meets
-        pairs = torch.bincount(self.y.cell, weights=met.double(), minlength=num_images * H)  # of each line
+        pairs = met.new_zeros(num_images * H, dtype=torch.int64).index_add_(
+            0, self.y.cell, met.long()
+        )  # of each line
         out = grad.new_empty(num_images, H, W, C)
         out.view(num_images * H, W, C).index_fill_(0, (pairs == 0).nonzero()[:, 0], 0)
         blocks = _blocks(pairs.tolist(), PAIRS_PER_BLOCK)
@@ -393,26 +321,12 @@ def _sum_blocks(
 
 def _sum_bags_into(out: Tensor, table: Tensor, index: Tensor, ends: Tensor, weight: Tensor) -> None:
     """`_sum_bags`, written to `out`."""
-    if not has_csr(table):
+    if not (table.is_cpu and processor.has_sparse_products(table.dtype)):
         out.copy_(_sum_bags(table, index, ends, weight.to(table.dtype)))
         return
-    allow_csr()
     size = (len(out), len(table))
     bags = torch.sparse_csr_tensor(ends, index, weight, size, check_invariants=False)
     torch.addmm(out, bags, table, beta=0, out=out)
-
-
-def has_csr(x: Tensor) -> bool:
-    """Whether products with sparse matrices are at hand: on CPUs by MKL, which x86 has and which knows two types."""
-    return x.is_cpu and torch.backends.mkl.is_available() and x.dtype in (torch.float32, torch.float64)
-
-
-@cache
-def allow_csr() -> None:
-    """Torch says once in a process that such tensors are in a beta state; not to our users."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.sparse_csr_tensor(torch.tensor([0, 0]), torch.tensor([]).int(), torch.tensor([]), (1, 1))
 
 
 def _ends(counts: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:

@@ -24,6 +24,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskrcnn import processor
+
 
 class Least(NamedTuple):
     """From how many channels and places on it is faster than a direct convolution."""
@@ -74,7 +76,7 @@ def applies(x: Tensor, weight: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and torch.backends.mkl.is_available()
+        and processor.has_mkl()  # its transforms are batched products
     )
 
 

@@ -52,7 +52,7 @@ def mask_rcnn_mobilenet_v2_FPN() -> Config:
             warmup_iterations=100,
             clip_grad_norm=10.0,
         ),
-        train=TrainConfig(iterations=5000, precision="bf16", evaluate_every=500, checkpoint_every=500),
+        train=TrainConfig(iterations=5000, precision="auto", evaluate_every=500, checkpoint_every=500),
     )
 
 
