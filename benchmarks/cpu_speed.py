@@ -14,7 +14,9 @@ stages     the same two, stage by stage (`stage_clock.py`).
 memory     peak resident memory of each in a process of its own (Linux), less what it had after its imports.
 ceilings   what convolutions and matrix products reach on this machine, now.
 
-Parts not measured in this run keep what `DIR/cpu_speed.json` has of them.
+Each kind of processor (`maskrcnn.processor.kind`) has a table, `DIR/cpu_speed_KIND.json` and `.md`; parts not
+measured in this run keep what it has of them. A precision that the processor imitates is left out, and the table says
+so. `--isa AVX2` measures both sides as a processor with AVX2 alone would run them.
 """
 
 from __future__ import annotations
@@ -23,7 +25,6 @@ import argparse
 import gc
 import json
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -42,6 +43,7 @@ from stage_clock import STAGES, StageClock
 from torch import Tensor, nn
 from torchvision_twin import make_twins, objects, photograph
 
+from maskrcnn import processor
 from maskrcnn.cli.heap import keep_freed_memory
 from maskrcnn.models import mask_rcnn
 from maskrcnn.models.mask_rcnn import MaskRCNN
@@ -53,6 +55,7 @@ NETWORK = resize_size(*IMAGE, 800, 1333)
 TORCHVISION = "torchvision fp32"
 LARGE_PAGES = "torchvision fp32, large pages"
 OURS = ("ours fp32", "ours bf16")
+AS_AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 KEPT = ", freed memory kept"
 PROCESSES = 3
 TARGETS = {
@@ -259,13 +262,22 @@ def compare(seconds: dict[str, list[float]], part: str) -> dict[str, Any]:
     return {"rounds": len(seconds[TORCHVISION]), "rows": rows}
 
 
+def imitates_bf16() -> bool:
+    return processor.relative_speed(torch.bfloat16) < processor.IMITATED
+
+
+def ours() -> tuple[str, ...]:
+    """Ours in each precision that this processor has units for."""
+    return OURS[:1] if imitates_bf16() else OURS
+
+
 def start(stack: ExitStack, kind: str, names: Sequence[str], threads: int) -> list[Child]:
     return [stack.enter_context(Child(kind, name, threads)) for name in names]
 
 
 def measure_inference(args: argparse.Namespace) -> dict[str, Any]:
-    compiled = ("ours fp32, compiled", "ours bf16, compiled") if args.compile else ()
-    names = (TORCHVISION, LARGE_PAGES, *OURS, *(f"{name}{KEPT}" for name in OURS), *compiled)
+    compiled = tuple(f"{name}, compiled" for name in ours()) if args.compile else ()
+    names = (TORCHVISION, LARGE_PAGES, *ours(), *(f"{name}{KEPT}" for name in ours()), *compiled)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     same = 0
     # Which memory a process happens to get makes it up to a tenth faster or slower: several of each.
@@ -293,7 +305,7 @@ def sum_of_matches(a: Tensor, b: Tensor) -> int:
 
 def measure_training(args: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
-        children = start(stack, "training", (TORCHVISION, LARGE_PAGES, *OURS), args.threads)
+        children = start(stack, "training", (TORCHVISION, LARGE_PAGES, *ours()), args.threads)
         losses = {child.name: child.ask("check") for child in children}
         if not all(np.isfinite(v) for v in losses.values()):
             sys.exit(f"expected finite losses, got {losses}")
@@ -304,7 +316,7 @@ def measure_stages(args: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, dict[str, Any]] = {}
     for kind in ("inference", "training"):
         with ExitStack() as stack:
-            children = start(stack, kind, (TORCHVISION, *OURS), args.threads)
+            children = start(stack, kind, (TORCHVISION, *ours()), args.threads)
             for _ in range(args.rounds + 1):
                 result[kind] = {child.name: child.ask("stages") for child in children}
         print("\n".join(["", kind, *stage_table(result[kind])]))
@@ -318,7 +330,7 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
 def measure_memory(args: argparse.Namespace) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for kind in ("inference", "training"):
-        for name in (TORCHVISION, *OURS):
+        for name in (TORCHVISION, *ours()):
             with Child(kind, name, args.threads) as child:
                 result.setdefault(kind, {})[name] = child.ask("memory")
             print(f"  {kind:10s} {name:18s} {result[kind][name]}")
@@ -352,6 +364,8 @@ def measure_ceilings(args: argparse.Namespace) -> dict[str, Any]:
     }
     result = {}
     for name, (flops, call) in cases.items():
+        if "bf16" in name and imitates_bf16():
+            continue
         times = []
         with torch.inference_mode():
             for _ in range(args.rounds + 2):
@@ -380,18 +394,16 @@ PARTS = {
 
 
 def machine(threads: int) -> dict[str, Any]:
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    wide = ", ".join(
-        name
-        for flag, name in (("avx512f", "AVX-512"), ("avx512_bf16", "bf16"), ("amx_bf16", "AMX"))
-        if flag in flags
-    )
+    limited = " (limited to AVX2)" if os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2" else ""
+    speed = processor.relative_speed(torch.bfloat16)
     return {
-        "machine": f"{os.cpu_count()}-core {platform.machine().replace('_', '-')}"
-        + (f" ({wide})" if wide else ""),
+        "machine": processor.describe().line() + limited,
         "threads": threads,
         "torch": version("torch"),
         "torchvision": version("torchvision"),
+        "left_out": f"bf16 is left out: this processor imitates it, at {speed:.2f} of fp32's speed."
+        if imitates_bf16()
+        else "",
     }
 
 
@@ -411,9 +423,10 @@ def tables(result: dict[str, Any]) -> str:
     lines = [
         "# Speed on the CPU: Mask R-CNN R50-FPN, ours and torchvision's",
         "",
-        f"{where['machine']}, {where['threads']} threads, torch {where['torch']}, torchvision {where['torchvision']}. "
+        f"{where['machine']}; {where['threads']} threads. "
         "Made by `benchmarks/cpu_speed.py`, which says what is measured and how; "
         f"image {IMAGE[0]}x{IMAGE[1]}, network input {NETWORK[0]}x{NETWORK[1]}, 100 detections.",
+        *(["", where["left_out"]] if where["left_out"] else []),
     ]
     for part, title in (("inference", "Inference, one image"), ("training", "One training step, batch 1")):
         if part in result:
@@ -448,14 +461,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--isa", choices=["AVX2"], help="as on a processor that has no more")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.isa and os.environ.get("ONEDNN_MAX_CPU_ISA") != args.isa:  # read before the first operator runs
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | AS_AVX2)
     torch.set_num_threads(args.threads)
     if args.child:
         answer(*args.child)
         return
     args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / "cpu_speed.json"
+    file = args.out / f"cpu_speed_{processor.kind()}.json"
     result = json.loads(file.read_text()) if file.exists() else {}
     result["machine"] = machine(args.threads)
     for part in args.only or PARTS:

@@ -1,4 +1,4 @@
-"""One small model of each family, in two precisions, on the processor that this process has; `main` writes what it says.
+"""One small model of each family, in two precisions, on the processor at hand; `main` writes what it says.
 
 `python -m tests.poorer_models FILE`: see `tests/test_processor.py`.
 """

@@ -2,9 +2,11 @@
 
 Tolerances. In float64 both programs do the same arithmetic; what is left is the rounding of the reference file to
 float32. In float32 the measure is the original's own distance from its float64 run (`fp32_vs_fp64` in the file): we
-allow the features 1e-4 of their spread, and boxes, scores and masks twice that distance, but at least what R50-FPN
-needs. Without a pyramid, anchors of 724 pixels lie at every place of the map, and box deltas are exact to 1e-5 (in
-float32 against float64, there and here), so that boxes are to 0.02 pixels at best. Detections are matched one to one
+allow the features 1e-4 of their spread, and boxes, scores and masks three times that distance, but at least what
+R50-FPN needs: the original ran with AVX-512, whose sums of 16 lanes round less than those of 8 (with AVX2 group norms'
+boxes are off by 2.6 times the distance, with AVX-512 by less than twice). Without a pyramid, anchors of 724 pixels lie
+at every place of the map, and box deltas are exact to 1e-5 (in float32 against float64, there and here), so that
+boxes are to 0.02 pixels at best. Detections are matched one to one
 by class and box: neighbours whose scores agree to the last bits change places. So do places of a heat map: in float32
 one of 1,700 key points is at another place than the original's, of the same score.
 """
@@ -55,16 +57,16 @@ FP32_HEATMAPS = 0.004  # logits, whose spread is 1.9
 def fp32_tolerance(case: dict[str, np.ndarray], pyramid: bool) -> Tolerance:
     own = meta(case)["fp32_vs_fp64"].values()  # of each image
 
-    def twice(what: str, at_least: float) -> float:
-        return max(at_least, 2 * max(image[what] for image in own))
+    def thrice(what: str, at_least: float) -> float:
+        return max(at_least, 3 * max(image[what] for image in own))
 
     return Tolerance(
         feature=1e-4,
         logit=2e-4,
-        box=twice("max box d", 0.005 if pyramid else 0.02),
-        score=twice("max score d", 2e-4),
-        mask=twice("max mask-logit (or keypoint xy) d", 0.008),
-        mask_area=twice("max mask area d", 3),
+        box=thrice("max box d", 0.005 if pyramid else 0.02),
+        score=thrice("max score d", 3e-4),
+        mask=thrice("max mask-logit (or keypoint xy) d", 0.008),
+        mask_area=thrice("max mask area d", 3),
     )
 
 

@@ -1,7 +1,7 @@
 """Losses, sampled anchors and RoIs, mask targets and gradients against a training step of detectron2.
 
-Case A replaces random sampling by "the first in index order"; case B samples everything. Losses agree to 2e-5
-(most to 2e-6). Gradient norms agree to 2e-3: a proposal that changes places with its neighbour by float32 rounding
+Case A replaces random sampling by "the first in index order"; case B samples everything. Losses agree to 4e-5
+(most to 2e-6). Gradient norms agree to 3e-3: a proposal that changes places with its neighbour by float32 rounding
 changes which RoIs are sampled, in the original's own reruns too.
 """
 
@@ -34,10 +34,10 @@ NAMES = (
     "cascade_mask_rcnn_R_50_FPN_3x",
     "keypoint_rcnn_R_50_FPN_3x",
 )
-LOSS_TOLERANCE = (
-    2e-5  # most are within 2e-6; the last box loss of a cascade, 5 objects of 4,011 RoIs, is 1.2e-5 off
-)
-GRADIENT_TOLERANCE = 2e-3
+# Most are within 2e-6; the last box loss of a cascade, 5 objects of 4,011 RoIs, is 1.2e-5 off with AVX-512 and 2.4e-5
+# with AVX2, whose sums round more.
+LOSS_TOLERANCE = 4e-5
+GRADIENT_TOLERANCE = 3e-3  # 1.7e-3 with AVX-512, 2.03e-3 with AVX2: norms of gradients that nearly cancel
 # Of the largest norm. A softmax over cells does not feel a bias of all of them: its gradient is rounding alone.
 NO_GRADIENT = 1e-7
 
