@@ -40,7 +40,7 @@ def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="expected cpu, cuda"):
         distributed.join("gpu")
     if not torch.cuda.is_available():
-        with pytest.raises(UserError, match="no 'cuda.* on this machine"):
+        with pytest.raises(UserError, match="no 'cuda"):
             distributed.join("cuda")
 
 
