@@ -34,10 +34,12 @@ test: $(READY)
 parity: $(READY)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n 2 tests/models tests/backbones --parity docs/parity.md
 
+# Types are checked for the oldest and the newest Python.
 lint: $(READY)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
-	@$(BIN)/pyright
+	@$(BIN)/pyright --pythonversion 3.11
+	@$(BIN)/pyright --pythonversion 3.14
 	@$(BIN)/lint-imports
 
 clean:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class TrainLoader:
         )
         if self._num_workers:
             _allow_open_files()
+            _preload_fork_server()
         for views in loader:
             for view in views:
                 if isinstance(view, UserError):
@@ -139,6 +141,13 @@ def _as_is(views: list[Any]) -> list[Any]:
 
 def _leave_interrupts_to_the_main_process(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _preload_fork_server() -> None:
+    """Have the server that forks workers, Python 3.14's default on Linux, import this module: else each worker
+    imports PyTorch anew, which takes seconds and memory that forked processes share."""
+    if multiprocessing.get_start_method() == "forkserver":
+        multiprocessing.set_forkserver_preload(["__main__", __name__])
 
 
 def _allow_open_files() -> None:
