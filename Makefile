@@ -11,7 +11,7 @@ OUT ?= runs/demo
 setup: $(READY)
 
 $(READY): pyproject.toml
-	@echo "Setting up .venv: about a minute, most of it PyTorch's download."
+	@echo "Setting up .venv: half a minute to two minutes with a fast network, 6 GB, most of it PyTorch's CUDA libraries."
 	@if command -v uv >/dev/null; then \
 		{ test -x $(BIN)/python || uv venv --quiet --python "$(PYTHON)" .venv; } && \
 		uv pip install --quiet --python $(BIN)/python --editable '.[decode]' --group dev; \
