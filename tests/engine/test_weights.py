@@ -336,7 +336,7 @@ def test_load_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert "model_final_f10217.pkl: not in the cache" in refusal(zoo.load, R50, device="cpu")
     assert "none are published" in refusal(zoo.load, MOBILENET, device="cpu")
     assert "no such weight file" in refusal(zoo.load, "runs/mine")
-    assert "expected cpu or cuda, got 'gpu'" in refusal(zoo.load, R50, device="gpu")
+    assert "expected cpu, cuda, mps, xpu or cuda:1, got 'gpu'" in refusal(zoo.load, R50, device="gpu")
     assert "got 'int8'" in refusal(zoo.load, R50, precision="int8")
     save_file(tiny().state_dict(), tmp_path / "a.safetensors")
     assert "without their config" in refusal(zoo.load, tmp_path / "a.safetensors", device="cpu")
