@@ -7,6 +7,7 @@ The command line prints the message alone and leaves with status 2; Python calle
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Iterable
 
 
@@ -19,6 +20,14 @@ def shown(text: object, most: int = 80) -> str:
     text = str(text)
     line = " ".join("".join(c if c.isprintable() else " " for c in text[: 4 * most]).split())
     return line if len(line) <= most and len(text) <= 4 * most else line[: most - 3] + "..."
+
+
+class Interrupted(KeyboardInterrupt):
+    """Work that a signal has ended in good order, with a sentence on what is kept; `status` is the exit status."""
+
+    def __init__(self, number: signal.Signals, message: str = "") -> None:
+        super().__init__(message or f"stopped by {number.name}")
+        self.signal, self.status = number, 128 + number
 
 
 def did_you_mean(word: str, allowed: Iterable[str], *, show_all_up_to: int = 8) -> str:

@@ -70,14 +70,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     if _is_special(path):
-        with _as_user_error(path):
+        with as_user_error(path):
             yield path
         return
     target = _real(path)
     # The suffix stays last: writers of pictures go by it.
     temporary = target.with_name(f".{target.stem}.{os.getpid()}.{os.urandom(3).hex()}.tmp{target.suffix}")
     try:
-        with _as_user_error(path):
+        with as_user_error(path):
             target.parent.mkdir(parents=True, exist_ok=True)
             mode = _usual_mode(temporary)
             yield temporary
@@ -94,7 +94,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _as_user_error(path: Path) -> Iterator[None]:
+def as_user_error(path: Path) -> Iterator[None]:
+    """Turn an `OSError` of writing `path`, in the block, into the user's line."""
     try:
         yield
     except BrokenPipeError:
@@ -106,7 +107,7 @@ def _as_user_error(path: Path) -> Iterator[None]:
 def _check_folder(folder: Path, shown: Path, needs_bytes: int) -> None:
     """Try rather than ask: permission bits say little on network disks, in containers and for root."""
     probe = folder / f".{os.getpid()}.{os.urandom(3).hex()}.tmp"
-    with _as_user_error(shown):
+    with as_user_error(shown):
         folder.mkdir(parents=True, exist_ok=True)
         try:
             probe.touch()

@@ -26,10 +26,10 @@ PRELOAD = ["maskrcnn.engine.train", "torch._dynamo", "rich.progress", "safetenso
 class SmallModel(nn.Module):
     """A convolution, a norm and a linear layer; one loss over images, one normalised by objects, and dropout."""
 
-    def __init__(self, dropout: float = 0.5) -> None:
+    def __init__(self, dropout: float = 0.5, batch_norm: bool = False) -> None:
         super().__init__()
         self.backbone = nn.Conv2d(3, 4, 3, padding=1)
-        self.norm = nn.GroupNorm(2, 4)
+        self.norm = nn.BatchNorm2d(4) if batch_norm else nn.GroupNorm(2, 4)
         self.head = nn.Linear(4, 1)
         self.dropout = nn.Dropout(dropout)
 
@@ -100,4 +100,5 @@ def small_run(
     kwargs.setdefault("batches", batches())
     kwargs.setdefault("validate", validate)
     kwargs.setdefault("display", Display(stream=io.StringIO()))
-    return Trainer(SmallModel(), config, out, process=process, resume_from=start, **kwargs).run()
+    model = SmallModel(batch_norm=config.train.precise_norm_batches > 0)
+    return Trainer(model, config, out, process=process, resume_from=start, **kwargs).run()

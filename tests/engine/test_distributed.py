@@ -5,9 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import json
-import multiprocessing
-import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,9 @@ from maskrcnn.engine.distributed import Process
 from maskrcnn.engine.runlog import Display, read_log
 from maskrcnn.engine.trainer import Trainer
 from maskrcnn.errors import UserError
-from tests.engine.small_run import PRELOAD, SmallModel, batches, small_config, validate
+from tests.engine.kills import cut_back, differences
+from tests.engine.ranks import run_ranks
+from tests.engine.small_run import SmallModel, batches, small_config, validate
 
 # Sums in another order: float32's rounding, through a few steps.
 TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
@@ -49,13 +48,25 @@ def test_two_processes_make_the_losses_and_weights_of_one(tmp_path):
     """With accumulation, averaged weights and clipping; evaluation agrees on every rank."""
     config = parallel_config()
     train_small(tmp_path / "one", config, distributed.join("cpu"))
-    run_two(small_rank, tmp_path / "two", config)
+    run_ranks(small_rank, tmp_path / "two", config)
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"ema_decay": 0.9}, {"precise_norm_batches": 2}])
+def test_a_resumed_run_of_three_processes_ends_with_the_same_bits(tmp_path, settings):
+    """With dropout, of which every process draws its own, accumulation and clipping."""
+    config = small_config(keep_checkpoints=9, **settings)
+    config.data.batch_size, config.optim.accumulation_steps, config.optim.clip_grad_norm = 6, 2, 1.0
+    run_ranks(dropping_rank, tmp_path / "whole", config, count=3)
+    cut_back(tmp_path / "whole", tmp_path / "parts", 6)
+    run_ranks(dropping_rank, tmp_path / "parts", config, count=3)
+    assert differences(tmp_path / "whole", tmp_path / "parts") == []
+
+
+@pytest.mark.slow
 def test_two_processes_stop_together_at_a_loss_that_is_not_finite(tmp_path):
-    run_two(small_rank, tmp_path, parallel_config(), bad=(5,), expected_exit=7)
+    run_ranks(small_rank, tmp_path, parallel_config(), bad=(5,), expected_exit=7)
     details = json.loads((tmp_path / "nonfinite.json").read_text())
     assert details["image_ids"] == [505, 507]  # rank 1's micro-batch
     assert disk.iteration_of(disk.checkpoints(tmp_path)[-1]) == 3
@@ -88,7 +99,7 @@ def test_two_processes_train_mask_rcnn_like_one(tmp_path, preset):
         config.model.backbone.drop_path = 0.0  # each process draws its own
     torch.set_num_threads(1)
     train_mask_rcnn(tmp_path / "one", copy.deepcopy(config))
-    run_two(mask_rcnn_rank, tmp_path / "two", config)
+    run_ranks(mask_rcnn_rank, tmp_path / "two", config)
     assert_same_run(tmp_path / "one", tmp_path / "two")
 
 
@@ -114,11 +125,13 @@ def assert_same_run(one: Path, two: Path) -> None:
         assert a.get("losses", {}) == pytest.approx(b.get("losses", {}), rel=1e-4)
 
 
-def train_small(out: Path, config: Config, process: Process, bad: tuple[int, ...] = ()) -> None:
+def train_small(
+    out: Path, config: Config, process: Process, bad: tuple[int, ...] = (), dropout: float = 0.0
+) -> None:
     """Ranks take interleaved shares, so that the micro-batches of all ranks together are those of one process."""
-    start = distributed.on_main(lambda: disk.claim(out, resume=False))
+    start = distributed.on_main(lambda: disk.claim(out, resume=bool(dropout)))
     torch.manual_seed(7)
-    whole = batches(8, bad=bad)
+    whole = batches(config.data.batch_size, bad=bad)
 
     def share(iteration: int) -> Any:
         for parts in whole(iteration):
@@ -126,8 +139,9 @@ def train_small(out: Path, config: Config, process: Process, bad: tuple[int, ...
             yield tuple(part[process.rank :: process.world_size] for part in parts)
 
     quiet = Display(active=process.is_main, stream=io.StringIO())
+    model = SmallModel(dropout, config.train.precise_norm_batches > 0)
     Trainer(
-        SmallModel(dropout=0.0), config, out, batches=share, validate=validate, process=process,
+        model, config, out, batches=share, validate=validate, process=process,
         resume_from=start, display=quiet,
     ).run()  # fmt: skip
 
@@ -145,33 +159,12 @@ def small_rank(out: Path, config: Config, bad: tuple[int, ...]) -> None:
         distributed.leave()
 
 
+def dropping_rank(out: Path, config: Config, bad: tuple[int, ...]) -> None:
+    try:
+        train_small(out, config, distributed.join("cpu"), dropout=0.5)
+    finally:
+        distributed.leave()
+
+
 def mask_rcnn_rank(out: Path, config: Config, bad: tuple[int, ...]) -> None:
     train_mask_rcnn(out, config)
-
-
-def _rank(work: Any, rank: int, port: int, out: Path, config: Config, bad: tuple[int, ...]) -> None:
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    torch.set_num_threads(1)
-    try:
-        work(out, config, bad)
-    except UserError:
-        raise SystemExit(7) from None
-
-
-def run_two(work: Any, out: Path, config: Config, bad: tuple[int, ...] = (), expected_exit: int = 0) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")  # imports once for all
-    context.set_forkserver_preload(PRELOAD)
-    ranks = [context.Process(target=_rank, args=(work, r, port, out, config, bad)) for r in range(2)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(300)
-    codes = [rank.exitcode for rank in ranks]
-    for rank in ranks:
-        rank.kill()
-    assert codes == [expected_exit] * 2

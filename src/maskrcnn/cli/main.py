@@ -5,7 +5,7 @@ that takes settings by their dotted names has `main(args, extra)`: `extra` is wh
 Verbs are imported only when named, and import torch only when they run, so that `--help` answers at once.
 
 Exit status: 0 success, 1 part of the work failed, 2 a user's mistake (one line on standard error, no
-traceback), 130 interrupted. A traceback is a bug of ours.
+traceback), 130 interrupted (SIGINT), 143 a training that SIGTERM has ended. A traceback is a bug of ours.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def main(argv: Sequence[str]) -> int:
         return status
     except UserError as e:
         return _refuse(str(e))
-    except KeyboardInterrupt:
-        print("maskrcnn: interrupted", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as e:  # an `Interrupted` says more
+        print(f"maskrcnn: {e if str(e) else 'interrupted'}", file=sys.stderr)
+        return getattr(e, "status", 130)
     except BrokenPipeError:
         # The reader has gone, as in `maskrcnn list | head`; Python would complain again when it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,12 +94,17 @@ class TrainLoader:
             batch_sampler=BatchSampler(*self._order, start_batch=self.state),
             num_workers=self._num_workers,
             collate_fn=_as_is,
-            worker_init_fn=_leave_interrupts_to_the_main_process,
+            worker_init_fn=_leave_signals_to_the_main_process,
             pin_memory=torch.cuda.is_available(),
+            # Making the iterator draws a number, which must not come from the training's generator.
+            generator=torch.Generator(),
         )
         if self._num_workers:
             _allow_open_files()
             _preload_fork_server()
+        return self._batches(iter(loader))
+
+    def _batches(self, loader: Iterator[list[Any]]) -> Iterator[TrainBatch]:
         for views in loader:
             for view in views:
                 if isinstance(view, UserError):
@@ -139,8 +146,22 @@ def _as_is(views: list[Any]) -> list[Any]:
     return views
 
 
-def _leave_interrupts_to_the_main_process(worker: int) -> None:
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Go on when a terminal or a cluster sends its signals to every process: the main one decides what they mean."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigtimedwait"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_the_main_process, daemon=True).start()
+
+
+def _end_with_the_main_process() -> None:
+    """End when it asks, or is gone: below a fork server DataLoader's own watch never sees that."""
+    main = multiprocessing.parent_process()
+    while main and main.is_alive():
+        asked = signal.sigtimedwait({signal.SIGTERM}, 2)
+        if asked and asked.si_pid == main.pid:
+            break
+    os._exit(0)
 
 
 def _preload_fork_server() -> None:

@@ -2,22 +2,28 @@
 
     RUN/config.json                       the resolved config
     RUN/log.jsonl                         see `engine.runlog`
-    RUN/checkpoints/iteration_000500/     model.safetensors, ema.safetensors (with ema_decay), state.pt
+    RUN/checkpoints/iteration_000500/     model.safetensors, ema.safetensors (with ema_decay), state.pt, clock.json,
+                                          SHA256SUMS: the others' checksums, compared when they are read
     RUN/last                              text: the newest checkpoint's folder, relative to RUN
     RUN/best.safetensors                  the weights with the best validation mask AP
     RUN/model.safetensors                 the weights at the end
 
 Weight files are safetensors whose metadata holds the `ModelConfig` as JSON under "config". `state.pt` holds
-plain tensors, numbers and dicts, so that `torch.load(weights_only=True)` reads it. A file or checkpoint folder
-is written under a hidden name beside its place, flushed to the disk, and renamed: what has its name is whole.
+plain tensors, numbers and dicts, so that `torch.load(weights_only=True)` reads it. What a clock says is in
+`clock.json` and the log alone: every other file of two runs with the same settings is the same, byte for byte (on a
+CPU, with as many threads and processes). A file or checkpoint folder is written under a hidden name beside its place,
+flushed to the disk, and renamed: what has its name is whole. A checkpoint that is damaged later becomes
+`iteration_000500.damaged`, and resuming goes on from the one before.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import struct
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +35,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from maskrcnn.config import ModelConfig, to_json
+from maskrcnn.engine.checksums import NAME as CHECKSUMS
+from maskrcnn.engine.checksums import DamagedError, check_folder, write_checksums
 from maskrcnn.errors import UserError
 from maskrcnn.files import atomic_path, check_writable_folder, write_atomic
 
@@ -38,12 +46,14 @@ class Checkpoint:
     """One point of a run from which training goes on exactly as if it had not stopped.
 
     model: all parameters and buffers; average: the averaged weights, if any;
-    state: iteration, seconds, optimizer, scaler, rng: whatever else the loop needs.
+    state: iteration, optimizer, scaler, generators, window: whatever else the loop needs;
+    clock: seconds of training.
     """
 
     model: dict[str, Tensor]
     average: dict[str, Tensor] | None
     state: dict[str, Any]
+    clock: dict[str, float]
 
 
 # --- whole or not at all
@@ -55,6 +65,19 @@ def write_weights(path: Path, state: dict[str, Tensor], config: ModelConfig, **m
     text = {"format": "pt", "config": to_json(config), **{k: json.dumps(v) for k, v in metadata.items()}}
     with atomic_path(path) as temporary, _as_os_error():
         save_file(plain, temporary, metadata=text)
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in the order of its names; the library's order is random."""
+    with path.open("r+b") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(text) <= length
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def save_checkpoint(run: Path, checkpoint: Checkpoint, config: ModelConfig) -> Path:
@@ -70,8 +93,11 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, config: ModelConfig) -> P
         write_weights(temporary / "model.safetensors", checkpoint.model, config)
         if checkpoint.average is not None:
             write_weights(temporary / "ema.safetensors", checkpoint.average, config)
-        with atomic_path(temporary / "state.pt") as path, _as_os_error():
-            torch.save(checkpoint.state, path)
+        # Into an open file: given a path, torch.save writes its (random) name into the file.
+        with atomic_path(temporary / "state.pt") as path, path.open("wb") as file, _as_os_error():
+            torch.save(checkpoint.state, file)
+        write_atomic(temporary / "clock.json", json.dumps(checkpoint.clock) + "\n")
+        write_checksums(temporary)
         os.replace(temporary, folder)
         _sync(folder.parent)
     finally:
@@ -101,8 +127,11 @@ def _sync(folder: Path) -> None:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoint folders of a run, oldest first."""
-    return sorted((run / "checkpoints").glob("iteration_*"), key=iteration_of)
+    """The complete checkpoint folders of a run, oldest first. Copies and others' folders beside them do not count."""
+    found = [
+        p for p in (run / "checkpoints").glob("iteration_*") if re.fullmatch(r"iteration_\d{6,}", p.name)
+    ]
+    return sorted(found, key=iteration_of)
 
 
 def iteration_of(folder: Path) -> int:
@@ -110,11 +139,21 @@ def iteration_of(folder: Path) -> int:
 
 
 def load_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint onto the CPU, as it was written.
 
     Raises:
         UserError: a file is missing or damaged.
     """
+    try:
+        return _read(folder)
+    except DamagedError as e:
+        raise UserError(
+            f"{e.path}: damaged checkpoint file ({e.reason}). Delete {folder} to go on from the one before."
+        ) from None
+
+
+def _read(folder: Path) -> Checkpoint:
+    check_folder(folder)
     path = folder / "model.safetensors"
     try:
         model = load_file(path)
@@ -122,12 +161,49 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         average = load_file(path) if path.exists() else None
         path = folder / "state.pt"
         state = torch.load(path, map_location="cpu", weights_only=True)
+        path = folder / "clock.json"
+        # Older checkpoints have it in the state.
+        clock = json.loads(path.read_text()) if path.exists() else {"seconds": state["seconds"]}
     except Exception as e:  # safetensors, pickle and zip each have their own errors
-        reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+        raise DamagedError(path, str(e).splitlines()[0] if str(e) else type(e).__name__) from None
+    return Checkpoint(model, average, state, clock)
+
+
+def newest_whole(run: Path, say: Callable[[str], object]) -> Path | None:
+    """The newest checkpoint whose files are what was written; None where there is none yet.
+
+    Damaged ones after it are told and renamed, so that the run can write its own in their places.
+
+    Raises:
+        UserError: there are checkpoints, and all of them are damaged.
+    """
+    damaged: list[DamagedError] = []
+    for folder in reversed(checkpoints(run)):
+        try:
+            check_folder(folder)
+            if not (folder / CHECKSUMS).exists():  # an older version's: all that can be tried is to read it
+                _read(folder)
+        except DamagedError as e:
+            damaged.append(e)
+            continue
+        for e in damaged:
+            told = _put_aside(e.path.parent)
+            say(f"{e.path}: damaged checkpoint file ({e.reason}), {told}; going on from {folder.name}")
+        write_atomic(run / "last", f"{folder.relative_to(run)}\n")
+        return folder
+    if damaged:
         raise UserError(
-            f"{path}: damaged checkpoint file ({reason}). Delete {folder} to go on from the one before."
-        ) from None
-    return Checkpoint(model, average, state)
+            f"{damaged[0].path}: damaged checkpoint file ({damaged[0].reason}), and no other checkpoint is whole. "
+            f"Start another run, or delete {run / 'checkpoints'} to start this one again."
+        )
+    return None
+
+
+def _put_aside(folder: Path) -> str:
+    aside = folder.with_name(f"{folder.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.replace(folder, aside)
+    return f"its folder is {aside.name} now"
 
 
 def remove_old(run: Path, keep: int) -> None:
@@ -141,11 +217,14 @@ def remove_old(run: Path, keep: int) -> None:
 # --- before the work
 
 
-def claim(run: Path, *, resume: bool) -> Path | None:
+def claim(run: Path, *, resume: bool, say: Callable[[str], object] = print) -> Path | None:
     """Make sure that the run's folder can be written; the checkpoint to go on from, if there is one.
 
+    Whoever calls it holds the folder (`engine.lock`): what looks like left by a kill is removed.
+
     Raises:
-        UserError: the folder holds something and `resume` is False, or is no run; it cannot be written.
+        UserError: the folder holds something and `resume` is False, or is no run; it cannot be written; every
+            checkpoint is damaged.
     """
     check_writable_folder(run)
     content = [p.name for p in run.iterdir() if not p.name.startswith(".")]
@@ -155,7 +234,7 @@ def claim(run: Path, *, resume: bool) -> Path | None:
         raise UserError(f"--out {run}: the folder holds no run to resume (no config.json). Choose another.")
     for path in [*run.glob(".*.tmp*"), *(run / "checkpoints").glob(".*.tmp")]:  # left by a kill
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return (checkpoints(run) or [None])[-1]
+    return newest_whole(run, say)
 
 
 def bytes_to_keep(model: nn.Module, moments: int, average: bool, checkpoints_kept: int) -> int:

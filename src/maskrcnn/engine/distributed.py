@@ -5,8 +5,10 @@ With one process every function here is the identity, so that callers need no se
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,6 +19,8 @@ from maskrcnn import processor
 from maskrcnn.errors import UserError
 
 T = TypeVar("T")
+
+_LOST = re.compile(r"gloo/|NCCL|Connection (closed|reset) by peer|Broken pipe", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,45 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+class LostProcessError(RuntimeError):
+    """Another process of the group has died; the message is one line."""
+
+
+@contextlib.contextmanager
+def told_of_lost_processes() -> Iterator[None]:
+    """Turn what gloo and NCCL raise when another process has died, which is a trace of C++, into one line.
+
+    Raises:
+        LostProcessError: for such an error in the block.
+    """
+    try:
+        yield
+    except RuntimeError as e:
+        if not dist.is_initialized() or not (isinstance(e, dist.DistError) or _LOST.search(str(e))):
+            raise
+        raise LostProcessError(
+            f"process {dist.get_rank()} of {dist.get_world_size()}: the connection to another one is lost, which was "
+            "killed or has failed. Start them again with --resume."
+        ) from e
+
+
 def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     """The mean over processes, in place. A NaN or infinity of one process reaches all."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
         tensor /= dist.get_world_size()
     return tensor
+
+
+def mean_of_each(_: None, bucket):  # type: ignore[no-untyped-def]  # PyTorch compares annotations, not their text
+    """Average gradients over processes, each on its own: a hook of `DistributedDataParallel`.
+
+    Without it buckets of them are summed, in an order that depends on a gradient's place in its bucket; the places
+    change after the first step, so that a resumed run of three processes or more would not have the same bits.
+    """
+    buffer: torch.Tensor = bucket.buffer().div_(dist.get_world_size())
+    works = [dist.all_reduce(gradient, async_op=True) for gradient in bucket.gradients()]
+    return torch.futures.collect_all([w.get_future() for w in works if w]).then(lambda _: buffer)
 
 
 def from_main(value: T) -> T:

@@ -20,22 +20,30 @@ import math
 import os
 import sys
 import time
+from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
 from maskrcnn.errors import UserError
-from maskrcnn.files import write_atomic
+from maskrcnn.files import as_user_error, write_atomic
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a record; a last line that was cut off by a kill is left out."""
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
-    return entries
+    """The lines of a record. What is none is left out: one that a kill cut off, or that somebody else wrote."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
+    entries = [_parsed(line) for line in lines]
+    return [e for e in entries if isinstance(e, dict) and _is_entry(e)]
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_entry(entry: dict[str, Any]) -> bool:
+    return isinstance(entry.get("kind"), str) and type(entry.get("iteration")) is int
 
 
 class RunLog:
@@ -48,19 +56,21 @@ class RunLog:
         path = run / "log.jsonl"
         kept = [] if resume_at is None else [e for e in read_log(path) if e["iteration"] <= resume_at]
         self.evaluations = [e for e in kept if e["kind"] == "eval"]
-        self._file: TextIO | None = None
+        self._file: FileIO | None = None
         self._board = _tensorboard(run, resume_at) if active and tensorboard else None
         if active:
             write_atomic(path, "".join(json.dumps(e) + "\n" for e in kept))
-            self._file = path.open("a", encoding="utf-8")
+            self._file = path.open(
+                "ab", buffering=0
+            )  # what a full disk refuses must not come again at the end
 
     def write(self, kind: str, iteration: int, **fields: Any) -> None:
         entry = _finite({"kind": kind, "iteration": iteration, **fields})
         if kind == "eval":
             self.evaluations.append(entry)
         if self._file:
-            self._file.write(json.dumps(entry) + "\n")
-            self._file.flush()
+            with as_user_error(Path(self._file.name)):
+                _write_all(self._file, (json.dumps(entry) + "\n").encode())
         if self._board and kind in ("train", "eval"):
             for name, value in _numbers(fields):
                 self._board.add_scalar(f"{kind}/{name}", value, iteration)
@@ -68,14 +78,20 @@ class RunLog:
     def sync(self) -> None:
         """Put what was written on the disk: before a checkpoint that relies on it."""
         if self._file:
-            os.fsync(self._file.fileno())
+            with as_user_error(Path(self._file.name)):
+                os.fsync(self._file.fileno())
 
     def close(self) -> None:
         if self._file:
-            self.sync()
-            self._file.close()
+            with self._file:
+                self.sync()
         if self._board:
             self._board.close()
+
+
+def _write_all(file: FileIO, content: bytes) -> None:
+    while content:
+        content = content[file.write(content) :]
 
 
 class Display:
@@ -148,11 +164,16 @@ class Stopwatch:
 
 
 class Window:
-    """Means since the last line of the log."""
+    """Means since the last line of the log; a resumed run goes on with what the checkpoint had of it.
 
-    def __init__(self, start: float):
-        self._start, self._count = start, 0
-        self._sums: dict[str, float] = {}
+    start: seconds of training at the last line.
+    """
+
+    def __init__(self, start: float = 0.0, count: int = 0, sums: dict[str, float] | None = None):
+        self.start, self._count, self._sums = start, count, dict(sums or {})
+
+    def state(self) -> dict[str, Any]:
+        return {"count": self._count, "sums": self._sums}
 
     def add(self, losses: dict[str, float]) -> None:
         self._count += 1
@@ -162,8 +183,8 @@ class Window:
     def close(self, seconds: float) -> tuple[dict[str, float], float]:
         """The mean losses and the mean seconds an iteration, and start anew."""
         means = {name: total / self._count for name, total in self._sums.items()}
-        took = max(seconds - self._start, 1e-9) / self._count
-        self._start, self._count, self._sums = seconds, 0, {}
+        took = max(seconds - self.start, 1e-9) / self._count
+        self.start, self._count, self._sums = seconds, 0, {}
         return means, took
 
 

@@ -21,6 +21,14 @@ FREE_ON_RESUME = {
 }
 
 
+FROM_THE_DATA_SET = {
+    "model.class_names": "classes",
+    "model.category_ids": "category ids",
+    "model.keypoint_head.names": "key points",
+    "model.keypoint_head.num_keypoints": "number of key points",
+}
+
+
 def check_settings(config: Config, process: Process) -> None:
     """Refuse what cannot work together, before any work.
 
@@ -77,6 +85,12 @@ def compare_configs(path: Path, config: Config) -> list[str]:
     saved = _flat(to_dict(from_file(path)))
     now = _flat(to_dict(config))
     changed = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
+    for name, what in FROM_THE_DATA_SET.items():
+        if name in changed and "data.train" not in changed:
+            raise UserError(
+                f"--data: expected the {what} of the run in {path.parent}, {_shown(saved.get(name))}, got "
+                f"{_shown(now.get(name))}. Give the same data set, or start another run."
+            )
     for name in changed:
         if name not in FREE_ON_RESUME:
             raise UserError(
@@ -84,6 +98,11 @@ def compare_configs(path: Path, config: Config) -> list[str]:
                 "run's own setting, or start another run."
             )
     return [f"{name}: {saved[name]} before, now {now[name]}" for name in changed]
+
+
+def _shown(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text if len(text) < 60 else f"{text[:56]} ..."
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator
 from itertools import islice
@@ -27,6 +28,7 @@ from maskrcnn.engine import distributed
 from maskrcnn.engine.distributed import Process
 from maskrcnn.engine.evaluate import EvaluationResult, evaluate_results, scored_kinds
 from maskrcnn.engine.inference import autocast, run_inference
+from maskrcnn.engine.lock import run_lock
 from maskrcnn.engine.runlog import Display
 from maskrcnn.engine.settings import check_settings
 from maskrcnn.engine.trainer import Batch, Trainer, TrainResult
@@ -60,36 +62,45 @@ def train(
     Raises:
         UserError: anything wrong with settings, data, weights or the output folder, before training;
             a loss that is not finite, or a full disk, during it.
+        Interrupted: by SIGTERM or SIGINT (`engine.interrupt`), after writing a checkpoint.
+        LostProcessError: another process has died.
     """
     out = Path(out)
     process = distributed.join(device)
     try:
-        display = Display(active=process.is_main)
-        if choose is None:
-            check_settings(config, process)
-        start = distributed.on_main(lambda: disk.claim(out, resume=resume))
-        settle_precision(config, out, process, display.say)
-        train_data, val_data = open_data(config.data, display.say, config.model)
-        adopt_classes(config, train_data, display.say)
-        train_data = adopt_keypoints(config, train_data, display.say)
-        if choose is not None:
-            if said := choose(config, int((train_data.num_objects > 0).sum()), process):
-                display.say(said)
-            check_settings(config, process)
-        model = initial_model(config, display.say if start is None else None)
-        trainer = Trainer(
-            model,
-            config,
-            out,
-            batches=batches_of(config, train_data, process),
-            validate=None if val_data is None else validation(config, val_data, process, display.say),
-            process=process,
-            resume_from=start,
-            display=display,
-        )
-        return trainer.run()
+        with distributed.told_of_lost_processes(), contextlib.ExitStack() as held:
+            distributed.on_main(lambda: held.enter_context(run_lock(out)))
+            return _train(config, out, process, resume, choose)
     finally:
         distributed.leave()
+
+
+def _train(config: Config, out: Path, process: Process, resume: bool, choose: Choose | None) -> TrainResult:
+    display, notes = Display(active=process.is_main), list[str]()
+    if choose is None:
+        check_settings(config, process)
+    start = distributed.on_main(lambda: disk.claim(out, resume=resume, say=notes.append))
+    settle_precision(config, out, process, display.say)
+    train_data, val_data = open_data(config.data, display.say, config.model)
+    adopt_classes(config, train_data, display.say)
+    train_data = adopt_keypoints(config, train_data, display.say)
+    if choose is not None:
+        if said := choose(config, int((train_data.num_objects > 0).sum()), process):
+            display.say(said)
+        check_settings(config, process)
+    model = initial_model(config, display.say if start is None else None)
+    trainer = Trainer(
+        model,
+        config,
+        out,
+        batches=batches_of(config, train_data, process),
+        validate=None if val_data is None else validation(config, val_data, process, display.say),
+        process=process,
+        resume_from=start,
+        display=display,
+        notes=notes,
+    )
+    return trainer.run()
 
 
 def settle_precision(config: Config, out: Path, process: Process, say: Callable[[str], object]) -> None:
@@ -180,7 +191,7 @@ def adopt_keypoints(config: Config, data: CocoData, say: Callable[[str], object]
     head = config.model.keypoint_head
     if head is None:
         return data
-    if not data.num_visible_keypoints.any():
+    if not data.num_keypoints or not data.num_visible_keypoints.any():
         raise UserError(
             f"{data.json_path}: expected objects with key points for this model, got none. Give a data set that has "
             "`keypoints`, or train a model without them."

@@ -1,8 +1,11 @@
 """The training loop, given a model, batches and a validation function.
 
-A run is a function of its config (on the CPU, with as many threads): the batches come from the seed and the
-iteration, so that a run which was killed and resumed ends with the same bits. A run with a time budget
-(`train.max_minutes`) follows the clock and is the exception; it resumes with the time that it had used.
+A run is a function of its config (on a CPU, with as many threads and processes): the batches come from the seed and
+the iteration, and a checkpoint holds every process's random numbers, so that a run which was killed and resumed ends
+with the same bits. A run with a time budget (`train.max_minutes`) follows the clock and is the exception; it resumes
+with the time that it had used.
+
+The first SIGTERM or SIGINT ends the run with a checkpoint at the end of the iteration, or in an evaluation at once.
 """
 
 from __future__ import annotations
@@ -11,12 +14,13 @@ import contextlib
 import copy
 import json
 import math
+import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +31,14 @@ from maskrcnn.config import Config, to_dict, to_json
 from maskrcnn.engine import checkpoint as disk
 from maskrcnn.engine import distributed
 from maskrcnn.engine.distributed import Process
+from maskrcnn.engine.generators import generator_state, restore_generators, seed_generators
 from maskrcnn.engine.inference import autocast
+from maskrcnn.engine.interrupt import StopRequest
 from maskrcnn.engine.optim import Schedule, WeightAverage, build_optimizer, scaled_lr, set_learning_rate
 from maskrcnn.engine.precise_norm import renew_statistics
 from maskrcnn.engine.runlog import Display, RunLog, Stopwatch, Window
 from maskrcnn.engine.settings import check_settings, compare_configs
-from maskrcnn.errors import UserError
+from maskrcnn.errors import Interrupted, UserError
 from maskrcnn.files import check_writable_folder, write_atomic
 from maskrcnn.structures import GroundTruth
 
@@ -63,7 +69,7 @@ class Trainer:
 
     batches: from an iteration, the endless batches of this process from there on.
     validate: a model in evaluation mode to the fields of an `eval` line (see `runlog`), alike on every process.
-    resume_from: the folder of the checkpoint to go on from.
+    resume_from: the folder of the checkpoint to go on from; notes: what to say and log at the start.
     """
 
     def __init__(
@@ -77,6 +83,7 @@ class Trainer:
         process: Process | None = None,
         resume_from: Path | None = None,
         display: Display | None = None,
+        notes: Sequence[str] = (),
     ):
         self.config, self.out, self.batches, self.validate = config, out, batches, validate
         self.process = process or Process(torch.device("cpu"))
@@ -104,16 +111,19 @@ class Trainer:
             config=config.optim, lr=lr, iterations=config.train.iterations, budget_seconds=budget
         )
         self.iteration = 0
+        self.others_stop = False  # some process had a signal before the last exchange
         self.norms_renewed_at: int | None = None
         self.seconds = 0.0  # of training, without evaluations
+        self.window = Window()
+        self.notes = list(notes)
         self.resume_from = resume_from
-        torch.manual_seed(config.train.seed + self.process.rank)
+        self.resumed: dict[str, Any] | None = None  # the state in the checkpoint
+        self.stop = StopRequest(echoes=self.process.world_size > 1)
         if resume_from is not None:
-            self._restore(disk.load_checkpoint(resume_from))
+            self._restore(resume_from)
         if config.train.compile:
             compile_backbone(self.model, self.process.device, self.display.say)
         self.forward: Any = self._distributed() if self.process.world_size > 1 else self.model
-        self.window = Window(start=self.seconds)
         self.watch = Stopwatch(self.seconds)
 
     # --- the loop
@@ -123,25 +133,37 @@ class Trainer:
 
         Raises:
             UserError: a loss is not finite, or the disk is full; the last checkpoint stays.
+            Interrupted: by SIGTERM or SIGINT, after writing a checkpoint.
         """
         self._begin()
         try:
-            self._evaluate_if_due()  # an evaluation that a kill interrupted
-            batches = self.batches(self.iteration)
-            self.watch.start()
-            while not (reason := self._finished()):
-                lr = self.schedule(self.iteration, self.seconds)
-                losses = self._step(*next(batches), lr)
-                self.iteration += 1
-                self.seconds = self._clock()
-                self._record(losses, lr)
-                if self.iteration % self.config.train.checkpoint_every == 0:
-                    self._save()
-                self._evaluate_if_due()
-            return self._end(reason)
+            with self.stop:
+                return self._loop()
+        except Interrupted as e:
+            self._leave(e.signal)
         finally:
             self.display.stop()
             self.log.close()
+
+    def _loop(self) -> TrainResult:
+        batches = self.batches(self.iteration)
+        self._set_generators()  # after whatever may have drawn numbers on the way here
+        self._evaluate_if_due()  # an evaluation that a kill interrupted
+        self.watch.start()
+        while not (reason := self._finished()):
+            lr = self.schedule(self.iteration, self.seconds)
+            losses = self._step(*next(batches), lr)
+            self.iteration += 1
+            self.seconds = self._clock()
+            self._record(losses, lr)
+            if self._evaluation_is_due():
+                self._renew_norms()  # before the checkpoint, which an evaluation must not change any more
+            if self.iteration % self.config.train.checkpoint_every == 0:
+                self._save()
+            if self._asked_to_stop():
+                raise Interrupted(self.stop.signal or signal.SIGTERM)  # none: another process had it
+            self._evaluate_if_due()
+        return self._end(reason)
 
     def _step(
         self, images: list[Tensor], targets: list[GroundTruth], ids: list[Any], lr: float
@@ -184,7 +206,10 @@ class Trainer:
     def _finite_means(self, losses: dict[str, Tensor], ids: list[Any], lr: float) -> dict[str, float]:
         """The losses' means over processes. A value that is not finite stops all of them, before a gradient of it."""
         local = torch.stack([loss.detach().float() for loss in losses.values()])
-        means = dict(zip(losses, distributed.all_reduce_mean(local.clone()).tolist(), strict=True))
+        asked = local.new_tensor([self.stop.signal is not None])  # all processes end after the same step
+        *values, share = distributed.all_reduce_mean(torch.cat([local, asked])).tolist()
+        self.others_stop = share > 0
+        means = dict(zip(losses, values, strict=True))
         bad = [name for name, value in means.items() if not math.isfinite(value)]
         if bad:
             mine = [] if bool(local.isfinite().all()) else ids
@@ -201,6 +226,9 @@ class Trainer:
         budget = self.schedule.budget_seconds
         return "time" if budget is not None and self.seconds >= budget else ""
 
+    def _asked_to_stop(self) -> bool:
+        return self.others_stop if self.process.world_size > 1 else self.stop.signal is not None
+
     def _clock(self) -> float:
         """Seconds of training. With a time budget, processes must agree on it: on the rate and on the end."""
         seconds = self.watch.seconds
@@ -214,7 +242,7 @@ class Trainer:
         kept = config.train.keep_checkpoints
         needed = disk.bytes_to_keep(self.model, moments, self.average is not None, kept)
         resumed = self.resume_from is not None
-        changes = distributed.on_main(lambda: self._check_folder(0 if resumed else needed))
+        distributed.on_main(lambda: self._check_folder(0 if resumed else needed))
         self.log = RunLog(
             self.out,
             resume_at=self.iteration if resumed else None,
@@ -234,18 +262,15 @@ class Trainer:
                 device=str(self.process.device),
                 processes=self.process.world_size,
             )
-        for text in (*changes, self.lr_note, self.schedule.remark()):
+        for text in (*self.notes, self.lr_note, self.schedule.remark()):
             if text:
                 self._event(text)
         self.display.start(self.iteration, config.train.iterations)
 
-    def _check_folder(self, needed_bytes: int) -> list[str]:
-        """Space for the run, and `config.json`; sentences on what has changed since it was written."""
+    def _check_folder(self, needed_bytes: int) -> None:
+        """Space for the run, and its `config.json`."""
         check_writable_folder(self.out, needs_bytes=needed_bytes)
-        path = self.out / "config.json"
-        changes = compare_configs(path, self.config) if self.resume_from else []
-        write_atomic(path, to_json(self.config) + "\n")
-        return changes
+        write_atomic(self.out / "config.json", to_json(self.config) + "\n")
 
     def _event(self, message: str) -> None:
         self.log.write("event", self.iteration, message=message)
@@ -271,16 +296,24 @@ class Trainer:
         self.display.train_line(self.iteration, entry, left)
 
     def _evaluate_if_due(self, *, at_end: bool = False) -> None:
-        every = self.config.train.evaluate_every
-        due = at_end or (every and self.iteration and self.iteration % every == 0)
-        if self.validate and due and self.iteration not in {e["iteration"] for e in self.log.evaluations}:
+        if self.validate and self._evaluation_is_due(at_end=at_end):
             self._evaluate(self.validate)
 
+    def _evaluation_is_due(self, *, at_end: bool = False) -> bool:
+        every = self.config.train.evaluate_every
+        due = at_end or (every and self.iteration and self.iteration % every == 0)
+        known = {e["iteration"] for e in self.log.evaluations}
+        return bool(self.validate and due and self.iteration not in known)
+
     def _evaluate(self, validate: Callable[[Any], dict[str, Any]]) -> None:
+        self._renew_norms()
         self.watch.pause()
         started = time.monotonic()
-        self._renew_norms()
-        with torch.random.fork_rng(devices=_cuda_devices(self.process.device)):
+        alone = self.process.world_size == 1  # several processes exchange results, which needs all of them
+        with (
+            torch.random.fork_rng(devices=_cuda_devices(self.process.device)),
+            self.stop.at_once() if alone else contextlib.nullcontext(),
+        ):
             found = validate(self.averaged_model().eval())
         before = self.log.evaluations
         best = not before or score(found) > score(before[best_of(before)])
@@ -301,10 +334,12 @@ class Trainer:
         num_batches = self.config.train.precise_norm_batches
         if not num_batches or self.norms_renewed_at == self.iteration:
             return
+        self.watch.pause()  # this is no training time
         batches = self.batches(self.iteration)
         with torch.random.fork_rng(devices=_cuda_devices(self.process.device)):
             renew_statistics(self.model, lambda: self._losses(*next(batches)[:2]), num_batches)
         self.norms_renewed_at = self.iteration
+        self.watch.start()
 
     def averaged_model(self) -> Any:
         """A copy of the model with the weights to evaluate and keep: the averaged ones where there are."""
@@ -317,9 +352,10 @@ class Trainer:
         return {**self.model.state_dict(), **(self.average.state_dict() if self.average else {})}
 
     def _save(self) -> None:
-        distributed.on_main(self._save_here)
+        generators = distributed.gather(generator_state(self.process))
+        distributed.on_main(lambda: self._save_here(generators))
 
-    def _save_here(self) -> None:
+    def _save_here(self, generators: list[dict[str, Any]]) -> None:
         last = disk.checkpoints(self.out)[-1:]
         if last and disk.iteration_of(last[0]) == self.iteration:
             return
@@ -332,35 +368,58 @@ class Trainer:
                 f"iteration {self.iteration}: the weights {broken[0]} are not finite. {_last_good(self.out)}"
             )
         self.log.sync()  # the log must reach as far as the checkpoint
-        cuda = self.process.device.type == "cuda"
         state = {
             "iteration": self.iteration,
-            "seconds": self.watch.seconds,
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self.process.device) if cuda else None,
+            "generators": generators,
+            "threads": torch.get_num_threads(),
+            "norms_renewed_at": self.norms_renewed_at,
+            "window": self.window.state(),
         }
-        kept = disk.Checkpoint(model, self.weights() if self.average else None, state)
+        clock = {"seconds": self.watch.seconds, "window": self.window.start}
+        kept = disk.Checkpoint(model, self.weights() if self.average else None, state, clock)
         disk.save_checkpoint(self.out, kept, self.config.model)
         disk.remove_old(self.out, self.config.train.keep_checkpoints)
 
-    def _restore(self, kept: disk.Checkpoint) -> None:
+    def _restore(self, folder: Path) -> None:
+        self.notes += distributed.on_main(lambda: compare_configs(self.out / "config.json", self.config))
+        kept = disk.load_checkpoint(folder)
         self.model.load_state_dict(kept.model)
         if self.average and kept.average is not None:
             self.average.load_state_dict(kept.average)
         self.optimizer.load_state_dict(kept.state["optimizer"])
         self.scaler.load_state_dict(kept.state["scaler"])
-        self.iteration, self.seconds = kept.state["iteration"], kept.state["seconds"]
-        if self.process.is_main:
-            torch.set_rng_state(kept.state["rng"])
-            if kept.state["cuda_rng"] is not None and self.process.device.type == "cuda":
-                torch.cuda.set_rng_state(kept.state["cuda_rng"], self.process.device)
+        self.iteration, self.seconds = kept.state["iteration"], kept.clock["seconds"]
+        self.norms_renewed_at = kept.state.get("norms_renewed_at")
+        self.window = Window(kept.clock.get("window", self.seconds), **kept.state.get("window", {}))
+        self.resumed = kept.state
+        for what, before, now in (
+            ("processes", len(kept.state.get("generators", ())), self.process.world_size),
+            ("threads", kept.state.get("threads"), torch.get_num_threads()),
+        ):
+            if before and before != now:
+                self.notes.append(
+                    f"{now} {what}, {before} before: not the same bits as without the interruption"
+                )
+
+    def _set_generators(self) -> None:
+        seed_generators(self.config.train.seed, self.process)
+        if self.resumed is not None:
+            restore_generators(self.resumed, self.process)
+            self.resumed = None
+
+    def _leave(self, number: signal.Signals) -> NoReturn:
+        """Write a checkpoint of the last whole step and end."""
+        self.watch.pause()
+        self._save()
+        newest = disk.checkpoints(self.out)[-1]
+        text = f"{number.name}: stopped after {self.iteration} of {self.config.train.iterations} iterations"
+        self.log.write("event", self.iteration, message=text)
+        raise Interrupted(number, f"{text}. The checkpoint is {newest}: go on with --resume.")
 
     def _end(self, reason: str) -> TrainResult:
-        self.watch.pause()  # this is no training time
         self._renew_norms()
-        self.watch.start()
         self._save()
         self._evaluate_if_due(at_end=True)
         if self.process.is_main:
@@ -393,8 +452,12 @@ class Trainer:
     def _distributed(self) -> DistributedDataParallel:
         # Of the weights of a 1x1 convolution, whose strides are ambiguous in channels-last.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
-        device_ids = [self.process.device] if self.process.device.type == "cuda" else None
-        return DistributedDataParallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True)
+        cuda = self.process.device.type == "cuda"
+        device_ids = [self.process.device] if cuda else None
+        model = DistributedDataParallel(self.model, device_ids=device_ids, gradient_as_bucket_view=True)
+        if not cuda:
+            model.register_comm_hook(None, distributed.mean_of_each)
+        return model
 
     def _exchange_gradients(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Processes exchange gradients once a step, with the last micro-batch."""

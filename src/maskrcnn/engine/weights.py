@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn.config import ModelConfig, from_dict
+from maskrcnn.engine.checksums import DamagedError, check_file
 from maskrcnn.engine.npz import read_npz
 from maskrcnn.engine.torch_file import read_torch
 from maskrcnn.engine.unpickle import read_pickle, reason
@@ -246,6 +247,12 @@ def _is_npz(path: Path) -> bool:
 def _read_safetensors(path: Path) -> WeightFile:
     from safetensors import safe_open
 
+    try:
+        check_file(path)  # a checkpoint's has one
+    except DamagedError as e:
+        raise UserError(
+            f"{path}: expected the file that was written, got {e.reason}. Take the checkpoint before it."
+        ) from None
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}

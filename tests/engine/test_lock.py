@@ -1,0 +1,43 @@
+"""A folder is one training's at a time, and nobody's after a kill."""
+
+from __future__ import annotations
+
+import multiprocessing.connection
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from maskrcnn.engine.lock import run_lock
+from maskrcnn.engine.train import train
+from maskrcnn.errors import UserError
+from tests.engine.small_run import PRELOAD, small_config
+
+
+def hold(run: Path, ready: multiprocessing.connection.Connection) -> None:
+    with run_lock(run):
+        worker = os.fork()  # as a data loading worker, which outlives its killed parent
+        if worker:
+            ready.send(worker)
+        signal.pause()
+
+
+def test_a_second_training_is_refused_and_a_kill_frees_the_folder(tmp_path):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    ours, its = context.Pipe()
+    holder = context.Process(target=hold, args=(tmp_path / "run", its))
+    holder.start()
+    worker = ours.recv()
+    try:
+        with pytest.raises(UserError, match="another process is training into this folder") as caught:
+            train(small_config(), tmp_path / "run")
+        assert "\n" not in str(caught.value)
+        holder.kill()
+        holder.join()
+        with run_lock(tmp_path / "run"):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+    assert not list((tmp_path / "run").iterdir())
