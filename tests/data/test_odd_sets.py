@@ -39,7 +39,8 @@ def test_files_of_the_system_change_nothing(tmp_path: Path, reader: str) -> None
     place(files, tmp_path / "clean")
     junk = {str(Path(n).with_name(f"._{Path(n).name}")): b"\0\x05\x16\x07 Mac OS X" for n in files}
     junk |= {str(Path(n).with_name(name)): b"\0\xff" for n in files for name in ("Thumbs.db", ".DS_Store")}
-    junk |= {f"__MACOSX/{n}": b"\0\x05\x16\x07" for n in files} | {f".cache/{n}": b"" for n in files}
+    junk |= {f"__MACOSX/{n}": b"\0\x05\x16\x07" for n in files}
+    junk |= {f".ipynb_checkpoints/{n}": content for n, content in files.items()}
     place(files | junk, tmp_path / "junk")
     clean, beside = (training_part(tmp_path / name) for name in ("clean", "junk"))
     assert objects(clean) == objects(beside) != []
@@ -236,6 +237,16 @@ def test_yolo_labels_in_several_other_folders_are_too_much_to_choose_from(tmp_pa
         training_part(tmp_path)
     write_text(tmp_path / "labels" / "a.txt", LINE)
     assert len(objects(training_part(tmp_path))) == 1
+
+
+def test_yolo_pictures_without_labels_take_no_others_than_those_of_labels(tmp_path: Path) -> None:
+    """A part without objects beside one with some: background pictures."""
+    yolo(tmp_path, "train: images\nval: images/val\nnames: [cat]\n")
+    picture(tmp_path / "images" / "val" / "b.jpg")
+    write_text(tmp_path / "labels_box" / "val" / "b.txt", LINE)
+    val = find_data(tmp_path).val
+    assert val is not None
+    assert read_data(val).num_objects.tolist() == [0]
 
 
 @pytest.mark.parametrize("names", ["{x: cat}", "{-1: cat}", "{0: a, 1e30: b}"])

@@ -24,7 +24,7 @@ _RING_PROBLEM = (
     "",
     "an odd count of numbers",
     "fewer than 3 points",
-    "a number that is not finite",
+    "a number that is not finite, or is none",
     "no area",
     "a point more than a million pixels away",
 )

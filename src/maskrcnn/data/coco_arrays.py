@@ -199,8 +199,8 @@ class _Annotations:
     def arrays(self, rows: dict[int | str, int], category_ids: list[int]) -> dict[str, np.ndarray]:
         label_of = {c: k for k, c in enumerate(category_ids)}
         boxes = _numpy(self.boxes, np.float64).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        with np.errstate(over="ignore"):  # a number that float32 does not hold is infinite, which is a defect
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite in float32 is a defect
+            boxes[:, 2:] += boxes[:, :2]
             boxes = boxes.astype(np.float32)
         image = np.array([find_id(rows, i, -1) for i in self.images], np.int32)
         labels = np.array([find_id(label_of, c, -1) for c in self.categories], np.int32)

@@ -14,9 +14,8 @@ from maskrcnn.ops.rle import Runs, write_counts
 if TYPE_CHECKING:
     from PIL import Image
 
-BROKEN = [
-    [math.nan]
-]  # a segmentation that could not be read, which the checks list as broken and not as absent
+# A segmentation that could not be read, which the checks list as broken and not as absent
+BROKEN = [[math.nan] * 6]
 _AROUND = 64  # corners of a circle: its area comes out 0.2 % small
 _LARGEST_LABEL = 65535  # what 16 bits hold
 _HALF = 128  # of 255

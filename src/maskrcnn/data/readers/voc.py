@@ -7,6 +7,7 @@ first) names other classes than VOC's 20.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,7 +57,7 @@ def files(source: Source) -> list[Path]:
         for name in _names(source)
         for kind in ("SegmentationObject", "SegmentationClass")
     ]
-    return extra + [p for p in pictures if p.is_file()]
+    return extra + [p for p in pictures if os.path.isfile(p)]
 
 
 def read(source: Source) -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,7 @@
 
 data.yaml names the classes and the parts, relative to its `path` or to itself: folders, whose subfolders count
 too, lists of images, or single ones. Without one, images/train and images/val (or train/images and val/images) are
-looked for, and classes.txt gives the names. Where labels/ has nothing for a part, text files beside its images are
+looked for, and classes.txt gives the names. Where labels/ has nothing, text files beside the images are
 taken, else those of the one other folder beside images/ that has some. Lines of four numbers are boxes without a mask,
 which the checks list.
 """
@@ -233,11 +233,14 @@ def _label_files(source: Source, images: Sequence[Path]) -> list[Path]:
         UserError: several other folders beside images/ have some.
     """
     usual = [_label_file(image) for image in images]
-    for files in (usual, [image.with_suffix(".txt") for image in images]):
-        if any(map(os.path.isfile, files)):
-            return files
+    folders = list(dict.fromkeys(filter(None, map(_folder_of_images, images))))
+    if any(map(os.path.isfile, usual)) or any(map(_has_labels, folders)):
+        return usual
+    beside = [image.with_suffix(".txt") for image in images]
+    if any(map(os.path.isfile, beside)):
+        return beside
     others: list[list[Path]] = []
-    for folder in dict.fromkeys(filter(None, map(_folder_of_images, images))):
+    for folder in folders:
         for name in (p.name for p in subfolders(folder.parent) if p != folder):
             files = [_label_file(image, name) for image in images]
             if any(map(os.path.isfile, files)) and files not in others:
@@ -248,6 +251,11 @@ def _label_files(source: Source, images: Sequence[Path]) -> list[Path]:
             f"{source.labels}: expected label files in one folder, found {names}. Call one labels/."
         )
     return others[0] if others else usual
+
+
+def _has_labels(images: Path) -> bool:
+    """Whether labels/ beside images/ has any, of whatever part."""
+    return any(p.name != "classes.txt" for p in listed(images.parent / "labels", "**/*.txt"))
 
 
 def _label_file(image: Path, name: str = "labels") -> Path:
