@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import os
 import subprocess
 import sys
 import types
@@ -165,3 +166,14 @@ def test_python_dash_m() -> None:
     done = subprocess.run([sys.executable, "-m", "maskrcnn", "nothing"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
+
+
+def test_names_that_the_terminal_has_no_letters_for_are_printed_all_the_same() -> None:
+    code = (
+        "import sys; from maskrcnn.cli import main as cli\n"
+        "cli._help = lambda: 'gr\\u00fcn \\ud800'\n"
+        "sys.argv = ['maskrcnn', '--help']; cli.run()"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"gr\\xfcn \\ud800\n", b"")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,18 @@ def test_yolo_names_by_what_is_no_number_are_refused(tmp_path: Path, names: str)
     yolo(tmp_path, f"train: images\nnames: {names}\n")
     with pytest.raises(UserError, match="names: expected a list, or names by number"):
         training_part(tmp_path)
+
+
+def test_file_names_that_are_no_utf_8_are_found(tmp_path: Path) -> None:
+    labelme(tmp_path, {"label": "cat", "points": SQUARE})
+    try:
+        for end in (b".png", b".json"):
+            os.rename(os.fsencode(tmp_path / "a") + end, os.fsencode(tmp_path) + b"/caf\xe9" + end)
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    data = training_part(tmp_path)
+    assert defects(data) == {}
+    assert objects(data) == [("caf?.png", "cat", [10, 5, 30, 15], 200)]
 
 
 # --- LabelMe

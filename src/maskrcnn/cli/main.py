@@ -14,6 +14,7 @@ import argparse
 import errno
 import importlib
 import inspect
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -54,6 +55,10 @@ def run() -> NoReturn:
     """The entry point of the `maskrcnn` command."""
     if sys.argv[1:2] in (["predict"], ["evaluate"]):
         keep_freed_memory()
+    if isinstance(
+        sys.stdout, io.TextIOWrapper
+    ):  # names of classes and files that the terminal has no letters for
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main(sys.argv[1:]))
 
 

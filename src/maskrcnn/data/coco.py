@@ -139,7 +139,7 @@ class CocoData:
 
     def _name(self, row: int) -> str:
         first, last = self.arrays["name_offsets"][row : row + 2]
-        return self.arrays["names"][first:last].tobytes().decode()
+        return self.arrays["names"][first:last].tobytes().decode(errors="surrogateescape")
 
     def image_path(self, i: int) -> Path:
         """The image's file: that of its name, or else the one that fits the name (`file_names`)."""

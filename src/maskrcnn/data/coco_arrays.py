@@ -37,6 +37,7 @@ from maskrcnn.ops.rle import read_runs, write_counts
 
 VERSION = 6  # of what is below; a cache made by another version is made anew
 NO_MASK, POLYGONS, RLE, UNREADABLE = range(4)
+_LONGEST_ID = 1000
 _NAN4 = (float("nan"),) * 4
 _WHOLE = re.compile(r"-?[0-9]{1,18}")  # an id as text
 
@@ -100,6 +101,12 @@ class _Images:
             raise UserError(
                 f"{where}: expected an id that is a whole number or text, got {image.get('id')!r}."
             )
+        if (
+            isinstance(identity, str) and len(identity) > _LONGEST_ID
+        ):  # each would take as much room as the longest
+            raise UserError(
+                f"{where}: expected an id of at most {_LONGEST_ID} characters, got {len(identity)}."
+            )
         if self.ids and type(identity) is not type(self.ids[0]):
             raise UserError(
                 f"{where}: its id {identity!r} is text among numbers, or a number among texts. Use one."
@@ -107,7 +114,7 @@ class _Images:
         self.rows.setdefault(identity, len(self.ids))
         self.ids.append(identity)
         name = image.get("file_name")
-        self.names += (str(name) if isinstance(name, str | int) else "").encode(errors="replace")
+        self.names += _name_bytes(str(name) if isinstance(name, str | int) else "")
         self.name_offsets.append(len(self.names))
         self.sizes.extend([_length(image.get("height")), _length(image.get("width"))])
 
@@ -321,6 +328,14 @@ def _identity(value: Any) -> int | str | None:
 def _encodable(text: str) -> str:
     """The text without halves of surrogate pairs, which nothing can print."""
     return text if text.isascii() else text.encode(errors="replace").decode()
+
+
+def _name_bytes(name: str) -> bytes:
+    """A file's name as it lies on the disk, where it need not be UTF-8."""
+    try:
+        return name.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return name.encode(errors="replace")
 
 
 def _length(value: Any) -> int:
