@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskrcnn.cli.main import main
 from maskrcnn.data import check, find_data, read_data
 from maskrcnn.errors import UserError
 from tests.data.label_files import (
@@ -267,6 +268,9 @@ def test_file_names_that_are_no_utf_8_are_found(tmp_path: Path) -> None:
     data = training_part(tmp_path)
     assert defects(data) == {}
     assert objects(data) == [("caf?.png", "cat", [10, 5, 30, 15], 200)]
+    for verb in ("doctor", "view"):
+        assert main([verb, str(tmp_path), "--out", str(tmp_path / verb)]) == 0
+        assert (tmp_path / verb / "index.html").is_file()
 
 
 # --- LabelMe

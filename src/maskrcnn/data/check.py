@@ -100,11 +100,15 @@ def _check_entries(report: Report) -> None:
             same = names[first] == name
             kind = "duplicate_image" if same else "duplicate_image_id"
             message = "listed twice" if same else "its id stands for {} and for {}"
-            report.add(kind, i, -1, message, [names[first].decode()], [name.decode()])
+            report.add(
+                kind, i, -1, message, [names[first].decode(errors="replace")], [name.decode(errors="replace")]
+            )
             report.left_out.add(i)
         elif name and (first := by_name.setdefault(name, i)) != i:
             kind = "split_image" if has_objects[i] and has_objects[first] else "duplicate_image"
-            report.add(kind, i, -1, "{} is the file of image {} too", [name.decode()], [ids[first]])
+            report.add(
+                kind, i, -1, "{} is the file of image {} too", [name.decode(errors="replace")], [ids[first]]
+            )
             later = first if has_objects[i] else i
             report.left_out.add(later)
             by_name[name] = first if later == i else i

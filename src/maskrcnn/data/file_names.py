@@ -52,7 +52,7 @@ def near(name: str, folders: Iterable[Path]) -> str:
     files = [path for folder in dict.fromkeys(folders) if folder.is_dir() for path in _files(folder)]
     if not files:
         return ""
-    last = _forms(name)[-1][-1] if name else ""
+    last = forms[-1][-1] if (forms := _forms(name)) else ""  # "..", for one, has no form
     by_name = {_parts(path.name)[-1]: path for path in files[:_COMPARED]}
     same_stem = [path for key, path in by_name.items() if Path(key).stem == Path(last).stem]
     close = difflib.get_close_matches(last, by_name, n=1)

@@ -36,7 +36,9 @@ def look_at(data: CocoData, num_threads: int = 8) -> list[Picture | str]:
     """Each image of the set, or why there is none: "no file ..." where it is missing."""
     paths = [data.image_path(i) if data.file_name(i) else None for i in range(data.num_images)]
     keys, sizes = _keys(paths)
-    digest = hashlib.sha256(f"{data.json_path.resolve()}|{data.images_dir.resolve()}".encode()).hexdigest()
+    digest = hashlib.sha256(
+        f"{data.json_path.resolve()}|{data.images_dir.resolve()}".encode(errors="surrogatepass")
+    ).hexdigest()
     name = f"{data.json_path.stem}-{digest[:16]}.pictures"
     known = _known(name)
     if sum(size for key, size in zip(keys, sizes) if key not in known) < KEEP_FROM_BYTES:

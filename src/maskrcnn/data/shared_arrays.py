@@ -88,8 +88,8 @@ def load_or_make(
     if sum(state.st_size for _, state in states) < min_bytes:
         return SharedArrays(*make())
     texts = (f"{path.resolve()}:{state.st_size}:{state.st_mtime_ns}" for path, state in states)
-    stamp = f"{hashlib.sha256('|'.join(texts).encode()).hexdigest()}:{version}"
-    name = f"{source.stem}-{hashlib.sha256(str(source.resolve()).encode()).hexdigest()[:16]}.arrays"
+    stamp = f"{_digest('|'.join(texts))}:{version}"
+    name = f"{source.stem}-{_digest(str(source.resolve()))[:16]}.arrays"
     made = None
     for folder in _cache_folders():
         try:
@@ -104,6 +104,10 @@ def load_or_make(
         except OSError:  # not writable, or no space: the next folder
             continue
     return SharedArrays(*(made or make()))
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()  # paths need not be UTF-8
 
 
 def kept(name: str, stamp: str) -> SharedArrays | None:

@@ -27,4 +27,4 @@ def split_off(data: CocoData, fraction: float) -> tuple[CocoData, CocoData]:
 
 
 def _key(name: str) -> bytes:
-    return hashlib.sha256(name.encode()).digest()
+    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()

@@ -100,7 +100,7 @@ def _order(data: CocoData, group: Group) -> np.ndarray:
 
 def _name(data: CocoData, row: int) -> str:
     first, last = data.arrays["name_offsets"][row : row + 2]
-    return data.arrays["names"][first:last].tobytes().decode()
+    return data.arrays["names"][first:last].tobytes().decode(errors="replace")
 
 
 def _draw(data: CocoData, row: int, j: int) -> np.ndarray | None:

@@ -29,10 +29,10 @@ def write_page(path: str | Path, title: str, lead: str, cards: str, sections: It
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style>"
     )
-    write_atomic(
-        path,
-        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{body}\n</main></body></html>\n',
+    page = (
+        f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>\n{body}\n</main></body></html>\n'
     )
+    write_atomic(path, page.encode(errors="replace"))  # names of files need not be text
     return Path(path)
 
 
