@@ -78,7 +78,8 @@ def fetch(url: str) -> Path:
         return path
     if _offline():
         raise UserError(
-            f"{path}: not in the cache, and MASKRCNN_OFFLINE is set. Put {url} there, or unset MASKRCNN_OFFLINE."
+            f"{path.name}: not in the cache, and MASKRCNN_OFFLINE is set. "
+            f"Put {url} in {path.parent}, or unset MASKRCNN_OFFLINE."
         )
     with _folder_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -155,8 +155,7 @@ def test_mismatches_are_counted_and_listed(tmp_path: Path) -> None:
     state["rpn.head.deltas.bias"] = torch.zeros(3)
     save_file(state, tmp_path / "a.safetensors")
     message = refusal(load_weights, model, tmp_path / "a.safetensors")
-    names = "mask_head.convs.0.weight, mask_head.convs.1.weight, mask_head.convs.2.weight, ..."
-    assert f"4 missing ({names})" in message
+    assert "4 missing (mask_head.convs.0.weight; ...)" in message
     assert "1 unexpected (neck.weight)" in message
     assert "1 of another shape (rpn.head.deltas.bias 3, not 12)" in message
     assert same(model, tiny()), "a refused file must leave the model as it was"

@@ -351,25 +351,27 @@ def _refuse_mismatch(file: WeightFile, state: Mapping[str, Tensor], wanted: Mapp
     if problems := mismatches(state, wanted):
         raise UserError(
             f"{file.path}: expected the model's {len(wanted)} weights, got {problems}. "
-            "Choose the model that they were trained for."
+            "Choose the model they were trained for."
         )
 
 
 def mismatches(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
     """What does not fit, counted and with some names; empty where all does."""
-    problems = []
-    if missing := [k for k in wanted if k not in state]:
-        problems.append(f"{len(missing)} missing ({_listed(missing)})")
-    if unexpected := [k for k in state if k not in wanted]:
-        problems.append(f"{len(unexpected)} unexpected ({_listed(unexpected)})")
-    if misshapen := _misshapen(state, wanted):
-        shapes = [f"{k} {_shape(state[k])}, not {_shape(wanted[k])}" for k in misshapen]
-        problems.append(f"{len(misshapen)} of another shape ({_listed(shapes, '; ')})")
+    missing = [k for k in wanted if k not in state]
+    unexpected = [k for k in state if k not in wanted]
+    shapes = [f"{k} {_shape(state[k])}, not {_shape(wanted[k])}" for k in _misshapen(state, wanted)]
     both = [k for k in wanted if k in state]
-    if other := [k for k in both if state[k].is_floating_point() != wanted[k].is_floating_point()]:
-        types = [f"{k} {state[k].dtype}, not {wanted[k].dtype}".replace("torch.", "") for k in other]
-        problems.append(f"{len(other)} of another type ({_listed(types, '; ')})")
-    return shown(", ".join(problems), 200)
+    other = [k for k in both if state[k].is_floating_point() != wanted[k].is_floating_point()]
+    types = [f"{k} {state[k].dtype}, not {wanted[k].dtype}".replace("torch.", "") for k in other]
+    found = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "of another shape": shapes,
+        "of another type": types,
+    }
+    problems = {what: names for what, names in found.items() if names}
+    most = 2 if len(problems) == 1 else 1  # a message has 300 characters
+    return ", ".join(f"{len(n)} {what} ({_listed(n, '; ', most)})" for what, n in problems.items())
 
 
 def _shape(tensor: Tensor) -> str:
