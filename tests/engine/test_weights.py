@@ -191,6 +191,22 @@ def test_heads_kept_for_classes_of_other_names_are_told(tmp_path: Path) -> None:
     assert same(model, trained)
 
 
+def test_the_same_classes_in_another_order_are_reordered(tmp_path: Path) -> None:
+    trained, model = tiny(seed=1), tiny(seed=2)
+    trained.config.class_names, model.config.class_names = ("cat", "dog", "cow"), ("cow", "cat", "dog")
+    write_weights(tmp_path / "three.safetensors", trained.state_dict(), trained.config)
+    (note,) = load_weights(model, tmp_path / "three.safetensors", new_head=True)
+    assert "same classes in another order" in note
+    its, ours = trained.state_dict(), model.state_dict()
+    name = "box_head.class_predictor.weight"
+    assert torch.equal(ours[name], its[name][[2, 0, 1, 3]])  # background stays the last
+    name = "box_head.box_predictor.bias"
+    assert torch.equal(ours[name].view(3, 4), its[name].view(3, 4)[[2, 0, 1]])
+    name = "mask_head.predictor.weight"
+    assert torch.equal(ours[name], its[name][[2, 0, 1]])
+    assert torch.equal(ours["box_head.fcs.0.weight"], its["box_head.fcs.0.weight"])
+
+
 # --- backbones
 
 

@@ -81,7 +81,12 @@ def is_junk(name: str) -> bool:
 
 
 def listed(folder: Path, *patterns: str) -> list[Path]:
-    """What lies in a folder by any of these patterns ("*" without), in order, and without junk at any depth."""
+    """What lies in a folder by any of these patterns ("*" without), in order, and without junk at any depth.
+
+    Nothing where there is no such folder, or where its name is too long for one.
+    """
+    if not os.path.isdir(folder):
+        return []
     found = {p for pattern in patterns or ("*",) for p in folder.glob(pattern)}
     return sorted(p for p in found if not any(map(is_junk, p.relative_to(folder).parts)))
 

@@ -29,7 +29,11 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn.config import ModelConfig, from_dict
+<<<<<<< HEAD
 from maskrcnn.engine.checksums import DamagedError, check_file
+=======
+from maskrcnn.data.classes import places
+>>>>>>> 7946e9e (Heads of the same classes in another order are put in the data set's order)
 from maskrcnn.engine.npz import read_npz
 from maskrcnn.engine.torch_file import read_torch
 from maskrcnn.engine.unpickle import read_pickle, reason
@@ -134,7 +138,7 @@ def load_weights(model: nn.Module, file: WeightFile | str | Path, *, new_head: b
     if file.dropped:
         notes.append(f"{file.path}: {_listed(file.dropped)} not used.")
     if new_head and file.num_classes is not None:
-        said = _leave_out_heads(state, wanted, file.num_classes) or _kept_heads(file, model)
+        said = _leave_out_heads(state, wanted, file.num_classes) or _kept_heads(file, model, state)
         notes += [f"{file.path}: {sentence}" for sentence in said]
     _refuse_mismatch(file, state, wanted)
     model.load_state_dict(state, strict=False)
@@ -178,17 +182,36 @@ def _leave_out_heads(state: dict[str, Tensor], wanted: dict[str, Tensor], num_cl
     return said
 
 
-def _kept_heads(file: WeightFile, model: nn.Module) -> list[str]:
-    """A sentence on heads that fit by their number of classes, unless these are known to be the same ones."""
+def _kept_heads(file: WeightFile, model: nn.Module, state: dict[str, Tensor]) -> list[str]:
+    """A sentence on heads that fit by their number of classes, unless these are known to be the same ones.
+
+    The same classes in another order are put in the model's order.
+    """
     names = model.config.class_names if isinstance(model, MaskRCNN) else ()
     own = () if file.config is None else file.config.class_names
     if not names or own == names:
         return []
+    if sorted(own) == sorted(names):
+        _reorder(state, places(names, own))
+        return [
+            "has the same classes in another order; the last layers of its heads are put in the data set's."
+        ]
     its, ours = (_listed(n) for n in (own, names))
     return [
         f"has {len(names)} class{'es' * (len(names) > 1)} too{f' ({its})' if own else ''}: the heads are kept, and its "
         f"classes are taken for the data set's in their order ({ours})."
     ]
+
+
+def _reorder(state: dict[str, Tensor], order: list[int]) -> None:
+    """Put the classes of the heads' last layers in another order; background stays the last class."""
+    for name in [k for k in state if k.startswith(HEADS_PER_CLASS)]:
+        value, count = state[name], len(order)
+        if "box_predictor" in name:  # four values a class, or four for all classes
+            if len(value) == 4 * count:
+                state[name] = value.unflatten(0, (count, 4))[order].flatten(0, 1)
+        else:
+            state[name] = value[[*order, *range(count, len(value))]]
 
 
 def _drop(states: tuple[dict[str, Tensor], ...], names: Iterable[str]) -> None:
