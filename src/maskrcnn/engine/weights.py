@@ -29,11 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn.config import ModelConfig, from_dict
-<<<<<<< HEAD
-from maskrcnn.engine.checksums import DamagedError, check_file
-=======
 from maskrcnn.data.classes import places
->>>>>>> 7946e9e (Heads of the same classes in another order are put in the data set's order)
+from maskrcnn.engine.checksums import DamagedError, check_file
 from maskrcnn.engine.npz import read_npz
 from maskrcnn.engine.torch_file import read_torch
 from maskrcnn.engine.unpickle import read_pickle, reason
