@@ -7,12 +7,38 @@ The command line prints the message alone and leaves with status 2; Python calle
 from __future__ import annotations
 
 import difflib
+import math
 import signal
 from collections.abc import Iterable
+from typing import Any
+
+MAX_LENGTH = 300  # characters of a message
 
 
 class UserError(ValueError):
-    """A mistake in what the user gave: `where: expected X, got Y. Do Z.` in one line."""
+    """A mistake in what the user gave: `where: expected X, got Y. Do Z.` in one line of at most 300 characters.
+
+    A message often holds text of a file. Whatever that is, the beginning and the end of the message stay.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
+
+
+class UserIndexError(UserError, IndexError):
+    """A number beyond what there is, for `for`, `reversed` and others that count on an `IndexError`."""
+
+
+def one_line(text: str, length: int = MAX_LENGTH) -> str:
+    """`text` in one printable line: white space is a space, `?` stands for what a terminal would obey or cannot
+    show, and `...` for the middle of what is longer than `length`."""
+    if len(text) > 4 * length:  # of gigabytes only the ends are looked at
+        text = text[: 2 * length] + text[-2 * length :]
+    line = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+    if len(line) <= length:
+        return line
+    tail = length // 3
+    return f"{line[: length - tail - 5].rstrip()} ... {line[-tail:].lstrip()}"
 
 
 def shown(text: object, most: int = 80) -> str:
@@ -30,6 +56,32 @@ class Interrupted(KeyboardInterrupt):
         self.signal, self.status = number, 128 + number
 
 
+def check_number(value: Any, where: str, low: float, high: float = math.inf, *, whole: bool = False) -> Any:
+    """`value` as an int or a float, where it is a number (Python's, numpy's) from `low` to `high`.
+
+    Raises:
+        UserError: it is anything else, True and not-a-number among them.
+    """
+    number = value.item() if type(value).__module__ == "numpy" and getattr(value, "ndim", 1) == 0 else value
+    kind = int if whole else (int, float)
+    if isinstance(number, kind) and not isinstance(number, bool) and low <= number <= high:
+        return number
+    what = "a whole number" if whole else "a number"
+    reach = f"from {low:g}" if high == math.inf else f"from {low:g} to {high:g}"
+    raise UserError(f"{where}: expected {what} {reach}, got {described(value)}.")
+
+
+def described(value: Any) -> str:
+    """A value as a message has it: numbers and short text as they are, of others the type."""
+    if value is None or isinstance(value, bool | float | str | bytes):
+        text = repr(value[:99] if isinstance(value, str | bytes) else value)
+        return text if len(text) <= 60 else text[:57] + "..."
+    if isinstance(value, int):
+        return str(value) if abs(value) < 10**30 else "a number of many digits"
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else f"{type(value).__name__} {tuple(shape)}"
+
+
 def did_you_mean(word: str, allowed: Iterable[str], *, show_all_up_to: int = 8) -> str:
     """The nearest of `allowed` to `word` as the tail of an error message, e.g. `Did you mean 'lr'?`.
 
@@ -37,7 +89,7 @@ def did_you_mean(word: str, allowed: Iterable[str], *, show_all_up_to: int = 8) 
     """
     allowed = sorted(allowed)
     plain = {_letters(name): name for name in allowed}
-    word = _letters(word)
+    word = _letters(word[:MAX_LENGTH])
     near = [plain[n] for n in difflib.get_close_matches(word, plain, n=1 if word in plain else 3, cutoff=0.5)]
     if near:
         return "Did you mean " + " or ".join(repr(n) for n in near) + "?"

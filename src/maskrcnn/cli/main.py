@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from maskrcnn.cli.heap import keep_freed_memory
-from maskrcnn.errors import UserError, did_you_mean
+from maskrcnn.errors import UserError, did_you_mean, one_line
 from maskrcnn.version import __version__
 
 VERBS = {
@@ -35,6 +35,8 @@ VERBS = {
     "list": "the models, with their published numbers",
     "demo": "make a small data set, train on it and show the result as a page",
 }
+
+_READ_PICTURES = {"train", "evaluate", "predict", "doctor", "view", "demo"}
 
 # What the file system refuses is the user's to mend. Other OSErrors are bugs.
 _USERS_ERRNO = {
@@ -106,15 +108,32 @@ def _run_verb(verb: str, argv: list[str]) -> int:
         allow_abbrev=False,  # a shortened option would change its meaning when a new one comes
     )
     module.add_arguments(parser)
+    if verb in _READ_PICTURES:
+        _add_max_pixels(parser)
     try:
         args, extra = parser.parse_known_args(argv)
     except SystemExit as e:  # --help has been printed
         return int(e.code or 0)
+    if getattr(args, "max_pixels", None):
+        from maskrcnn.ops.image_io import set_max_pixels
+
+        set_max_pixels(args.max_pixels)
     if len(inspect.signature(module.main).parameters) == 2:
         return module.main(args, extra)
     if extra:
         raise UserError(_unknown(verb, extra[0], parser))
     return module.main(args)
+
+
+def _add_max_pixels(parser: argparse.ArgumentParser) -> None:
+    from maskrcnn.cli.model_options import whole_number
+
+    parser.add_argument(
+        "--max-pixels",
+        type=whole_number,
+        metavar="N",
+        help="refuse pictures of more pixels before they are decoded (178956970, or MASKRCNN_MAX_PIXELS)",
+    )
 
 
 def _unknown(verb: str, word: str, parser: argparse.ArgumentParser) -> str:
@@ -142,6 +161,5 @@ def _help() -> str:
 
 def _refuse(message: str) -> int:
     """Print a user's mistake as one line, whatever characters a file name brought in, and give the status."""
-    line = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in message)
-    print(f"maskrcnn: {line}", file=sys.stderr)
+    print(f"maskrcnn: {one_line(message)}", file=sys.stderr)
     return 2

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 FROM_THE_DATA_SET = ("model.name", "model.num_classes", "model.class_names", "model.category_ids")
 OPTIONS = (
     "data", "images", "val", "format", "model", "weights", "out", "resume", "config", "device", "num-threads",
+    "max-pixels",
 )  # fmt: skip
 VAL_FRACTION = 0.2
 RANDOM = "none"  # as --weights
