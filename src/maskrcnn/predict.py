@@ -12,15 +12,16 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from maskrcnn.data.source import other_pictures
 from maskrcnn.data.stream import StreamedImage, stream_images
 from maskrcnn.engine.inference import detect_images
-from maskrcnn.errors import UserError, did_you_mean
+from maskrcnn.errors import UserError, check_number, described, did_you_mean, one_line
 from maskrcnn.files import atomic_path
+from maskrcnn.ops.processes import let_forks_compute
 
 if TYPE_CHECKING:
     from maskrcnn.config import TTAConfig
@@ -33,7 +34,7 @@ PREDICTIONS = "predictions.json"
 _WINDOW = 4  # batches whose images are looked at together, to find some of one size
 
 
-def find_images(inputs: Iterable[str | Path]) -> list[Path]:
+def find_images(inputs: str | Path | Iterable[str | Path]) -> list[Path]:
     """The image files that `inputs` name: files, folders and patterns with `*`, each file once, in this order.
 
     Of a folder, the files in it that end in one of IMAGE_SUFFIXES, by name; not those of its subfolders
@@ -42,8 +43,12 @@ def find_images(inputs: Iterable[str | Path]) -> list[Path]:
     Raises:
         UserError: a file that does not exist, a folder or pattern without an image.
     """
+    if isinstance(inputs, str | Path) or not isinstance(inputs, Iterable):
+        inputs = [inputs]
     found: dict[Path, Path] = {}
     for given in inputs:
+        if not isinstance(given, str | Path):
+            raise UserError(f"predict: expected paths, got {described(given)}.")
         for path in _matches(str(given)):
             found.setdefault(path.resolve(), path)
     return list(found.values())
@@ -102,6 +107,12 @@ def predict_stream(
     tta: look at each picture in these sizes instead, one view at a time.
     """
     c = model.config.input
+    check_number(batch_size, "predict: batch_size", 1, whole=True)
+    check_number(num_threads, "predict: num_threads", 1, whole=True)
+    for size, name in ((min_size, "min_size"), (max_size, "max_size")):
+        if size is not None:
+            check_number(size, f"predict: {name}", 1, whole=True)
+    let_forks_compute()
     model.eval()
     window = batch_size * _WINDOW if batch_size > 1 else 1
     sizes = (None, None) if tta else (min_size or c.min_size, max_size or c.max_size)
@@ -128,7 +139,8 @@ def write_predictions(
     """Write `out_dir/predictions.json`, COCO results of all images, and a picture `out_dir/<stem>.jpg` of each.
 
     Results go to the disk as they come; `predictions.json` appears when the last is written, and not at all if
-    something raises. Files with an error are left out. `category_ids` maps labels to a data set's ids.
+    something raises. Files with an error are left out; a picture that cannot be drawn is told in the result and
+    costs nothing else. `category_ids` maps labels to a data set's ids.
     Pictures show detections with at least `draw_threshold`; `num_threads` of them are drawn at a time.
 
     Raises:
@@ -139,7 +151,11 @@ def write_predictions(
 
     def finish(path: Path, instances: Instances) -> list[str]:
         if draw:
-            instances.draw(out_dir / f"{path.stem}.jpg", score_threshold=draw_threshold)
+            try:
+                instances.draw(out_dir / f"{path.stem}.jpg", score_threshold=draw_threshold)
+            except Exception as e:  # whatever it is, what was found is worth more than its picture
+                reason = str(e) if isinstance(e, UserError) else f"{path}: {type(e).__name__}: {e}"
+                written.not_drawn.append(one_line(reason))
         return [json.dumps(entry) for entry in instances.to_coco(path.stem, category_ids)]
 
     with atomic_path(written.path) as temporary, open(temporary, "w") as file:
@@ -163,6 +179,7 @@ class Written:
     num_images: int = 0
     num_failed: int = 0
     num_detections: int = 0
+    not_drawn: list[str] = field(default_factory=list)  # pictures that could not be, a line each
 
 
 class _JsonArray:

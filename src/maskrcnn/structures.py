@@ -17,13 +17,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskrcnn.errors import UserError, described
+from maskrcnn.ops.indexing import chosen
 from maskrcnn.ops.masks import InstanceMasks, PredictedMasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from maskrcnn.ops.pictures import Picture
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class ImageBatch:
     """Normalised images of different sizes, zero-padded at the right and the bottom to one size.
 
@@ -40,7 +44,7 @@ class ImageBatch:
         return len(self.image_sizes)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class GroundTruth:
     """The objects of one training image, in the network's pixels.
 
@@ -71,7 +75,7 @@ class GroundTruth:
         )
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Instances:
     """The detections of one image, best first, in the picture's own pixels.
 
@@ -87,26 +91,27 @@ class Instances:
     masks: PredictedMasks | None = None
     keypoints: Tensor | None = None
     class_names: Sequence[str] = ()
-    image: str | Path | np.ndarray | None = field(default=None, repr=False)  # for `draw`
+    image: Picture | None = field(default=None, repr=False)  # for `draw`
     skeleton: Sequence[tuple[int, int]] = ()
 
     def __len__(self) -> int:
         return len(self.boxes)
 
     def __getitem__(self, index: Any) -> Instances:
-        """The chosen detections; `index` is anything that indexes the first dimension and keeps it."""
-        if isinstance(index, int):
-            index = [index]
-        if isinstance(index, slice):
-            index = torch.arange(len(self))[index]
-        index = torch.as_tensor(index, device=self.boxes.device)
+        """The chosen detections: by a number, a slice, a sequence of numbers, or a mask with a bool for each.
+
+        Raises:
+            UserIndexError: a number beyond the detections.
+            UserError: anything else, or a mask of another length.
+        """
+        numbers = chosen(index, len(self), "instances").to(self.boxes.device)
         return dataclasses.replace(
             self,
-            boxes=self.boxes[index],
-            scores=self.scores[index],
-            labels=self.labels[index],
-            masks=None if self.masks is None else self.masks[index],
-            keypoints=None if self.keypoints is None else self.keypoints[index],
+            boxes=self.boxes[numbers],
+            scores=self.scores[numbers],
+            labels=self.labels[numbers],
+            masks=None if self.masks is None else self.masks[numbers],
+            keypoints=None if self.keypoints is None else self.keypoints[numbers],
         )
 
     def __iter__(self) -> Iterator[Instances]:
@@ -115,16 +120,25 @@ class Instances:
     def to_coco(self, image_id: int | str = 0, category_ids: Sequence[int] = ()) -> list[dict[str, Any]]:
         """COCO results, one entry a detection: bbox as x, y, w, h and segmentation as compressed RLE.
 
-        `category_ids` maps labels to a data set's ids; without it category_id is the label.
+        `category_ids` maps labels to a data set's ids, None for classes that it does not have; without it
+        category_id is the label.
         Key points follow COCO's pixel-index convention: half a pixel less than here.
+
+        Raises:
+            UserError: an id that is no number or text, or fewer ids than classes.
         """
+        image_id, ids = _id(image_id, "image_id"), _ids(category_ids)
         boxes = self.boxes.double().cpu()
         xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
         scores, labels = self.scores.double().tolist(), self.labels.tolist()
+        if ids and labels and max(labels) >= len(ids):
+            raise UserError(
+                f"category_ids: expected an id for each class, {max(labels) + 1} or more, got {len(ids)}."
+            )
         results: list[dict[str, Any]] = [
             {
                 "image_id": image_id,
-                "category_id": category_ids[k] if category_ids else k,
+                "category_id": ids[k] if ids else k,
                 "bbox": b,
                 "score": s,
             }
@@ -145,3 +159,17 @@ class Instances:
         from maskrcnn.visualize import draw_instances
 
         return draw_instances(self, path=path, score_threshold=score_threshold)
+
+
+def _id(value: Any, where: str) -> int | str:
+    if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0:
+        value = value.item()  # JSON has no numpy
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise UserError(f"{where}: expected a whole number or text, got {described(value)}.")
+    return value
+
+
+def _ids(values: Any) -> list[int | str | None]:
+    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
+        raise UserError(f"category_ids: expected a sequence of ids, got {described(values)}.")
+    return [None if v is None else _id(v, f"category_ids[{i}]") for i, v in enumerate(values)]

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskrcnn.errors import UserError
+from maskrcnn.errors import UserError, check_number, described
+from maskrcnn.ops.pictures import checked_pixels, pixels_of
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
@@ -45,6 +46,7 @@ _DARK = (25, 25, 25)
 _SHADES = (0.0, 0.4, -0.3, 0.2, -0.15, 0.55)  # towards white (positive) or black, for further instances
 _FILL = 105  # opacity of a mask, of 256
 _POINT_SCORE = 0.05  # key points that the model is less sure of are not drawn
+_JPEG_SIDE = 65_500  # pixels; libjpeg's own limit, below the format's 65,535
 _CROWD = 30  # from this many instances on, only large ones are labelled
 
 
@@ -62,10 +64,12 @@ def draw_instances(
     pixels; it is saved if `path` is given.
 
     Raises:
-        UserError: the instances carry no picture, or one of another size; `path` cannot be written.
+        UserError: the instances carry no picture, or one of another size; a threshold outside 0 to 1; `path` cannot
+            be written.
     """
+    score_threshold = check_number(score_threshold, "draw: score_threshold", 0, 1)
     if path is not None:
-        _check_picture_path(Path(path))
+        _check_picture_path(path)
     image = _load(instances.image, instances.image_size)
     scores = instances.scores.detach().float().cpu().numpy()
     kept = np.flatnonzero(scores >= score_threshold)
@@ -127,8 +131,10 @@ def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str] = ()) -> np
 def save_picture(picture: np.ndarray, path: str | Path) -> None:
     """Write (H, W, 3) uint8 as JPEG or PNG, by the suffix: whole, or not at all.
 
+    A JPEG file holds 65,500 pixels a side: a larger picture is made smaller for it. PNG holds any.
+
     Raises:
-        UserError: another suffix, the folder does not exist or cannot be written.
+        UserError: no such array, another suffix, the folder does not exist or cannot be written.
     """
     import io
 
@@ -136,22 +142,28 @@ def save_picture(picture: np.ndarray, path: str | Path) -> None:
 
     from maskrcnn.files import write_atomic
 
-    path = Path(path)
-    _check_picture_path(path)
-    data = io.BytesIO()
+    path = _check_picture_path(path)
+    image, data = Image.fromarray(checked_pixels(picture, "picture")), io.BytesIO()
     if path.suffix.lower() == ".png":
-        Image.fromarray(picture).save(data, "PNG", compress_level=3)
+        image.save(data, "PNG", compress_level=3)
     else:
-        Image.fromarray(picture).save(data, "JPEG", quality=90, subsampling=0)
+        if (longest := max(image.size)) > _JPEG_SIDE:
+            width, height = (max(1, side * _JPEG_SIDE // longest) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.BOX, reducing_gap=2.0)
+        image.save(data, "JPEG", quality=90, subsampling=0)
     write_atomic(path, data.getvalue())
 
 
-def _check_picture_path(path: Path) -> None:
+def _check_picture_path(path: str | Path) -> Path:
+    if not isinstance(path, str | Path):
+        raise UserError(f"draw: expected a path to write to, got {described(path)}.")
+    path = Path(path)
     if path.suffix.lower() not in PICTURE_SUFFIXES:
         known = ", ".join(PICTURE_SUFFIXES)
         raise UserError(f"{path}: expected a picture ending in {known}, got {path.suffix or 'no suffix'!r}.")
     if not path.parent.is_dir():
         raise UserError(f"{path}: its folder {path.parent} does not exist. Make it first.")
+    return path
 
 
 def _load(image: Any, size: tuple[int, int]) -> np.ndarray:
@@ -159,10 +171,7 @@ def _load(image: Any, size: tuple[int, int]) -> np.ndarray:
         raise UserError(
             "draw: these instances carry no picture. Set `instances.image` to a file or an array."
         )
-    if not isinstance(image, np.ndarray):
-        from maskrcnn.ops.image_io import read_image
-
-        image = read_image(image)
+    image = pixels_of(image, "draw: instances.image")
     if image.shape[:2] != tuple(size):
         raise UserError(
             f"draw: expected a picture of size {tuple(size)}, got {image.shape[:2]}. Give the same picture."

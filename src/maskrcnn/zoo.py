@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from maskrcnn import presets
-from maskrcnn.errors import UserError, shown
+from maskrcnn.errors import UserError, check_number, described, shown
 from maskrcnn.zoo_table import find
 
 if TYPE_CHECKING:
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from maskrcnn.engine.weights import WeightFile
     from maskrcnn.models.mask_rcnn import MaskRCNN
 
+MAX_CLASSES = 100_000
 _WEIGHT_SUFFIXES = (".safetensors", ".pkl", ".pth", ".pt", ".tar", ".npz")
 
 
@@ -22,10 +24,13 @@ def build(name: str, num_classes: int | None = None, *, tiny: bool = False) -> M
     """A model with random weights, on the CPU, ready to train.
 
     Raises:
-        UserError: no such model; the message has the nearest names.
+        UserError: no such model; the message has the nearest names. No number of classes from 1 to 100,000.
     """
     from maskrcnn.models.build import build_model
 
+    _check_path(name, "build: name")
+    if num_classes is not None:
+        num_classes = check_number(num_classes, "build: num_classes", 1, MAX_CLASSES, whole=True)
     config = presets.get(name, tiny=tiny).model
     return build_model(config if num_classes is None else with_classes(config, num_classes))
 
@@ -49,8 +54,11 @@ def load(
     """
     from maskrcnn import processor
 
-    if precision not in processor.DTYPES:
-        raise UserError(f"precision: expected fp32, bf16 or fp16, got {precision!r}.")
+    if not isinstance(precision, str) or precision not in processor.DTYPES:
+        raise UserError(f"precision: expected fp32, bf16 or fp16, got {described(precision)}.")
+    _check_path(name_or_path, "load: name_or_path")
+    if weights is not None:
+        _check_path(weights, "load: weights")
     target = processor.find_device(device)
     if remark := processor.remark(precision, target):
         logging.getLogger("maskrcnn").warning(remark)
@@ -121,8 +129,13 @@ def _config_for(config: ModelConfig, file: WeightFile) -> ModelConfig:
     return config if file.num_classes is None else with_classes(config, file.num_classes)
 
 
+def _check_path(value: str | Path, where: str) -> None:
+    if not isinstance(value, str | Path) or not str(value):
+        raise UserError(f"{where}: expected a name or a path, got {described(value)}.")
+
+
 def _is_file(name: str | Path) -> bool:
     path = Path(name)
     return str(name) not in presets.PRESETS and (
-        path.exists() or path.suffix in _WEIGHT_SUFFIXES or len(path.parts) > 1
+        os.path.exists(path) or path.suffix in _WEIGHT_SUFFIXES or len(path.parts) > 1
     )

@@ -331,7 +331,7 @@ class TestPaste:
             chosen = index.tolist() if isinstance(index, Tensor) else index
             np.testing.assert_array_equal(np.asarray(pasted[index]), whole[chosen])
         np.testing.assert_array_equal(pasted[-2], whole[-2])
-        with pytest.raises(IndexError, match=f"mask {len(whole)} of {len(whole)}"):
+        with pytest.raises(IndexError, match=f"numbers below {len(whole)}, got {len(whole)}"):
             pasted[len(whole)]
         assert len(pasted[[]]) == 0
         assert np.asarray(pasted[[]]).shape == (0, *pasted.image_size)

@@ -5,7 +5,8 @@ IMAGES are files, folders (the images in them, not in their subfolders) or quote
 image_id is the file's name without its ending; category_id is the class index from 0, or the data set's
 id where one is given with --data or known from training. DIR/NAME.jpg is the picture of each image.
 
-A file that cannot be read is reported and skipped, and the exit status is then 1. The exit status is 2
+A file that cannot be read is reported and skipped, a picture that cannot be drawn costs no result; the exit status
+is then 1. The exit status is 2
 for a mistake in the command; nothing is written then.
 """
 
@@ -87,6 +88,8 @@ def main(args: argparse.Namespace) -> int:
         num_threads=threads,
     )
     seconds = time.perf_counter() - started
+    for line in written.not_drawn:
+        print(f"not drawn: {line}", file=sys.stderr)
     skipped = (
         f"; {written.num_failed} of {len(images)} files skipped, see above" if written.num_failed else ""
     )
@@ -94,7 +97,7 @@ def main(args: argparse.Namespace) -> int:
         f"{_count(written.num_images, 'image')}, {_count(written.num_detections, 'detection')}, "
         f"{written.num_images / max(seconds, 1e-9):.2f} images/s: {written.path}{skipped}"
     )
-    return 1 if written.num_failed else 0
+    return 1 if written.num_failed or written.not_drawn else 0
 
 
 def _load_model(args: argparse.Namespace) -> MaskRCNN:

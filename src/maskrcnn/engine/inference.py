@@ -13,6 +13,7 @@ from maskrcnn.data.classes import ids_of_model, unknown
 from maskrcnn.data.stream import StreamedImage, stream_images
 from maskrcnn.errors import UserError
 from maskrcnn.models.tta import detect_in_views
+from maskrcnn.ops.processes import let_forks_compute
 from maskrcnn.processor import DTYPES
 from maskrcnn.structures import Instances
 
@@ -59,6 +60,7 @@ def stream_inference(
     c = model.config.input
     sizes = (None, None) if tta else (c.min_size, c.max_size)
     was_training = model.training
+    let_forks_compute()
     model.eval()
     try:
         for batch in stream_images(paths, *sizes, batch_size, num_threads, c.resize):

@@ -6,9 +6,10 @@ losses, `detect` the detections; `predict` is `detect` for pictures.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from maskrcnn.backbones.fpn import FPNBackbone, LastMap
 from maskrcnn.backbones.layers import fold_norms
 from maskrcnn.config import ModelConfig, TTAConfig
-from maskrcnn.errors import UserError
+from maskrcnn.errors import UserError, check_number, described
 from maskrcnn.models.box_head import BoxHead, Detections
 from maskrcnn.models.cascade import CascadeHead
 from maskrcnn.models.keypoint_head import KeypointHead
@@ -25,12 +26,12 @@ from maskrcnn.models.mask_head import MaskHead
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import RPN
 from maskrcnn.ops.boxes import clip_boxes, nonempty, scale_boxes
-from maskrcnn.ops.image_io import read_image, resize_image, resize_size
+from maskrcnn.ops.image_io import resize_image, resize_size
 from maskrcnn.ops.masks import PredictedMasks, whole_pixel_boxes
+from maskrcnn.ops.pictures import Picture, is_picture, pixels_of
+from maskrcnn.ops.processes import let_forks_compute
 from maskrcnn.processor import DTYPES
 from maskrcnn.structures import GroundTruth, ImageBatch, Instances
-
-Picture = str | Path | np.ndarray
 
 
 class MaskRCNN(nn.Module):
@@ -222,7 +223,8 @@ class MaskRCNN(nn.Module):
     ) -> Instances | list[Instances]:
         """Detect the objects of a picture, or of each of several.
 
-        images: a path or an (H, W, 3) uint8 RGB array; a list of these gives a list.
+        images: a path, a file opened for reading bytes, an (H, W, 3) uint8 RGB array or a Pillow image, whose pixels
+        are taken as they are, without its EXIF orientation; a list of these gives a list.
         min_size, max_size: shortest and longest side that the network sees, by default the model's own.
         score_threshold: only detections of a score above it; by default the model's own threshold, 0.05.
         tta: look at each picture in these sizes and mirrored, instead of once, and merge what is found.
@@ -230,43 +232,57 @@ class MaskRCNN(nn.Module):
         What else a model goes by is in its config, to be changed before: `config.box_head` (nms_threshold,
         class_agnostic_nms, detections_per_image) and `config.mask_head` (threshold).
 
+        A process that is forked after this, as `multiprocessing.Pool` does on Linux, computes with one thread:
+        OpenMP's do not survive a fork. It must not ask Torch for more.
+
         Raises:
-            UserError: a file that cannot be read, an array of another shape or type, sizes given in both ways.
+            UserError: a file that cannot be read, an array of another shape or type, anything else for a picture, a
+                size below 1, a threshold outside 0 to 1, sizes given in both ways.
         """
-        if isinstance(images, str | Path | np.ndarray):
-            return self._predict_one(images, min_size, max_size, score_threshold, tta)
-        return [self._predict_one(image, min_size, max_size, score_threshold, tta) for image in images]
+        if min_size is not None:
+            min_size = check_number(min_size, "predict: min_size", 1, whole=True)
+        if max_size is not None:
+            max_size = check_number(max_size, "predict: max_size", 1, whole=True)
+        if score_threshold is not None:
+            score_threshold = check_number(score_threshold, "predict: score_threshold", 0, 1)
+        if tta is not None:
+            _check_views(tta)
+            if min_size is not None or max_size is not None:
+                raise UserError("predict: expected sizes in tta or as min_size and max_size, got both.")
+        how = (min_size, max_size, score_threshold, tta)
+        given: Any = images
+        if not _are_several(given):
+            return self._predict_one(given, "predict", *how)
+        return [self._predict_one(image, f"predict: images[{i}]", *how) for i, image in enumerate(given)]
 
     def _predict_one(
         self,
         picture: Picture,
+        where: str,
         min_size: int | None,
         max_size: int | None,
         score_threshold: float | None,
         tta: TTAConfig | None,
     ) -> Instances:
-        image = picture if isinstance(picture, np.ndarray) else read_image(picture)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise UserError(
-                f"predict: expected an (H, W, 3) uint8 RGB array, got {image.shape} {image.dtype}. Convert it first."
-            )
-        if tta is not None and (min_size is not None or max_size is not None):
-            raise UserError("predict: expected sizes in tta or as min_size and max_size, got both.")
+        image = pixels_of(picture, where)
+        let_forks_compute()
         was_training = self.training
         self.eval()
-        if tta is None:
-            original = (image.shape[0], image.shape[1])
-            c = self.config.input
-            size = resize_size(*original, min_size or c.min_size, max_size or c.max_size, c.resize)
-            resized = resize_image(image, size, c.resize)
-            resized = torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1)
-            instances = self.detect(self.preprocess([resized], [original]), score_threshold)[0]
-        else:
-            from maskrcnn.models.tta import detect_in_views
+        try:
+            if tta is None:
+                original = (image.shape[0], image.shape[1])
+                c = self.config.input
+                size = resize_size(*original, min_size or c.min_size, max_size or c.max_size, c.resize)
+                resized = resize_image(image, size, c.resize)
+                resized = torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1)
+                instances = self.detect(self.preprocess([resized], [original]), score_threshold)[0]
+            else:
+                from maskrcnn.models.tta import detect_in_views
 
-            instances = detect_in_views(self, image, tta, score_threshold)
-        self.train(was_training)
-        instances.image = picture
+                instances = detect_in_views(self, image, tta, score_threshold)
+        finally:
+            self.train(was_training)
+        instances.image = picture if isinstance(picture, str | Path) else image
         return instances
 
     def prepare(self, precision: str = "fp32") -> MaskRCNN:
@@ -281,3 +297,18 @@ class MaskRCNN(nn.Module):
                 module.prepare()
         self.to(dtype=DTYPES[precision])
         return self.to(memory_format=torch.channels_last)
+
+
+def _are_several(images: object) -> bool:
+    """Whether these are pictures one after the other, rather than one or what is none."""
+    none = Tensor | Mapping | AbstractSet | bytes | bytearray | memoryview
+    return isinstance(images, Iterable) and not is_picture(images) and not isinstance(images, none)
+
+
+def _check_views(tta: TTAConfig) -> None:
+    if not isinstance(tta, TTAConfig):
+        raise UserError(f"predict: tta: expected a TTAConfig, got {described(tta)}.")
+    if not tta.min_sizes:
+        raise UserError("predict: tta.min_sizes: expected one size or more, got none.")
+    for size in (*tta.min_sizes, tta.max_size):
+        check_number(size, "predict: a size of tta", 1, whole=True)

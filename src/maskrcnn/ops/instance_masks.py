@@ -24,7 +24,7 @@ from maskrcnn.ops.rle import Runs, read_runs
 Window = tuple[float, float, float, float]
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True, frozen=True, eq=False)
 class MaskStore:
     """The drawn masks in their own pixels, flat. A mask has polygons or a bitmap, or neither if empty.
 
@@ -48,7 +48,7 @@ class MaskStore:
         return self.bits[self.bit_starts[i] : self.bit_starts[i + 1]].reshape(self.crops[i, 2:])
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True, frozen=True, eq=False)
 class InstanceMasks:
     """N masks: `order` chooses them from `store`, `matrix` (2, 3) maps stored to current pixels."""
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskrcnn.ops.indexing import chosen
 from maskrcnn.ops.rle import Runs, bitmap_runs, merge_touching, write_counts
 
 STRIP_PIXELS = 1 << 20  # of a crop at a time
@@ -24,7 +25,7 @@ UNSURE = 2
 MARGIN = 1e-4  # more than float32 rounds a place or a sample by
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class PredictedMasks:
     """N masks of one picture.
 
@@ -51,13 +52,10 @@ class PredictedMasks:
     def __getitem__(self, index: slice | list[int] | Tensor | np.ndarray) -> PredictedMasks: ...
     def __getitem__(self, index: Any) -> PredictedMasks | np.ndarray:
         """As an array's: an int gives one mask as (H, W) bool, anything else the chosen ones, still small."""
+        numbers = chosen(index, len(self), "masks")
         if isinstance(index, int | np.integer):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"mask {index} of {len(self)}")
-            return self._full(int(index) % len(self))
-        if not isinstance(index, slice):
-            index = torch.as_tensor(index, device=self.probs.device)
-            index = index.long() if index.numel() == 0 else index
+            return self._full(int(numbers))
+        index = numbers.to(self.probs.device)
         return PredictedMasks(self.probs[index], self.boxes[index], self.image_size, self.threshold)
 
     def __iter__(self) -> Iterator[np.ndarray]:
