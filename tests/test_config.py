@@ -28,7 +28,11 @@ def config() -> Config:
         ("data.augment.crop_size", "null", None),
         ("data.augment.crop_size", "(320, 256)", (320, 256)),
         ("model.rpn.anchor_sizes", "[[8],[16]]", ((8.0,), (16.0,))),
+        ("model.rpn.anchor_sizes", "((8.0,), (16.0, 24.0))", ((8.0,), (16.0, 24.0))),
+        ("model.rpn.anchor_sizes", "((8, 12.5),)", ((8.0, 12.5),)),
+        ("data.augment.crop_size", "None", None),
         ("data.train", "a folder/x.json", "a folder/x.json"),
+        ("data.train", "a, b (1).json", "a, b (1).json"),
     ],
 )
 def test_overrides_parse_as_the_fields_type(name: str, text: str, value: object) -> None:
@@ -49,12 +53,27 @@ def test_overrides_parse_as_the_fields_type(name: str, text: str, value: object)
         ("optim.lr", "fast", "--optim.lr 'fast'"),
         ("optim.optimizer", "adam", "--optim.optimizer 'adam'"),
         ("data.augment.crop_size", "1,2,3", "crop_size"),
+        ("model.rpn.anchor_sizes", "32,64", r"Write it like \(\("),
+        ("optim.lr", "[" * 100_000, "--optim.lr "),
     ],
 )
 def test_wrong_overrides_are_one_line(name: str, text: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         override(config(), name, text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", list(presets.PRESETS))
+def test_every_setting_is_taken_as_help_prints_it(name: str) -> None:
+    given, taken = presets.get(name), config()
+    taken.model.backbone, taken.model.fpn = given.model.backbone, given.model.fpn
+    for setting in field_names(taken):
+        value: object = taken
+        for part in setting.split("."):
+            value = getattr(value, part)
+        override(taken, setting, repr(value) if not isinstance(value, str) else value)
+    taken.model.backbone, taken.model.fpn = config().model.backbone, config().model.fpn
+    assert taken == config()
 
 
 @pytest.mark.parametrize("name", list(presets.PRESETS))

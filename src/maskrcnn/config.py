@@ -9,6 +9,7 @@ Sizes are pixels, `(height, width)` where two are given. "Per image" counts are 
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import json
 import typing
@@ -385,7 +386,8 @@ def override(config: Any, name: str, value: Any) -> None:
     parsed = _parse(value)
     if isinstance(getattr(target, leaf), tuple) and isinstance(parsed, int | float):
         parsed = (parsed,)
-    setattr(target, leaf, _validate(hints[leaf], parsed, f"--{name}", f" {value!r}"))
+    form = f" Write it like {getattr(target, leaf)!r}." if isinstance(getattr(target, leaf), tuple) else ""
+    setattr(target, leaf, _validate(hints[leaf], parsed, f"--{name}", f" {value!r}", form))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -412,27 +414,27 @@ def from_file(path: str | Path) -> Config:
         values = json.loads(Path(path).read_text())
     except OSError as e:
         raise UserError(f"{path}: cannot read the config: {e.strerror}.") from None
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: not valid JSON: {e}.") from None
     return from_dict(Config, values, str(path))
 
 
 def _parse(value: Any) -> Any:
-    """Command-line text as JSON where it is JSON (numbers, lists, true, null), else itself."""
+    """Command-line text as JSON or as Python writes it, which `--help` does, where it is either; else itself."""
     if not isinstance(value, str):
         return value
     text = value.strip()
-    if text in ("None", "True", "False"):
-        return {"None": None, "True": True, "False": False}[text]
     if "," in text and text[:1] not in '[{("':
         text = f"[{text}]"
-    try:
-        return json.loads(text.replace("(", "[").replace(")", "]"))
-    except ValueError:
-        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            return read(text)
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+            continue
+    return value
 
 
-def _validate(kind: Any, value: Any, where: str, given: str = "") -> Any:
+def _validate(kind: Any, value: Any, where: str, given: str = "", advice: str = "") -> Any:
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -440,7 +442,9 @@ def _validate(kind: Any, value: Any, where: str, given: str = "") -> Any:
     except ValidationError as e:
         first = e.errors()[0]
         place = shown(".".join(str(p) for p in first["loc"] if not str(p).endswith("Config")))
-        raise UserError(f"{where}{': ' + place if place else given}: {shown(first['msg'], 120)}.") from None
+        raise UserError(
+            f"{where}{': ' + place if place else given}: {shown(first['msg'], 120)}.{advice}"
+        ) from None
 
 
 def _refuse_unknown(kind: Any, values: Any, where: str) -> None:
