@@ -194,6 +194,13 @@ def test_a_checkpoint_of_an_older_version_goes_on(tmp_path):
     assert disk.claim(run, resume=True, say=str) == run / "checkpoints" / "iteration_000009"
 
 
+def test_an_old_checkpoint_that_a_kill_left_is_removed_at_the_end(tmp_path):
+    small_run(tmp_path / "whole", small_config(keep_checkpoints=2))
+    small_run(tmp_path / "more", small_config(keep_checkpoints=3))
+    small_run(tmp_path / "more", small_config(keep_checkpoints=2), resume=True)
+    assert differences(tmp_path / "whole", tmp_path / "more") == []
+
+
 def test_copies_and_lines_of_others_are_ignored(tmp_path):
     config = small_config(keep_checkpoints=2)
     small_run(tmp_path / "whole", config)

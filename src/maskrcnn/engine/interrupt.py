@@ -1,4 +1,8 @@
-"""SIGTERM and SIGINT during training: the first asks for a checkpoint and the end, a second one ends at once."""
+"""SIGTERM and SIGINT during training: the first asks for a checkpoint and the end, a second one ends at once.
+
+Several processes end after the same step, whichever of them had the signal. `torchrun` passes it on, waits for them
+(30 seconds), and ends with a trace and a status of its own.
+"""
 
 from __future__ import annotations
 

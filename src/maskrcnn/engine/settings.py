@@ -86,7 +86,7 @@ def compare_configs(path: Path, config: Config) -> list[str]:
     now = _flat(to_dict(config))
     changed = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
     for name, what in FROM_THE_DATA_SET.items():
-        if name in changed and "data.train" not in changed:
+        if name in changed:
             raise UserError(
                 f"--data: expected the {what} of the run in {path.parent}, {_shown(saved.get(name))}, got "
                 f"{_shown(now.get(name))}. Give the same data set, or start another run."

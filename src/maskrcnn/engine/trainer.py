@@ -358,6 +358,7 @@ class Trainer:
     def _save_here(self, generators: list[dict[str, Any]]) -> None:
         last = disk.checkpoints(self.out)[-1:]
         if last and disk.iteration_of(last[0]) == self.iteration:
+            disk.remove_old(self.out, self.config.train.keep_checkpoints)  # a kill may have come before that
             return
         model = self.model.state_dict()
         broken = [
