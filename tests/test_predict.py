@@ -127,6 +127,26 @@ def test_without_drawing_there_are_no_pictures(paths, tmp_path):
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["predictions.json"]
 
 
+def test_a_picture_that_cannot_be_drawn_costs_no_result(paths, tmp_path):
+    """One is gone when it would be drawn; one is wider than JPEG allows."""
+    wide = tmp_path / "wide.png"
+    Image.new("L", (70_000, 2)).save(wide)
+
+    def results():
+        for path, result in predict_stream(FakeModel(), [paths[1], paths[2], wide], min_size=1, max_size=100):
+            if path == paths[2]:
+                paths[2].unlink()
+            yield path, result
+
+    (tmp_path / "out").mkdir()
+    written = write_predictions(results(), tmp_path / "out", num_threads=1)
+    assert (written.num_images, written.num_failed) == (3, 0)
+    assert len(written.not_drawn) == 1
+    assert "02.png" in written.not_drawn[0]
+    with Image.open(tmp_path / "out" / "wide.jpg") as drawn:
+        assert drawn.size == (65_500, 1)
+
+
 def test_a_failure_leaves_the_old_file_and_no_other(tmp_path):
     (tmp_path / "predictions.json").write_text("old")
 

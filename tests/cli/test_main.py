@@ -177,3 +177,16 @@ def test_names_that_the_terminal_has_no_letters_for_are_printed_all_the_same() -
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"gr\\xfcn \\ud800\n", b"")
+
+
+def test_a_limit_of_pixels_holds_for_the_verb(tmp_path, capsys, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setenv("MASKRCNN_MAX_PIXELS", "")
+    Image.new("L", (20, 10)).save(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.5\n")
+    (tmp_path / "data.yaml").write_text("names: [a]\ntrain: a.png\n")
+    cli.main(["doctor", str(tmp_path), "--max-pixels", "199"])
+    captured = capsys.readouterr()
+    assert "limit of 199" in captured.out + captured.err
+    assert cli.main(["doctor", str(tmp_path), "--max-pixels", "0"]) == 2

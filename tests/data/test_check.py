@@ -120,6 +120,7 @@ OBJECT_DEFECTS = {
     "counts do not add up": (annotation(segmentation={"size": [20, 30], "counts": [5, 5]}),
                              "mask_unreadable", "adds up", [0, 1, 0]),
     "two points": (annotation(segmentation=[[1, 2, 3, 4]]), "polygon_broken", "polygon 0 has fewer", [0, 1, 0]),
+    "pairs": (annotation(segmentation=[[2, 2]]), "polygon_broken", "a list of pairs", [0, 1, 0]),
     "odd": (annotation(segmentation=[[*SQUARE[0], 5.0]]), "polygon_broken", "an odd count", [0, 1, 0]),
     "not finite": (annotation(segmentation=[[float("nan"), *SQUARE[0][1:]]]), "polygon_broken", "finite", [0, 1, 0]),
     "a line": (annotation(segmentation=[[2, 2, 5, 5, 8, 8]]), "polygon_broken", "no area", [0, 1, 0]),
@@ -284,7 +285,7 @@ def test_what_has_no_repair_is_refused_in_one_line(folder: Path, change: Change,
         with pytest.raises(UserError) as error:
             checked(data, on_error)
         assert message in str(error.value)
-        assert "maskrcnn doctor --data" in str(error.value)
+        assert "maskrcnn doctor --limit 0" in str(error.value)
         assert "\n" not in str(error.value)
 
 

@@ -20,6 +20,7 @@ from maskrcnn.data.pictures import look_at
 
 _ROUNDING = 1.0  # pixels that a box may reach outside the image, or differ from its mask, without a finding
 _HINTS = 10  # missing images for which the nearest file is looked for
+_PAIRS = "one point only: a list of pairs is no polygon; write x, y, x, y, ... in one list"
 _RING_PROBLEM = (
     "",
     "an odd count of numbers",
@@ -192,7 +193,8 @@ def _check_masks(report: Report) -> np.ndarray:
     if len(broken):
         owner = np.searchsorted(a["rings_of"], broken, side="right") - 1
         number = broken - a["rings_of"][owner]
-        why = [_RING_PROBLEM[p] for p in problem[broken]]
+        single = np.diff(a["ring_offsets"])[broken] == 2
+        why = [_PAIRS if one else _RING_PROBLEM[p] for p, one in zip(problem[broken], single, strict=True)]
         report.add_objects("polygon_broken", owner, "its polygon {} has {}", number, why)
         report.patches.append(("keep_rings", broken, np.zeros(len(broken), bool)))
         report.drop(np.unique(owner[extents[owner, 0] == np.inf]))

@@ -188,11 +188,9 @@ class Report:
         """The findings as one line."""
         found = sum(1 for _ in self.findings(only_refused=only_refused))
         first = next(self.findings(only_refused=only_refused))
-        d = self.data
         return UserError(
-            f"{d.json_path}: expected a sound data set, got {found} defect{'s' * (found > 1)}; the first is "
-            f"{first.kind}: {first.line}. List all with `maskrcnn doctor --data {d.json_path} "
-            f"--images {d.images_dir} --limit 0`."
+            f"{self.data.json_path}: expected a sound data set, got {found} defect{'s' * (found > 1)}; the first is "
+            f"{first.kind}: {first.line}. List all with `maskrcnn doctor --limit 0`."
         )
 
     def add(self, kind: str, images: object, annotations: object, message: str, *values: object) -> None:
