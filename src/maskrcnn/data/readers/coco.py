@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -105,7 +106,9 @@ def find_images(json: Path, images: str | Path = "", root: Path | None = None) -
             return Source(json, folder)
     if folder := folder_fitting(names, candidates):
         return Source(json, folder)
-    looked = ", ".join(str(c) for c in candidates[:3]) + (" and others" if len(candidates) > 3 else "")
+    looked = ", ".join(os.path.relpath(c, json.parent) for c in candidates[:3]) + (
+        " and others" if len(candidates) > 3 else ""
+    )
     hint = near(names[0], candidates)
     raise UserError(
         f"{json}: its images (the first is {names[0][:100]!r}) are not in {looked}.{hint} Give their folder."
