@@ -58,7 +58,7 @@ def labels(count: int, first: int, folder: Path) -> Iterator[Case]:
 
     for reader in mutate.READERS:
         for seed in range(first, first + count // len(mutate.READERS)):
-            yield f"label files: {reader}", partial(mutate.outcome, reader, seed, folder / "set")
+            yield f"label files: {reader}", partial(mutate.outcome, reader, seed, folder / reader)
 
 
 def pictures(count: int, first: int, folder: Path) -> Iterator[Case]:
@@ -72,7 +72,7 @@ def pictures(count: int, first: int, folder: Path) -> Iterator[Case]:
         return said
 
     for name, data in mutate_pictures.mutated(mutate_pictures.made_pictures(), count, first):
-        yield f"pictures: {name.rsplit('.', 1)[1]}", partial(look, name, data)
+        yield f"pictures: {name.split('.', 1)[1]}", partial(look, name, data)
 
 
 def coco(count: int, first: int, folder: Path) -> Iterator[Case]:
