@@ -100,6 +100,7 @@ def read_all(folder: Path) -> int:
         report = check(data)
         for line in report.lines():
             assert len(line.splitlines()) == 1, line
+            assert len(line) <= 310, line
         data = report.usable()
         classes = data.class_names
         assert len(classes) < 1000

@@ -13,9 +13,10 @@ import numpy as np
 
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.shared_arrays import Patch
-from maskrcnn.errors import UserError
+from maskrcnn.errors import UserError, shown
 
 REFUSED = "refused"
+_LONGEST_LINE = 300  # characters of a finding, whatever names are in it
 RULES: dict[str, str] = {
     "no_images": REFUSED,
     "no_annotations": REFUSED,
@@ -80,11 +81,11 @@ class Finding(NamedTuple):
 
     @property
     def line(self) -> str:
-        """Where and what."""
+        """Where and what, in one line of at most 300 characters."""
         image = "" if self.image_id is None else f"image {self.image_id}"
         annotation = "" if self.annotation_id is None else f"annotation {self.annotation_id}"
         place = ", ".join(p for p in (image, annotation) if p)
-        return f"{place}: {self.message}" if place else self.message
+        return shown(f"{place}: {self.message}" if place else self.message, _LONGEST_LINE)
 
 
 @dataclass(slots=True)
