@@ -127,7 +127,7 @@ def _look(data: Any, i: int) -> int:
 
 
 def outcome(reader: str, seed: int, folder: Path) -> str:
-    """ "read", "refused" (one line) or a failure's last lines for one mutated set."""
+    """ "read", "refused" (one line of at most 300 characters) or a failure's last lines for one mutated set."""
     from maskrcnn.errors import UserError
 
     place(label_files(reader, seed), folder)
@@ -136,8 +136,9 @@ def outcome(reader: str, seed: int, folder: Path) -> str:
             warnings.simplefilter("error")
             read_all(folder)
     except UserError as e:
-        line = str(e).replace(str(folder), "")
-        return "refused" if len(line.splitlines()) == 1 else f"not one line: {line[:400]!r}"
+        line = str(e)
+        fits = len(line.splitlines()) == 1 and len(line) <= 300
+        return "refused" if fits else f"not one line of 300 characters: {line[:400]!r}"
     except Exception as e:
         where = traceback.extract_tb(e.__traceback__)[-1]
         return f"{type(e).__name__}: {str(e)[:200]} ({Path(where.filename).name}:{where.lineno})"
