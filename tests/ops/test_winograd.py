@@ -91,14 +91,15 @@ def test_the_kept_memory_holds_nothing_of_earlier_calls() -> None:
 
 
 def test_where_it_applies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wide 3x3 convolution over a large map in inference, and nothing else."""
+    """A wide 3x3 convolution over a large map, and nothing else; in bfloat16 in inference alone."""
     calls: list[tuple[int, ...]] = []
     monkeypatch.setattr(winograd, "conv3x3", lambda x, *_: calls.append(tuple(x.shape)) or x)
     large, small = torch.zeros(1, 128, 50, 50), torch.zeros(1, 128, 12, 12)
     with torch.inference_mode():
         Conv(128, 128, 3)(large)
         Conv(256, 256, 3).bfloat16()(torch.zeros(1, 256, 80, 80, dtype=torch.bfloat16))
-    assert calls == [(1, 128, 50, 50), (1, 256, 80, 80)]
+    Conv(128, 128, 3)(large)  # in training, too
+    assert calls == [(1, 128, 50, 50), (1, 256, 80, 80), (1, 128, 50, 50)]
     with torch.inference_mode():
         Conv(128, 128, 3)(small)
         Conv(128, 128, 1)(large)
@@ -110,9 +111,9 @@ def test_where_it_applies(monkeypatch: pytest.MonkeyPatch) -> None:
         Conv(128, 128, 3).bfloat16()(large.bfloat16())
         with torch.autocast("cpu", torch.bfloat16):
             Conv(128, 128, 3)(large)
-    Conv(128, 128, 3)(large)  # has a gradient
     torch.export.export(Conv(128, 128, 3).eval(), (large,))
-    assert len(calls) == 2
+    Conv(256, 256, 3).bfloat16()(torch.zeros(1, 256, 80, 80, dtype=torch.bfloat16))  # has a gradient
+    assert len(calls) == 3
 
 
 def test_a_norm_comes_before_the_relu() -> None:
@@ -125,3 +126,29 @@ def test_a_norm_comes_before_the_relu() -> None:
             y = conv(x)
         assert y.min() == 0
         torch.testing.assert_close(y, expected, rtol=0, atol=1e-3 if norm == "gn" else 5e-5)
+
+
+@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_equal_the_direct_convolutions(
+    shape: tuple[int, ...], products: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both ways to the weights' gradient; of the map, the weights and the bias, alone and together."""
+    monkeypatch.setattr(winograd.processor, "gradients_are_products", lambda: products)
+    inputs = [t.requires_grad_() for t in _case(shape)]
+    flow = torch.randn(shape[0], 136, *shape[2:], generator=torch.Generator().manual_seed(1))
+    expected = torch.autograd.grad(F.conv2d(*(t.double() for t in inputs), padding=1), inputs, flow.double())
+    found = torch.autograd.grad(winograd.conv3x3(*inputs), inputs, flow)
+    for ours, wanted in zip(found, expected, strict=True):
+        assert (ours - wanted).abs().max() < 1e-4 * wanted.std()
+    (alone,) = torch.autograd.grad(winograd.conv3x3(*inputs), inputs[1], flow)
+    assert torch.equal(alone, found[1])
+    without = winograd.conv3x3(inputs[0], inputs[1])
+    assert torch.equal(torch.autograd.grad(without, inputs[0], flow)[0], found[0])
+
+
+def test_a_relu_has_its_gradient_too() -> None:
+    x, weight, bias = (t.requires_grad_() for t in _case((1, 128, 20, 20)))
+    found = torch.autograd.grad(winograd.conv3x3(x, weight, bias, relu=True).sum(), x)[0]
+    expected = torch.autograd.grad(F.conv2d(x, weight, bias, padding=1).relu().sum(), x)[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * expected.std().item())

@@ -60,7 +60,11 @@ class RPNHead(nn.Module):
     def _predict(self, feature: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, H, W, 5A)"""
         conv = self.conv
-        if not isinstance(conv, Conv) or not winograd.applies(feature, conv.weight):
+        if (
+            torch.is_grad_enabled()
+            or not isinstance(conv, Conv)
+            or not winograd.applies(feature, conv.weight)
+        ):
             return F.conv2d(conv(feature), weight, bias).permute(0, 2, 3, 1)
         out = feature.new_empty(len(feature), *feature.shape[2:], len(weight))
         for where, x in winograd.strips(feature, conv.weight, conv.bias, relu=True):

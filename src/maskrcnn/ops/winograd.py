@@ -1,4 +1,4 @@
-"""3x3 convolutions with fewer multiplications, after Winograd, for inference on CPUs.
+"""3x3 convolutions with fewer multiplications, after Winograd, on CPUs.
 
 Lavin and Gray 2016 (arXiv 1509.09308). A tile of outputs is a product of polynomials: evaluate its inputs and the
 weights at some points, multiply value by value (matrix products over the channels), interpolate.
@@ -18,11 +18,12 @@ import itertools
 import math
 import threading
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from maskrcnn import processor
 
@@ -63,7 +64,7 @@ WEIGHTS = torch.kron(_WEIGHTS, _WEIGHTS).float()  # (36, 9): both directions at 
 
 
 def applies(x: Tensor, weight: Tensor) -> bool:
-    """Whether `conv3x3` is the faster way for this map and these weights, and no gradient is asked for."""
+    """Whether `conv3x3` is the faster way for this map and these weights."""
     K, C, *size = weight.shape
     return (
         size == [3, 3]
@@ -73,7 +74,7 @@ def applies(x: Tensor, weight: Tensor) -> bool:
         and min(C, K) >= LEAST[x.dtype].channels
         and x.shape[0] * x.shape[2] * x.shape[3] >= LEAST[x.dtype].places
         and C * K <= MAX_WEIGHTS
-        and not torch.is_grad_enabled()
+        and (x.dtype == torch.float32 or not torch.is_grad_enabled())
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and processor.has_mkl()  # its transforms are batched products
@@ -82,18 +83,65 @@ def applies(x: Tensor, weight: Tensor) -> bool:
 
 def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False) -> Tensor:
     """`F.conv2d(x, weight, bias, padding=1)`, and ReLU: (N, C, H, W), (K, C, 3, 3), (K,) -> (N, K, H, W), channels
-    last. Float32 or bfloat16, without gradient."""
-    out = x.new_empty(len(x), *x.shape[2:], len(weight))
+    last. Float32 or bfloat16; differentiable once."""
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
+        y: Tensor = _Convolution.apply(x, weight, bias)  # pyright: ignore[reportAssignmentType]
+        return F.relu_(y) if relu else y
+    return _convolve(x, weight, bias, relu)
+
+
+class _Convolution(torch.autograd.Function):
+    """The gradient of the map is such a convolution again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _convolve(x, weight, bias, relu=False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        x_grad = _convolve(grad, weight.flip(2, 3).transpose(0, 1), None, relu=False) if for_x else None
+        bias_grad = grad.sum((0, 2, 3)) if for_bias else None
+        return x_grad, _weight_gradient(x, grad) if for_weight else None, bias_grad
+
+
+def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """(K, C, 3, 3) from the maps (N, C, H, W) and (N, K, H, W)."""
+    shape = (grad.shape[1], x.shape[1], 3, 3)
+    if not processor.gradients_are_products():
+        empty, ones = x.new_empty(1).expand(shape), [1, 1]
+        how = (None, ones, ones, ones, False, [0, 0], 1, [False, True, False])
+        return torch.ops.aten.convolution_backward(grad, x, empty, *how)[1]
+    # Nine products over all places: between zeros, a step to a neighbour is the same everywhere in a flat map.
+    width = x.shape[3] + 2
+    rows = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).flatten(0, 2)
+    flow = F.pad(grad.permute(0, 2, 3, 1), (0, 0, 0, 2, 0, 2)).flatten(0, 2)
+    out = x.new_empty(3, 3, *shape[:2])
+    for i, j in itertools.product(range(3), range(3)):
+        step = i * width + j
+        torch.mm(flow[: len(flow) - step].t(), rows[step:], out=out[i, j])
+    return out.permute(2, 3, 0, 1)
+
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Tensor:
+    shape = (len(x), len(weight), *x.shape[2:])
+    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    rows = out.permute(0, 2, 3, 1)
     for where, y in strips(x, weight, bias, relu):
-        out[where] = y
-    return out.permute(0, 3, 1, 2)
+        rows[where] = y
+    return out
 
 
 def strips(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False
 ) -> Iterator[tuple[Where, Tensor]]:
-    """The same, strip by strip, for what can use one while it is in the cache: the images and rows of each, and
-    (n, h, W, K), whose memory the next strip takes."""
+    """Yield the convolution's output strip by strip, without gradient, for what can use one while it is in the cache.
+
+    Yields the images and rows of each strip, and (n, h, W, K), whose memory the next strip takes.
+    """
     convolve = _strips_float32 if x.dtype == torch.float32 else _strips_bfloat16
     for where, y in convolve(x.permute(0, 2, 3, 1), weight, bias):
         yield where, y.relu_() if relu else y
