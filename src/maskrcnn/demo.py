@@ -283,10 +283,12 @@ def _look(run: Path, config: Config) -> tuple[Any, list[Any]]:
 
 
 def _lead(config: Config, steps: int, seconds: float, *, synthetic: bool) -> str:
+    from maskrcnn.report.run import duration
+
     kind = f"{NUM_TRAIN} synthetic pictures" if synthetic else "your images"
     return (
         f"A ResNet-18 FPN of half width, trained from random weights on {kind} in {steps:,} steps of "
-        f"{config.data.batch_size} images and {seconds / 60:.1f} minutes, and shown here on images it has never seen."
+        f"{config.data.batch_size} images and {duration(seconds)}, and shown here on images it has never seen."
     )
 
 

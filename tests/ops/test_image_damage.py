@@ -60,7 +60,7 @@ class TestWhole:
         for _ in range(5):
             refused(cut(encoded(NOISE, form), rng))
 
-    @pytest.mark.parametrize("form", set(FORMS) - {"bmp", "tif"})  # there zeros are black pixels
+    @pytest.mark.parametrize("form", sorted(set(FORMS) - {"bmp", "tif"}))  # there zeros are black pixels
     def test_a_file_that_ends_in_zeros_is_refused(self, decoder, form):
         rng = random.Random(0)
         for _ in range(5):

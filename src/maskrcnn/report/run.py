@@ -113,8 +113,8 @@ def _cards(numbers: Mapping[str, Mapping[str, float]], log: Sequence[Mapping[str
     train = [entry for entry in log if entry["kind"] == "train"]
     if train:
         speeds = [v for entry in train if (v := entry.get("images_per_second"))]
-        cards.append((_duration(train[-1].get("seconds")), "of training"))
-        # A run that ends between two entries of training still says where.
+        # A run that ends between two entries of training still says when and where.
+        cards.append((duration(max(e["seconds"] for e in log if "seconds" in e)), "of training"))
         cards.append((f"{max(entry['iteration'] for entry in log if 'iteration' in entry):,}", "steps"))
         if speeds:
             cards.append((f"{float(np.median(speeds)):.0f}", "images a second"))
@@ -192,10 +192,10 @@ def _curves(log: Sequence[Mapping[str, Any]], precision: Sequence[Curve]) -> str
 def _time_bars(times: Mapping[str, float]) -> str:
     total = sum(times.values())
     rows = "".join(
-        f"<tr><th>{html.escape(name)}</th><td>{bar(seconds / total)}{_duration(seconds)}</td></tr>"
+        f"<tr><th>{html.escape(name)}</th><td>{bar(seconds / total)}{duration(seconds)}</td></tr>"
         for name, seconds in times.items()
     )
-    whole = f"<tr><th>Together</th><td>{_duration(total)}</td></tr>"
+    whole = f"<tr><th>Together</th><td>{duration(total)}</td></tr>"
     return f'<div class="scroll"><table>{rows}{whole}</table></div>' if total > 0 else ""
 
 
@@ -231,7 +231,7 @@ def _score(value: Any) -> str:
     return f"{number:.3f}" if math.isfinite(number) and number >= 0 else "–"
 
 
-def _duration(seconds: Any) -> str:
+def duration(seconds: Any) -> str:
     number = _number(seconds)
     if not math.isfinite(number):
         return "–"
