@@ -11,7 +11,8 @@ from maskrcnn.config import FPNConfig
 
 
 class FPN(nn.Module):
-    """Lateral 1x1 convolutions, a top-down sum and 3x3 output convolutions; P6 is every second place of P5.
+    """Feature pyramid: lateral 1x1 convolutions, a top-down sum and 3x3 output convolutions. P6 is every second place
+    of P5.
 
     forward: the stages' maps, finest first -> [P2, P3, P4, P5, P6], all with `out_channels`.
     """
@@ -36,7 +37,7 @@ class FPN(nn.Module):
 
 
 def _add_upsampled(finer: Tensor, coarser: Tensor) -> Tensor:
-    """`finer` + the nearest of `coarser`'s places. In inference the sum is written over `finer`."""
+    """Add to `finer` the map `coarser`, enlarged to the nearest place. In inference the sum is written over `finer`."""
     height, width = coarser.shape[-2:]
     if torch.is_grad_enabled() or finer.shape[-2:] != (2 * height, 2 * width):
         return F.interpolate(coarser, size=finer.shape[-2:], mode="nearest").add_(finer)
@@ -45,7 +46,7 @@ def _add_upsampled(finer: Tensor, coarser: Tensor) -> Tensor:
 
 
 class LevelConvs(nn.Module):
-    """In the place of the pyramid for bodies that mix their levels themselves: a 1x1 convolution and ReLU a level.
+    """A 1x1 convolution and ReLU on each level, instead of a pyramid, for bodies that mix their levels themselves.
 
     forward: the stages' maps, finest first -> [P2, P3, P4, P5, P6], all with `out_channels`; P6 is P5 max-pooled.
     """

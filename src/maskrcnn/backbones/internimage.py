@@ -20,7 +20,7 @@ KERNEL_SIZE = 3
 
 
 class InternImage(nn.Module):
-    """The stem and four levels. forward: (B, 3, H, W) -> {"level0": ..., "level3": (B, 8 C, H/32, W/32)}."""
+    """InternImage's stem and four levels. forward: (B, 3, H, W) -> {"level0": ..., "level3": (B, 8 C, H/32, W/32)}."""
 
     def __init__(self, config: InternImageConfig) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class InternImage(nn.Module):
 
 
 class Stem(nn.Module):
-    """(B, 3, H, W) -> (B, H/4, W/4, C): two 3x3 convolutions of stride 2, each with its LayerNorm."""
+    """Two 3x3 convolutions of stride 2, each with its LayerNorm: (B, 3, H, W) -> (B, H/4, W/4, C)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Stem(nn.Module):
 
 
 class Downsample(nn.Module):
-    """(B, H, W, C) -> (B, H/2, W/2, 2 C)."""
+    """3x3 convolution of stride 2 and LayerNorm between two levels: (B, H, W, C) -> (B, H/2, W/2, 2 C)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class Downsample(nn.Module):
 
 
 class Level(nn.Module):
-    """The layers of one resolution. forward: (B, H, W, C) -> their output, and the input of the next level."""
+    """Layers of one resolution. forward: (B, H, W, C) -> their output, and the input of the next level."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Level(nn.Module):
 
 
 class Layer(nn.Module):
-    """DCNv3, then an MLP, each with a norm, a scale a channel and a residual: (B, H, W, C) -> the same."""
+    """DCNv3, then an MLP, each with a norm, a scale per channel and a residual: (B, H, W, C) -> (B, H, W, C)."""
 
     def __init__(self, channels: int, groups: int, drop_path: float, config: InternImageConfig) -> None:
         super().__init__()
@@ -136,7 +136,7 @@ class MLP(nn.Module):
 
 
 class DCNv3(nn.Module):
-    """Deformable convolution v3 with its projections: (B, H, W, C) -> the same.
+    """Deformable convolution v3 with its projections: (B, H, W, C) -> (B, H, W, C).
 
     A depthwise convolution of the input tells, for each group and place, where the nine samples of the projected
     input are taken, and with what weights, which add up to 1.
@@ -176,8 +176,7 @@ class DCNv3(nn.Module):
 
 
 def _norm(channels: int, *, place: int = 0) -> nn.Sequential:
-    """LayerNorm over the last axis, under the name that it has in the original, where a change of layout can
-    stand before it."""
+    """LayerNorm over the last axis, in a `Sequential` at index `place`, as the original names it."""
     return nn.Sequential(*(nn.Identity() for _ in range(place)), nn.LayerNorm(channels, eps=EPS))
 
 

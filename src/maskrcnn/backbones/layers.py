@@ -1,4 +1,6 @@
-"""Convolution with its normalisation and activation: the one building block of all convolutional parts."""
+"""Convolution with its normalisation and activation, the building block of all convolutional parts; sums and
+activations that overwrite their input in inference.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm`, in inference on a CPU with exact moments.
+    """`nn.GroupNorm`, whose moments are exact in inference on a CPU.
 
     PyTorch's kernel for channels-last maps on CPUs sums a whole group in one float32 and takes the variance from the
     mean of squares: it is off by up to 2e-4 of a map's spread, its kernel for the other layout by 1e-6.
@@ -97,8 +99,8 @@ def conv_norm(
     relu: bool = False,
     offset: Tensor | None = None,
 ) -> Tensor:
-    """Convolution, then `norm`, then ReLU. A frozen norm is multiplied into the weights instead of running over the
-    map. With `offset` the convolution is a deformable one (see `ops.deformable`).
+    """Apply a convolution, then `norm`, then ReLU. A frozen norm is multiplied into the weights instead of running
+    over the map. With `offset` the convolution is a deformable one (see `ops.deformable`).
 
     The gradient reaches `weight` through the product, so this holds in training as well and saves the memory
     traffic of a whole pass forward and backward.
@@ -161,8 +163,9 @@ class Conv(nn.Module):
         )
 
     def add_to(self, x: Tensor, other: Tensor) -> Tensor:
-        """ReLU of `other` + the convolution of `x`. In inference `other` is overwritten with it: on a CPU the sum is
-        then part of the convolution, which needs neither a map of its own nor two more passes over it."""
+        """ReLU of `other` plus the convolution of `x`. In inference `other` is overwritten with it: on a CPU the sum
+        is then part of the convolution, which needs neither a map of its own nor two more passes over it.
+        """
         if self.norm is None and _writes_into(x, other):
             return processor.convolve_onto(
                 other,
@@ -178,7 +181,7 @@ class Conv(nn.Module):
 
 
 def _writes_into(x: Tensor, other: Tensor) -> bool:
-    """Whether oneDNN can add its convolution of `x` to `other`."""
+    """Return True if oneDNN can add its convolution of `x` to `other`."""
     return (
         x.device.type == "cpu"
         and x.dtype == other.dtype
@@ -196,19 +199,20 @@ def _writes_into(x: Tensor, other: Tensor) -> bool:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """`F.gelu`. x may be overwritten."""
+    """`F.gelu(x)`; x may be overwritten."""
     return torch.ops.aten.gelu_(x) if _may_overwrite(x) else F.gelu(x)
 
 
 def residual(x: Tensor, y: Tensor, scale: Tensor | None = None) -> Tensor:
-    """x + scale * y. y may be overwritten."""
+    """Residual sum x + scale * y; y may be overwritten."""
     out = y if _may_overwrite(y) and x.dtype == y.dtype else None
     return torch.add(x, y, out=out) if scale is None else torch.addcmul(x, scale, y, out=out)
 
 
 def in_pieces(function: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Tensor:
-    """function(x), (.., C) to (.., C'), of each row by itself; in inference on a CPU some rows at a time, so
-    that what lies in between, `width` numbers a row, stays in the cache."""
+    """Apply a function that treats each row by itself: (.., C) to (.., C'). In inference on a CPU it gets some rows
+    at a time, so that its intermediate results, `width` numbers a row, stay in the cache.
+    """
     step = max(1, PIECE_BYTES // (width * x.element_size()))
     rows = x.flatten(0, -2)
     if len(rows) <= step or not _may_overwrite(x):
@@ -223,12 +227,14 @@ def in_pieces(function: Callable[[Tensor], Tensor], x: Tensor, width: int) -> Te
 
 
 def mlp(x: Tensor, fc1: nn.Linear, fc2: nn.Linear) -> Tensor:
-    """Linear, GELU, linear over the last axis."""
+    """Two-layer perceptron over the last axis: linear, GELU, linear."""
     return in_pieces(lambda piece: fc2(gelu(fc1(piece))), x, fc1.out_features)
 
 
 def add_linear(x: Tensor, y: Tensor, linear: nn.Linear, drop_path: float, training: bool) -> Tensor:
-    """x + linear(y), left out of an image in training with the probability `drop_path`. x may be overwritten."""
+    """Residual sum x + linear(y) with stochastic depth: in training the term is left out of an image with the
+    probability `drop_path`. x may be overwritten.
+    """
     if training or x.dtype != y.dtype or not (_may_overwrite(x) and x.is_contiguous()):
         return x + stochastic_depth(linear(y), drop_path, "row", training)
     rows = x.view(-1, x.shape[-1])
@@ -239,7 +245,9 @@ def add_linear(x: Tensor, y: Tensor, linear: nn.Linear, drop_path: float, traini
 
 
 def add_resized(x: Tensor, coarse: Tensor, factor: int) -> Tensor:
-    """x + `coarse` enlarged (bilinear); x may be overwritten, and then it goes some lines at a time."""
+    """Add to x the map `coarse`, enlarged bilinearly by `factor`. x may be overwritten; the sum then goes some lines
+    at a time.
+    """
     if not _may_overwrite(x):
         return F.interpolate(coarse, scale_factor=factor, mode="bilinear").to(x.dtype).add_(x)
     height = coarse.shape[2]
@@ -253,8 +261,9 @@ def add_resized(x: Tensor, coarse: Tensor, factor: int) -> Tensor:
 
 
 def add_enlarged(x: Tensor, coarse: Tensor, enlarge: nn.ConvTranspose2d) -> Tensor:
-    """x + enlarge(coarse), a deconvolution whose stride is its kernel's size; x may be overwritten, and then it goes
-    some lines at a time."""
+    """Add to x the deconvolution `enlarge` of `coarse`, whose stride is its kernel's size. x may be overwritten; the
+    sum then goes some lines at a time.
+    """
     if not _may_overwrite(x):
         return enlarge(coarse).to(x.dtype).add_(x)
     height, factor = coarse.shape[2], enlarge.stride[0]
@@ -265,7 +274,7 @@ def add_enlarged(x: Tensor, coarse: Tensor, enlarge: nn.ConvTranspose2d) -> Tens
 
 
 def batch_norm(x: Tensor, norm: nn.Module) -> Tensor:
-    """norm(x). x may be overwritten once the norm is frozen (`fold_norms`)."""
+    """Apply `norm` to x, which may be overwritten once the norm is frozen (`fold_norms`)."""
     if not (isinstance(norm, FrozenBatchNorm) and _may_overwrite(x) and norm.weight.dtype == x.dtype):
         return norm(x)
     scale, shift = norm.scale_shift()
@@ -291,7 +300,7 @@ def _may_overwrite(x: Tensor) -> bool:
 
 
 def conv_tower(in_channels: int, out_channels: int, num_convs: int, norm: Norm = "none") -> nn.Sequential:
-    """3x3 convolutions with ReLU, one after the other: what the heads do to their pooled RoIs. It may be empty."""
+    """Sequence of 3x3 convolutions with ReLU, which the heads apply to their pooled RoIs. It may be empty."""
     channels = [in_channels] + [out_channels] * num_convs
     return nn.Sequential(*(Conv(i, o, 3, norm=norm, relu=True) for i, o in itertools.pairwise(channels)))
 
@@ -315,8 +324,9 @@ def _frozen(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> FrozenBatchNorm:
 
 @torch.no_grad()
 def fold_norms(module: nn.Module) -> None:
-    """For inference: multiply batch norms into the weights of the convolutions before them, once and for all, and make
-    the others a scale and a shift. The module can be neither trained nor saved after."""
+    """Multiply batch norms into the weights of the convolutions before them, for inference, and make the others a
+    scale and a shift. The module can be neither trained nor saved after.
+    """
     for child in module.modules():
         if isinstance(child, Conv) and (norm := _fixed(child.norm)) is not None:
             _fold(child, norm)
@@ -337,7 +347,7 @@ def fold_norms(module: nn.Module) -> None:
 
 
 def _fixed(norm: nn.Module | None) -> FrozenBatchNorm | None:
-    """The batch norm as it is in inference; None where it is none."""
+    """Return the frozen batch norm, or None if `norm` is no batch norm."""
     if isinstance(norm, nn.BatchNorm2d | nn.SyncBatchNorm):
         return _frozen(norm)
     return norm if isinstance(norm, FrozenBatchNorm) else None

@@ -27,7 +27,7 @@ STAGE_ENDS = {"stride2": 1, "stride4": 3, "stride8": 6, "stride16": 13, "stride3
 
 
 class ConvBlock(nn.Sequential):
-    """Convolution ("0"), normalisation ("1") and, where told, ReLU6."""
+    """Convolution ("0"), normalisation ("1") and optionally ReLU6, with torchvision's names."""
 
     def __init__(self, conv: nn.Conv2d, norm: Norm) -> None:
         modules: list[nn.Module] = [conv]
@@ -58,7 +58,9 @@ def _apply(x: Tensor, conv: nn.Module, norm: nn.Module | None) -> Tensor:
 
 
 def _is_slow_backward(x: Tensor) -> bool:
-    """In bfloat16 on a CPU, a channel-wise convolution of stride 2 trains 4 to 25 times as slowly as in float32."""
+    """Return True for bfloat16 in training on a CPU, where a channel-wise convolution of stride 2 takes 4 to 25 times
+    as long as in float32.
+    """
     return x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled()
 
 
@@ -75,7 +77,9 @@ def _convolve(x: Tensor, conv: nn.Conv2d, norm: nn.Module | None) -> Tensor:
 
 
 class InvertedResidual(nn.Module):
-    """1x1 up, 3x3 per channel, 1x1 down without activation; added to its input where the shapes agree."""
+    """Inverted residual: 1x1 convolution up, 3x3 per channel, 1x1 down without activation; added to its input where
+    the shapes agree.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int, norm: Norm) -> None:
         super().__init__()
@@ -101,7 +105,9 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """forward: (B, 3, H, W) -> {"stride4": ..., "stride32": (B, C, H/32, W/32)}."""
+    """MobileNetV2's layers up to the last inverted residual. forward: (B, 3, H, W) -> {"stride4": ..., "stride32":
+    (B, C, H/32, W/32)}.
+    """
 
     def __init__(self, config: MobileNetV2Config) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ class Stem(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions, for depths 18 and 34."""
+    """Residual block of two 3x3 convolutions, for depths 18 and 34."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm) -> None:
         super().__init__()
@@ -46,7 +46,9 @@ class BasicBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-    """1x1 down, 3x3, 1x1 up, for depths from 50. A deformable one looks where to take its 3x3 samples from."""
+    """Residual block for depths from 50: 1x1 convolution down, 3x3, 1x1 up. The 3x3 may be deformable, with offsets
+    that it predicts itself.
+    """
 
     def __init__(
         self,
@@ -95,14 +97,14 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> C
 
 
 def stage_channels(config: ResNetConfig, stage: int) -> int:
-    """Channels that res{stage} gives, 2 to 5; of the stem for 1."""
+    """Number of channels of res{stage}, 2 to 5; of the stem for 1."""
     if stage == 1:
         return _scaled(64, config)
     return _scaled(64 * (4 if config.depth >= 50 else 1) * 2 ** (stage - 2), config)
 
 
 def make_stage(config: ResNetConfig, stage: int) -> nn.Sequential:
-    """res{stage}, 2 to 5."""
+    """Build res{stage}, 2 to 5."""
     inner_channels = _scaled(config.groups * config.width_per_group * 2 ** (stage - 2), config)
     in_channels, out_channels = stage_channels(config, stage - 1), stage_channels(config, stage)
     dilation = config.res5_dilation if stage == 5 else 1
@@ -134,7 +136,9 @@ def _scaled(channels: int, config: ResNetConfig) -> int:
 
 
 class ResNet(nn.Module):
-    """The stem and the stages up to the last. forward: (B, 3, H, W) -> {"res2": ..., "res5": (B, C, H/32, W/32)}."""
+    """ResNet's stem and its stages up to the last. forward: (B, 3, H, W) -> {"res2": ..., "res5": (B, C, H/32,
+    W/32)}.
+    """
 
     def __init__(self, config: ResNetConfig) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Batch normalisation over all processes, where PyTorch's own cannot: on a CPU.
+"""Batch normalisation over all processes on CPUs, which PyTorch lacks.
 
 `torch.nn.SyncBatchNorm` is for GPUs; with one process it is plain batch normalisation everywhere.
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class CPUSyncBatchNorm(nn.BatchNorm2d):
-    """Mean and variance, in training, over the maps (B, C, H, W) of every process."""
+    """Batch normalisation whose mean and variance, in training, are over the maps (B, C, H, W) of every process."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -38,7 +38,7 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """A sum over processes. Every process's loss depends on every term, so gradients are summed as well."""
+    """Differentiable sum over processes. Every process's loss depends on every term, so gradients are summed too."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def sync_on_cpu(model: nn.Module) -> None:
-    """Replace `torch.nn.SyncBatchNorm` in a model that several processes train on CPUs. Parameters stay the same."""
+    """Replace `torch.nn.SyncBatchNorm` in a model that several processes train on CPUs. Parameters stay as they are."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.SyncBatchNorm):

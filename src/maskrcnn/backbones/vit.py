@@ -27,8 +27,7 @@ Size = tuple[int, int]  # (H, W) in patches
 
 
 class Trunk(nn.Module):
-    """The embedding of patches and the blocks; what becomes of them is the business of the two classes on it, `ViT`
-    here and `ViTAdapter`."""
+    """Patch embedding and transformer blocks, from which `ViT` here and `ViTAdapter` build their pyramids."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -60,28 +59,29 @@ class Trunk(nn.Module):
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, Size]:
-        """(B, 3, h, w) -> tokens (B, N, C) and their (H, W)."""
+        """Embed the patches of images (B, 3, h, w): tokens (B, N, C) and their (H, W)."""
         size = (pixels.shape[2] // self.config.patch_size, pixels.shape[3] // self.config.patch_size)
         if self.config.uni_perceiver:
             return self.visual_embed(pixels, size), size
         return self.patch_embed(pixels) + resize_embedding(self.pos_embed[:, 1:], size), size
 
     def run_blocks(self, x: Tensor, size: Size, first: int, last: int) -> Tensor:
-        """The blocks from `first` to `last`, both of them included: (B, N, C) -> the same."""
+        """Run the blocks `first` to `last`, both included: (B, N, C) -> (B, N, C)."""
         blocks = self.layers if self.config.uni_perceiver else self.blocks
         for i in range(first, last + 1):
             x = self.recomputed(blocks[i], x, size)
         return x
 
     def recomputed(self, module: nn.Module, *args: object) -> Tensor:
-        """module(*args), whose inner results are, with `checkpointing`, computed again in the backward pass."""
+        """Call module(*args); with `checkpointing` its intermediate results are computed again in the backward pass."""
         if self.config.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(module, *args, use_reentrant=False)
         return module(*args)
 
 
 class ViT(Trunk):
-    """A pyramid from the outputs of each quarter of the blocks, whose last one is global in the published models.
+    """Plain ViT with a pyramid from the outputs of each quarter of its blocks, whose last one is global in the
+    published models.
 
     forward: (B, 3, h, w) -> {"c2": (B, C, h/4, w/4), ..., "c5": (B, C, h/32, w/32)}.
     """
@@ -117,7 +117,7 @@ class ViT(Trunk):
 
 
 class PatchEmbed(nn.Module):
-    """(B, 3, h, w) -> (B, N, C)."""
+    """Linear embedding of patches: (B, 3, h, w) -> (B, N, C)."""
 
     def __init__(self, dim: int, patch_size: int) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class PatchEmbed(nn.Module):
 
 
 class UniPerceiverEmbed(nn.Module):
-    """(B, 3, h, w) -> (B, N, C), with the embeddings of the places, and normalised."""
+    """Uni-Perceiver's embedding of patches and places, normalised: (B, 3, h, w) -> (B, N, C)."""
 
     def __init__(self, dim: int, patch_size: int, grid: int, eps: float) -> None:
         super().__init__()
@@ -140,7 +140,7 @@ class UniPerceiverEmbed(nn.Module):
 
 
 class UniPerceiverPatchEmbed(nn.Module):
-    """Made for videos of up to eight frames; an image is the first frame of one."""
+    """Uni-Perceiver's embedding of the patches of a video of up to eight frames; an image is the first frame of one."""
 
     def __init__(self, dim: int, patch_size: int, grid: int) -> None:
         super().__init__()
@@ -154,7 +154,9 @@ class UniPerceiverPatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP, each after a norm, with a scale a channel and a residual: (B, N, C) -> the same."""
+    """Transformer block: attention, then an MLP, each after a norm, with a scale per channel and a residual: (B, N,
+    C) -> (B, N, C).
+    """
 
     def __init__(
         self, dim: int, num_heads: int, hidden_dim: int, *, window: int | None, drop_path: float, eps: float
@@ -175,7 +177,7 @@ class Block(nn.Module):
 
 
 class UniPerceiverBlock(nn.Module):
-    """The same under Uni-Perceiver's names. Its scales start at 0."""
+    """Transformer block under Uni-Perceiver's parameter names, computed as `Block`. Its scales start at 0."""
 
     def __init__(
         self, dim: int, num_heads: int, hidden_dim: int, *, window: int | None, drop_path: float, eps: float
@@ -208,7 +210,7 @@ class MLP(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over windows of `window` squared places, or over all: (B, N, C) -> the same."""
+    """Self-attention over windows of `window` squared places, or over all places: (B, N, C) -> (B, N, C)."""
 
     def __init__(self, dim: int, num_heads: int, window: int | None) -> None:
         super().__init__()
@@ -234,12 +236,14 @@ class UniPerceiverAttention(nn.Module):
 
 
 def add_scaled(x: Tensor, scale: Tensor, y: Tensor, drop_path: float, training: bool) -> Tensor:
-    """x + scale * y; y (B, ...) is left out of an image in training with the probability `drop_path`."""
+    """Residual sum x + scale * y with stochastic depth: y (B, ...) is left out of an image in training with the
+    probability `drop_path`.
+    """
     return residual(x, stochastic_depth(y, drop_path, "row", training), scale)
 
 
 def attend(qkv: Tensor, size: Size, num_heads: int, window: int | None, filling: Tensor) -> Tensor:
-    """Attention of the queries, keys and values (B, N, 3 C) within windows, or among all: (B, N, C).
+    """Attention of queries, keys and values (B, N, 3 C) within windows, or among all places: (B, N, C).
 
     Windows beyond the edge are filled with `filling`, (3 C,) or a scalar.
     """
@@ -255,7 +259,7 @@ def _attend(qkv: Tensor, num_heads: int) -> Tensor:
 
 
 def to_windows(x: Tensor, size: Size, window: int, filling: Tensor) -> Tensor:
-    """(B, N, C) -> (B * windows, T * T, C), copied once."""
+    """Cut tokens into windows, copied once: (B, N, C) -> (B * windows, T * T, C)."""
     (B, _, C), (H, W) = x.shape, size
     down, right = -(-H // window), -(-W // window)
     windows = x.new_empty(B, down, right, window, window, C)
@@ -269,7 +273,7 @@ def to_windows(x: Tensor, size: Size, window: int, filling: Tensor) -> Tensor:
 
 
 def from_windows(windows: Tensor, size: Size, window: int) -> Tensor:
-    """(B * windows, T * T, C) -> (B, N, C), copied once."""
+    """Put windows back together to tokens, copied once: (B * windows, T * T, C) -> (B, N, C)."""
     H, W = size
     down, right = -(-H // window), -(-W // window)
     windows = windows.view(-1, down, right, window, window, windows.shape[-1])
@@ -283,8 +287,9 @@ Index = tuple[slice, ...]
 
 
 def _tiles(size: Size, window: int) -> Iterator[tuple[Index, Index, tuple[int, int]]]:
-    """The whole windows, those cut by the right edge, by the lower one and by both: where they are among the windows,
-    where in the image, and how many there are, (down, right)."""
+    """Yield the groups of windows: the whole ones, those cut by the right edge, by the lower one and by both. For
+    each its index among the windows, its index in the image, and how many windows it has, (down, right).
+    """
 
     def runs(length: int) -> Iterator[tuple[slice, slice, slice, int]]:
         whole, rest = divmod(length, window)
@@ -299,13 +304,13 @@ def _tiles(size: Size, window: int) -> Iterator[tuple[Index, Index, tuple[int, i
 
 
 def _split(x: Tensor, parts: tuple[int, int]) -> Tensor:
-    """(B, down * h, right * w, C) -> (B, down, right, h, w, C), a view."""
+    """View of a map (B, down * h, right * w, C) as its windows, (B, down, right, h, w, C)."""
     down, right = parts
     return x.unflatten(2, (right, -1)).unflatten(1, (down, -1)).transpose(2, 3)
 
 
 def resize_embedding(embedding: Tensor, size: Size) -> Tensor:
-    """A square grid's embedding (1, G * G, C) at another size: (1, N, C), bicubic."""
+    """Resize a square grid's position embedding bicubically: (1, G * G, C) -> (1, N, C)."""
     grid = round(embedding.shape[1] ** 0.5)
     if size == (grid, grid):
         return embedding
@@ -314,14 +319,14 @@ def resize_embedding(embedding: Tensor, size: Size) -> Tensor:
 
 
 def as_map(tokens: Tensor, size: Size) -> Tensor:
-    """(B, N, C) -> (B, C, H, W), channels-last, without a copy."""
+    """View of tokens (B, N, C) as a channels-last map (B, C, H, W), without a copy."""
     # Not transposed and then unflattened: at B = 1 that gives the first axis a stride by which batch normalisation's
     # gradient on the CPU is wrong (PyTorch 2.15).
     return tokens.unflatten(1, size).permute(0, 3, 1, 2)
 
 
 def as_tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, N, C), without a copy where the map is channels-last."""
+    """Tokens (B, N, C) of a map (B, C, H, W), without a copy where the map is channels-last."""
     return x.flatten(2).transpose(1, 2)
 
 

@@ -33,7 +33,9 @@ from maskrcnn.ops.deformable import ms_deform_attn
 
 
 class ViTAdapter(Trunk):
-    """forward: (B, 3, h, w) -> {"c2": (B, C, h/4, w/4), ..., "c5": (B, C, h/32, w/32)}; h and w multiples of 32."""
+    """Plain ViT with the spatial prior beside it. forward: (B, 3, h, w) -> {"c2": (B, C, h/4, w/4), ..., "c5": (B, C,
+    h/32, w/32)}; h and w multiples of 32.
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__(config)
@@ -79,7 +81,9 @@ class ViTAdapter(Trunk):
 
 
 class SpatialPrior(nn.Module):
-    """(B, 3, h, w) -> the map of stride 4, (B, C, h/4, w/4), and the tokens of strides 8, 16 and 32."""
+    """Convolutional stem of the adapter: (B, 3, h, w) -> the map of stride 4, (B, C, h/4, w/4), and the tokens of
+    strides 8, 16 and 32.
+    """
 
     def __init__(self, dim: int, channels: int) -> None:
         super().__init__()
@@ -111,14 +115,14 @@ def _conv_norm_relu(in_channels: int, out_channels: int, *, stride: int) -> list
 
 
 def _batch_norm(channels: int) -> nn.Module:
-    """Over the images of all processes."""
+    """Batch normalisation over the images of all processes."""
     norm = make_norm("sync_bn", channels)
     assert norm is not None
     return norm
 
 
 class Interaction(nn.Module):
-    """An injector before and an extractor after some blocks of the ViT; after the last ones two more extractors."""
+    """Injector before and extractor after a few blocks of the ViT; after the last ones two more extractors."""
 
     def __init__(
         self, dim: int, config: AdapterConfig, *, drop_path: float, eps: float, num_extra: int
@@ -132,7 +136,7 @@ class Interaction(nn.Module):
 
 
 class Injector(nn.Module):
-    """The ViT's tokens, with what they sample from the prior's three maps: (B, N, C), (B, S, C) -> (B, N, C)."""
+    """Add to the ViT's tokens what they sample from the prior's three maps: (B, N, C), (B, S, C) -> (B, N, C)."""
 
     def __init__(self, dim: int, config: AdapterConfig, *, eps: float) -> None:
         super().__init__()
@@ -147,8 +151,9 @@ class Injector(nn.Module):
 
 
 class Extractor(nn.Module):
-    """The prior's tokens, with what they sample from the ViT's map: (B, S, C), (B, N, C) -> (B, S, C). In inference the
-    prior's tokens are overwritten."""
+    """Add to the prior's tokens what they sample from the ViT's map: (B, S, C), (B, N, C) -> (B, S, C). In inference
+    the prior's tokens are overwritten.
+    """
 
     def __init__(self, dim: int, config: AdapterConfig, *, drop_path: float, eps: float) -> None:
         super().__init__()
@@ -168,7 +173,8 @@ class Extractor(nn.Module):
 
 
 class DeformableAttention(nn.Module):
-    """Each head of each query sums P samples of each of L maps, at places and with weights that the query tells.
+    """Multi-scale deformable attention: each head of each query sums P samples of each of L maps, at places and with
+    weights that are predicted from the query.
 
     forward: query (B, Q, C), its norm and the (H, W) of the maps whose places it is; feat (B, S, C), its norm and those
     of its L maps -> (B, Q, C'), to be projected by `output_proj`.
@@ -211,7 +217,7 @@ class DeformableAttention(nn.Module):
 
 
 class ConvFFN(nn.Module):
-    """An MLP with a depthwise 3x3 convolution on each of the three maps in between."""
+    """MLP with a depthwise 3x3 convolution on each of the prior's three maps between its two layers."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -220,7 +226,7 @@ class ConvFFN(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def hidden(self, c: Tensor, norm: nn.Module, size: Size) -> Tensor:
-        """(B, S, C) and its norm -> what `fc2` makes of (B, S, C) again."""
+        """Input of `fc2`: tokens (B, S, C), after their norm, through `fc1`, the depthwise convolution and GELU."""
         hidden = in_pieces(lambda c: self.fc1(norm(c)), c, c.shape[-1])
         return gelu(self.dwconv(hidden, size))
 
@@ -239,13 +245,13 @@ class DepthwiseConv(nn.Module):
 
 
 def pyramid(size: Size) -> list[Size]:
-    """(H, W) of the prior's maps, strides 8, 16 and 32, beside H x W patches."""
+    """Sizes (H, W) of the prior's maps, strides 8, 16 and 32, beside H x W patches."""
     h, w = size
     return [(2 * h, 2 * w), (h, w), (h // 2, w // 2)]
 
 
 def centres(sizes: list[Size], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(places of all maps, 2): the (x, y) of every cell's centre, 0..1 from edge to edge of its map."""
+    """Centres (x, y) of every cell of all maps, (places, 2), 0..1 from edge to edge of its map."""
     places = []
     for h, w in sizes:
         y = (torch.arange(h, dtype=dtype, device=device) + 0.5) / h
@@ -255,7 +261,9 @@ def centres(sizes: list[Size], dtype: torch.dtype, device: torch.device) -> Tens
 
 
 def _start_deformable_attention(module: nn.Module) -> None:
-    """Equal weights, and each head's points in its own direction, one cell further each (Zhu et al. 2021)."""
+    """Initialise deformable attention with equal weights, and each head's points in its own direction, one cell
+    further each (Zhu et al. 2021).
+    """
     if not isinstance(module, DeformableAttention):
         return
     M, L, P = module.num_heads, module.num_levels, module.num_points

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def cell_anchors(sizes: tuple[float, ...], aspect_ratios: tuple[float, ...]) -> Tensor:
-    """(A, 4) float32 boxes around the origin, sizes outer and ratios inner, of area size² and height/width ratio."""
+    """Anchors around the origin, (A, 4) float32, sizes outer and ratios inner, of area size² and height/width ratio."""
     boxes = []
     for size in sizes:
         for ratio in aspect_ratios:
@@ -18,7 +18,8 @@ def cell_anchors(sizes: tuple[float, ...], aspect_ratios: tuple[float, ...]) -> 
 
 
 def grid_anchors(cell: Tensor, size: tuple[int, int], stride: int | tuple[int, int]) -> Tensor:
-    """`cell` (A, 4) at every place of a map: (H * W * A, 4), ordered (H, W, A), unrounded, without offset.
+    """Anchors `cell` (A, 4) moved to every place of a map: (H * W * A, 4), ordered (H, W, A), unrounded, without
+    offset.
 
     stride: pixels between two places, or those down and across.
     """

@@ -1,4 +1,5 @@
-"""Second stage: what each proposal is, and where exactly (Girshick 2015; Lin et al. 2016, section 4.2).
+"""Second stage of the detector: classification and box regression of the proposals (Girshick 2015; Lin et al. 2016,
+section 4.2).
 
 Shape letters: R RoIs over the batch, P proposals of an image, G its objects, K classes (label K is background).
 """
@@ -23,7 +24,7 @@ from maskrcnn.structures import GroundTruth
 
 
 class SampledRoIs(NamedTuple):
-    """The RoIs of one training image, objects first.
+    """RoIs of one training image that the losses are computed on, objects first.
 
     boxes (P, 4); labels (P,), K where background; gt_index (P,) the object of each, meaningless for background.
     """
@@ -38,8 +39,9 @@ class SampledRoIs(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """Of one image, best first: boxes (N, 4) in the network's pixels, scores (N,), labels (N,), and the index
-    (N,) of the proposal that each came from."""
+    """Detections of one image, best first: boxes (N, 4) in the network's pixels, scores (N,), labels (N,), and the
+    index (N,) of the proposal that each came from.
+    """
 
     boxes: Tensor
     scores: Tensor
@@ -48,7 +50,8 @@ class Detections(NamedTuple):
 
 
 class BoxHead(nn.Module):
-    """RoIAlign, optional convolutions, fully connected layers or the mean over the cells, class and box predictors.
+    """Box head: RoIAlign, optional convolutions, fully connected layers or the mean over the cells, class and box
+    predictors.
 
     `iou_positive` and `box_weights` are the config's, except in a cascade, whose stages differ in them alone.
     """
@@ -84,26 +87,30 @@ class BoxHead(nn.Module):
             nn.init.zeros_(predictor.bias)
 
     def prepare(self) -> None:
-        """For inference, for good: the first layer's weights are laid out as pooled RoIs are."""
+        """Lay out the first layer's weights as pooled RoIs are, for inference; the layer keeps that form."""
         if len(self.fcs):
             self.fcs[0].weight = nn.Parameter(self._kernel(), requires_grad=False)
 
     def _kernel(self) -> Tensor:
-        """The first layer's weights as those of the convolution that it is, (D, C, P, P), laid out channels-last."""
+        """Weights of the first layer as those of a convolution over a whole RoI, (D, C, P, P), laid out
+        channels-last.
+        """
         weight = self.fcs[0].get_parameter("weight")
         if weight.dim() == 2:
             weight = weight.unflatten(1, (-1, self.config.pool_size, self.config.pool_size))
         return weight.contiguous(memory_format=torch.channels_last)
 
     def predict_rois(self, features: RoIFeatures, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """class_logits (R, K + 1) and box_deltas (R, K or 1, 4) of every image's boxes, float32."""
+        """Predict class_logits (R, K + 1) and box_deltas (R, K or 1, 4) of every image's boxes, in float32."""
         kernel = self._kernel() if len(self.fcs) else None  # once, not for every chunk: DC5's are 400 MB
         parts = [self.predict_pooled(x, kernel) for x in features.chunks(boxes, self.config.pool_size)]
         logits, deltas = zip(*parts, strict=True)
         return torch.cat(logits), torch.cat(deltas)
 
     def predict_pooled(self, x: Tensor, kernel: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The same of RoIs pooled from the maps, (R, C, pool_size, pool_size). kernel: `_kernel()`, where at hand."""
+        """Predict class_logits and box_deltas of RoIs pooled from the maps, (R, C, pool_size, pool_size). kernel:
+        `_kernel()`, if it was computed already.
+        """
         x = self.convs(x)
         if len(self.fcs):
             x = first_fc(x, self._kernel() if kernel is None else kernel, self.fcs[0].get_parameter("bias"))
@@ -123,7 +130,7 @@ class BoxHead(nn.Module):
         score_threshold: float | None = None,
         original_sizes: list[tuple[int, int]] | None = None,
     ) -> list[Detections]:
-        """The detections of each image, of a score above the threshold: by default the config's.
+        """Detections of each image with a score above `score_threshold`, by default the config's.
 
         original_sizes: of the pictures, in whose pixels overlaps are measured where the config says so.
         """
@@ -151,7 +158,9 @@ class BoxHead(nn.Module):
         threshold: float | None = None,
         original_size: tuple[int, int] | None = None,
     ) -> Detections:
-        """The best detections of one image of `size`: RoIs (P, 4), their scores (P, K + 1) and box_deltas."""
+        """Decode and select the best detections of one image of `size`, from RoIs (P, 4), their scores (P, K + 1) and
+        box_deltas.
+        """
         c = self.config
         threshold = c.score_threshold if threshold is None else threshold
         proposal, label = (scores[:, :-1] > threshold).nonzero(as_tuple=True)
@@ -169,14 +178,16 @@ class BoxHead(nn.Module):
         return Detections(box[keep], score[keep], label[keep], proposal[keep])
 
     def suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        """Indices of one image's detections that no better one covers, best first, as many as it may have."""
+        """Non-maximum suppression of one image's detections: indices of those kept, best first, at most
+        `detections_per_image`.
+        """
         c = self.config
         groups = torch.zeros_like(labels) if c.class_agnostic_nms else labels
         return batched_nms(boxes, scores, groups, c.nms_threshold)[: c.detections_per_image]
 
     @torch.no_grad()
     def sample(self, proposals: list[Proposals], targets: list[GroundTruth]) -> list[SampledRoIs]:
-        """Choose each image's RoIs for the losses from its proposals and its objects themselves."""
+        """Choose each image's RoIs for the losses from its proposals and its ground-truth boxes."""
         c = self.config
         sampled = []
         for proposal, target in zip(proposals, targets, strict=True):
@@ -193,7 +204,7 @@ class BoxHead(nn.Module):
         return sampled
 
     def match(self, boxes: Tensor, target: GroundTruth) -> Matches:
-        """What each of one image's RoIs, proposals and then its objects themselves, is to learn."""
+        """Match one image's RoIs, its proposals followed by its ground-truth boxes, to the ground truth."""
         iou = self.iou_positive
         if not self.config.best_reassigns:
             return match_boxes(boxes, target.boxes, iou, iou)
@@ -212,13 +223,13 @@ class BoxHead(nn.Module):
         targets: list[GroundTruth],
         image_sizes: list[tuple[int, int]],  # for a cascade, which moves the boxes
     ) -> dict[str, Tensor]:
-        """loss_cls and loss_box_reg of the sampled RoIs."""
+        """Compute loss_cls and loss_box_reg of the sampled RoIs."""
         return self.losses(*self.predict_rois(features, [s.boxes for s in sampled]), sampled, targets)
 
     def losses(
         self, logits: Tensor, deltas: Tensor, sampled: list[SampledRoIs], targets: list[GroundTruth]
     ) -> dict[str, Tensor]:
-        """loss_cls and loss_box_reg of predictions, class_logits and box_deltas of the sampled RoIs."""
+        """Compute loss_cls and loss_box_reg from the class_logits and box_deltas of the sampled RoIs."""
         c = self.config
         labels = torch.cat([s.labels for s in sampled])
         normalizer = mean_over_processes(len(labels), logits.device).clamp(min=1)

@@ -1,4 +1,4 @@
-"""The one place that turns a config into a model."""
+"""Construction of models: the one place that turns a config into a model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from maskrcnn.models.rpn import RPN
 
 
 def build_model(config: ModelConfig) -> MaskRCNN:
-    """A model with random weights.
+    """Build a model with random weights.
 
     Raises:
         UserError: settings that contradict each other.
@@ -45,7 +45,7 @@ def build_model(config: ModelConfig) -> MaskRCNN:
 
 
 def build_shared_res5(config: ModelConfig) -> tuple[nn.Module, int] | None:
-    """C4's last stage, which all heads share, and its channels. None for other models."""
+    """Build C4's last stage, which all heads share: the stage and its channels, or None for other models."""
     resnet = config.backbone
     if not isinstance(resnet, ResNetConfig) or resnet.last_stage == "res5":
         return None
@@ -59,7 +59,7 @@ def build_shared_res5(config: ModelConfig) -> tuple[nn.Module, int] | None:
 
 
 def build_body(config: ModelConfig) -> tuple[nn.Module, dict[str, int]]:
-    """The backbone's body and the channels of its maps by name, finest first.
+    """Build the backbone's body: the body and the channels of its maps by name, finest first.
 
     Each file is imported where its model is asked for: one does not wait for the others.
     """

@@ -27,23 +27,23 @@ _BLOB = re.compile(
 
 
 def is_caffe2(names: Iterable[str]) -> bool:
-    """Whether these are blobs of a caffe2 ResNet."""
+    """Return True for the blob names of a caffe2 ResNet."""
     return "res2_0_branch2a_w" in names
 
 
 def is_bare_detectron2(names: Iterable[str]) -> bool:
-    """Whether these are detectron2's names of a ResNet alone."""
+    """Return True for detectron2's parameter names of a ResNet alone."""
     return "res2.0.conv1.weight" in names
 
 
 def from_bare_detectron2(name: str) -> str | None:
-    """Our name of a ResNet's parameter, or None for what is no part of a backbone (a classifier)."""
+    """Our name of a ResNet's parameter, or None for a name that is no part of a backbone (a classifier)."""
     ours = from_detectron2(f"backbone.bottom_up.{name}") or ""
     return ours if ours.startswith("backbone.body.") else None
 
 
 def from_caffe2(blobs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The weights of a backbone under our names, and the blobs that are no part of one.
+    """Convert a caffe2 ResNet: the weights of a backbone under our names, and the blobs that are no part of one.
 
     An affine that stands for a batch normalisation becomes one of mean 0 and variance 1 (with its epsilon).
     """

@@ -23,7 +23,7 @@ from maskrcnn.structures import GroundTruth
 
 
 class CascadeHead(nn.Module):
-    """Stands where a `BoxHead` stands. Its boxes are class-agnostic."""
+    """Cascade of box heads, with the interface of one `BoxHead`. Its boxes are class-agnostic."""
 
     def __init__(self, channels: int, num_classes: int, config: BoxHeadConfig) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class CascadeHead(nn.Module):
         score_threshold: float | None = None,
         original_sizes: list[tuple[int, int]] | None = None,
     ) -> list[Detections]:
-        """The detections of each image, of a score above the threshold: by default the config's."""
+        """Detections of each image with a score above `score_threshold`, by default the config's."""
         first, *later = self.heads
         boxes = [p.boxes for p in proposals]
         logits, deltas = first.predict_rois(features, boxes)
@@ -66,12 +66,15 @@ class CascadeHead(nn.Module):
         ]
 
     def suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        """As `BoxHead.suppress`: these settings are the same for all stages."""
+        """Non-maximum suppression of one image's detections by `BoxHead.suppress`; all stages have the same settings
+        for it.
+        """
         return self.heads[0].suppress(boxes, scores, labels)
 
     def sample(self, proposals: list[Proposals], targets: list[GroundTruth]) -> list[SampledRoIs]:
         """Choose each image's RoIs for the losses. Later stages keep these, with the boxes that they have moved to;
-        the masks learn from them as they are."""
+        the mask head learns from them unmoved.
+        """
         return self.heads[0].sample(proposals, targets)
 
     def loss(
@@ -81,7 +84,7 @@ class CascadeHead(nn.Module):
         targets: list[GroundTruth],
         image_sizes: list[tuple[int, int]],
     ) -> dict[str, Tensor]:
-        """loss_cls_stage0, loss_box_reg_stage0, loss_cls_stage1, ..."""
+        """Compute the losses of all stages: loss_cls_stage0, loss_box_reg_stage0, loss_cls_stage1, ..."""
         losses = {}
         for k, head in enumerate(self.heads):
             pooled = features.pool([s.boxes for s in sampled], self.config.pool_size)
@@ -96,7 +99,9 @@ class CascadeHead(nn.Module):
 
     @torch.no_grad()
     def rematch(self, k: int, boxes: Tensor, target: GroundTruth) -> SampledRoIs:
-        """One image's RoIs for stage `k` to learn: all but the empty ones stay, and what they are is decided anew."""
+        """Match one image's boxes again at stage `k`'s IoU. All but the empty ones stay; their labels and objects are
+        the new match's.
+        """
         iou = self.heads[k].iou_positive
         boxes = boxes[nonempty(boxes)]
         matches = match_boxes(boxes, target.boxes, iou, iou)
@@ -107,21 +112,21 @@ class CascadeHead(nn.Module):
 
     @property
     def heads(self) -> list[BoxHead]:
-        """`stages` with their type."""
+        """List of the stages, typed as box heads."""
         return cast("list[BoxHead]", list(self.stages))
 
 
 def _moved(
     head: BoxHead, boxes: list[Tensor], deltas: Tensor, image_sizes: list[tuple[int, int]]
 ) -> list[Tensor]:
-    """Where the box_deltas (R, 1, 4) of a stage move every image's RoIs to, within the image: per image (P, 4)."""
+    """Apply a stage's box_deltas (R, 1, 4) to every image's RoIs and clip them to the image: per image (P, 4)."""
     moved = decode_boxes(deltas[:, 0], torch.cat(boxes), head.box_weights, head.config.limit_shrinking)
     counts = [len(b) for b in boxes]
     return [clip_boxes(b, size) for b, size in zip(moved.split(counts), image_sizes, strict=True)]
 
 
 class _ScaleGradient(torch.autograd.Function):
-    """Its input, whose gradient is multiplied by a number."""
+    """Identity whose gradient is multiplied by a number."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:

@@ -55,19 +55,19 @@ _NOT_WEIGHTS = ("pixel_mean", "pixel_std", "cell_anchors", "num_batches_tracked"
 
 
 def is_detectron2(names: Iterable[str]) -> bool:
-    """Whether these are names of one of detectron2's detectors."""
+    """Return True for the parameter names of one of detectron2's detectors."""
     return any(n.startswith(("backbone.bottom_up.", "proposal_generator.", "roi_heads.")) for n in names)
 
 
 def from_detectron2(name: str) -> str | None:
-    """Our name of detectron2's `name`; None for what is not a weight; `name` itself where it has no place."""
+    """Our name of detectron2's `name`; None for an entry that is not a weight; `name` itself where it has no place."""
     if any(part in name for part in _NOT_WEIGHTS):
         return None
     return _renamed(name, _FROM)
 
 
 def to_detectron2(name: str, *, pyramid: bool = True) -> str | None:
-    """The inverse of `from_detectron2`. `pyramid`: whether the model has one (C4 and DC5 have none)."""
+    """Inverse of `from_detectron2`. `pyramid`: True for a model that has one (C4 and DC5 have none)."""
     if "num_batches_tracked" in name:
         return None
     return _renamed(name, _TO_PYRAMID if pyramid else _TO_ONE_MAP)

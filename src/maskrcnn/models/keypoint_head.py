@@ -20,7 +20,9 @@ from maskrcnn.structures import GroundTruth
 
 
 class KeypointHead(nn.Module):
-    """RoIAlign, 3x3 convolutions, a 4x4 transposed convolution of stride 2, bilinear enlargement by 2."""
+    """Key-point head: RoIAlign, 3x3 convolutions, a 4x4 transposed convolution of stride 2, bilinear enlargement by
+    2.
+    """
 
     def __init__(self, channels: int, config: KeypointHeadConfig) -> None:
         super().__init__()
@@ -33,13 +35,13 @@ class KeypointHead(nn.Module):
         nn.init.zeros_(self.deconv.bias)
 
     def forward(self, features: RoIFeatures, boxes: list[Tensor]) -> Tensor:
-        """heatmap_logits (R, P, M, M) float32. boxes: (N, 4) per image."""
+        """Predict heatmap_logits (R, P, M, M), float32. boxes: (N, 4) per image."""
         x = self.deconv(self.convs(features.pool(boxes, self.config.pool_size)))
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 
     def predict(self, features: RoIFeatures, boxes: list[Tensor]) -> Tensor:
-        """(R, P, 3) x, y and score of the points of every image's boxes."""
+        """Predict the key points of every image's boxes: x, y and score, (R, P, 3)."""
         return decode_heatmaps(self(features, boxes), torch.cat(boxes))
 
     def loss(
@@ -66,13 +68,13 @@ class KeypointHead(nn.Module):
 
 
 def has_point_inside(boxes: Tensor, points: Tensor) -> Tensor:
-    """(N,) bool: whether a visible point of (N, P, 3) lies in its box of (N, 4), edges included."""
+    """Mask of the boxes (N, 4) that contain a visible point of their (N, P, 3), edges included: (N,) bool."""
     xy, low, high = points[..., :2], boxes[:, None, :2], boxes[:, None, 2:]
     return ((xy >= low).all(2) & (xy <= high).all(2) & (points[..., 2] > 0)).any(1)
 
 
 def heatmap_cells(points: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Where points lie in their boxes' heat maps of `size` cells a side.
+    """Cells of points in their boxes' heat maps of `size` cells a side.
 
     points (R, P, 3) x, y, visibility; boxes (R, 4). Returns the cell (R, P) int64, row by row, and which points
     count, (R, P) bool: those that are visible and in the map. A point on the right or lower edge is in the last cell.
@@ -86,7 +88,7 @@ def heatmap_cells(points: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Ten
 
 @torch.no_grad()
 def decode_heatmaps(logits: Tensor, boxes: Tensor) -> Tensor:
-    """The most probable place of each point: (R, P, M, M) heat maps over boxes (R, 4) to (R, P, 3).
+    """Decode heat maps (R, P, M, M) over boxes (R, 4) to the most probable place of each point, (R, P, 3).
 
     As detectron2: a map is enlarged (bicubic) to one value a pixel of its box, whose size is rounded up; the point
     is the middle of the best pixel; the score is exp(best) over the sum of exp over the M x M cells of the map.
@@ -113,6 +115,6 @@ def decode_heatmaps(logits: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _enlargement(size: int, new_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """(new_size, size): the matrix of a bicubic resize along one side."""
+    """Matrix (new_size, size) of a bicubic resize along one side."""
     eye = torch.eye(size, dtype=dtype, device=device)[None, None]
     return F.interpolate(eye, (new_size, size), mode="bicubic", align_corners=False)[0, 0]

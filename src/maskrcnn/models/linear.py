@@ -1,4 +1,6 @@
-"""Fully connected layers in the form that is the faster one on the processor at hand. Parameters are `nn.Linear`'s."""
+"""Fully connected layers, computed as a matrix product or as a 1x1 convolution, whichever is faster on the processor
+at hand. Parameters are `nn.Linear`'s.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ CHUNK = 32
 
 
 class MaskHead(nn.Module):
-    """RoIAlign, 3x3 convolutions, a 2x2 transposed convolution of stride 2, one mask a class."""
+    """Mask head: RoIAlign, 3x3 convolutions, a 2x2 transposed convolution of stride 2, one mask a class."""
 
     def __init__(self, channels: int, num_classes: int, config: MaskHeadConfig) -> None:
         super().__init__()
@@ -37,7 +37,9 @@ class MaskHead(nn.Module):
             nn.init.zeros_(module.bias)
 
     def forward(self, features: RoIFeatures, boxes: list[Tensor], labels: Tensor) -> Tensor:
-        """mask_logits (R, M, M) float32 of each RoI's own class. boxes: per image; labels: (R,) over the batch."""
+        """Predict mask_logits (R, M, M), float32, of each RoI's own class. boxes: per image; labels: (R,) over the
+        batch.
+        """
         if self.config.class_agnostic:
             labels = torch.zeros_like(labels)
         logits, done = [], 0
@@ -49,7 +51,7 @@ class MaskHead(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _predict(self, x: Tensor, labels: Tensor) -> Tensor:
-        """(R, C, S, S) -> (R, M, M): deconvolution, ReLU and the predictor's row of each RoI's class.
+        """Deconvolution, ReLU and the predictor's row of each RoI's class: (R, C, S, S) -> (R, M, M).
 
         The strides of a 2x2 deconvolution do not overlap, so it is a 1x1 convolution to four times the
         channels; the predictor is applied before the four are interleaved, to one class instead of all.
@@ -84,7 +86,7 @@ class MaskHead(nn.Module):
 
     @torch.no_grad()
     def mask_targets(self, foreground: list[SampledRoIs], targets: list[GroundTruth]) -> Tensor:
-        """(R, M, M) bool: each RoI's object, rasterised within the RoI."""
+        """Rasterise each RoI's object within the RoI: (R, M, M) bool."""
         size = 2 * self.config.pool_size
         rasters = []
         for rois, target in zip(foreground, targets, strict=True):

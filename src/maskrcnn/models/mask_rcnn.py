@@ -35,7 +35,9 @@ from maskrcnn.structures import GroundTruth, ImageBatch, Instances
 
 
 class MaskRCNN(nn.Module):
-    """Build one with `maskrcnn.build` or `maskrcnn.load`."""
+    """Mask R-CNN: backbone, RPN, box head and optional mask and key-point heads. Build one with `maskrcnn.build` or
+    `maskrcnn.load`.
+    """
 
     def __init__(
         self,
@@ -65,8 +67,8 @@ class MaskRCNN(nn.Module):
         return self.rpn.head.objectness.weight.dtype
 
     def forward(self, batch: ImageBatch, targets: list[GroundTruth]) -> dict[str, Tensor]:
-        """The weighted losses: loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, loss_mask, loss_keypoint,
-        scalars.
+        """Compute the weighted losses, scalars: loss_rpn_cls, loss_rpn_loc, loss_cls, loss_box_reg, loss_mask,
+        loss_keypoint.
 
         A cascade has loss_cls_stage0, loss_box_reg_stage0 and so on in place of the box head's two.
         They are normalised over all processes, so that their gradients' mean is that of the whole batch.
@@ -85,14 +87,17 @@ class MaskRCNN(nn.Module):
 
     @torch.inference_mode()
     def detect(self, batch: ImageBatch, score_threshold: float | None = None) -> list[Instances]:
-        """The detections of each image, in its original pixels, of a score above the threshold: by default the
-        model's own."""
+        """Detections of each image, in its original pixels, with a score above `score_threshold`, by default the
+        model's own.
+        """
         return self.describe(*self.detect_boxes(batch, score_threshold), batch)
 
     def detect_boxes(
         self, batch: ImageBatch, score_threshold: float | None = None
     ) -> tuple[RoIFeatures, list[Detections]]:
-        """The detections of each image, in the network's pixels, and the features that they were found in."""
+        """Detections of each image without masks and key points, in the network's pixels, and the features to compute
+        these from.
+        """
         maps = self.backbone(batch.pixels)
         proposals = self.rpn(maps, batch.image_sizes)
         features = self.roi_features(maps)
@@ -104,7 +109,7 @@ class MaskRCNN(nn.Module):
     def describe(
         self, features: RoIFeatures, detections: list[Detections], batch: ImageBatch
     ) -> list[Instances]:
-        """Masks and key points of the detections, then everything in the original pixels."""
+        """Add masks and key points to the detections, and scale all to the original pixels."""
         boxes = [d.boxes for d in detections]
         counts = [len(b) for b in boxes]
         none: list[Tensor | None] = [None] * len(boxes)
@@ -122,7 +127,7 @@ class MaskRCNN(nn.Module):
         ]
 
     def roi_features(self, features: list[Tensor]) -> RoIFeatures:
-        """What the heads read, of the backbone's maps: those of a pyramid but its last, or the only one."""
+        """Select the maps that the heads pool from: all of a pyramid's but its last, or the only one."""
         levels = self.backbone.num_roi_levels
         strides, fpn = self.backbone.strides[:levels], self.config.fpn
         if fpn is None:
@@ -160,7 +165,7 @@ class MaskRCNN(nn.Module):
         )
 
     def masks(self, probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> PredictedMasks:
-        """Masks of a picture of `size`: probabilities (N, M, M) over boxes (N, 4), both as predicted."""
+        """Masks of a picture of `size` from predicted probabilities (N, M, M) over predicted boxes (N, 4)."""
         head = self.config.mask_head
         assert head is not None
         if head.paste == "torchvision":
@@ -300,7 +305,7 @@ class MaskRCNN(nn.Module):
 
 
 def _are_several(images: object) -> bool:
-    """Whether these are pictures one after the other, rather than one or what is none."""
+    """Return True for an iterable of pictures, False for a single picture and for containers that hold none."""
     none = Tensor | Mapping | AbstractSet | bytes | bytearray | memoryview
     return isinstance(images, Iterable) and not is_picture(images) and not isinstance(images, none)
 

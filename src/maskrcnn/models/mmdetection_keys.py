@@ -33,7 +33,7 @@ _FROM = BEGINNINGS | NO_PYRAMID_BEGINNINGS
 
 
 def is_mmdetection(names: Iterable[str]) -> bool:
-    """Whether these are names of one of MMDetection's detectors."""
+    """Return True for the parameter names of one of MMDetection's detectors."""
     return any(n.removeprefix(WRAPPER).startswith(("neck.", "rpn_head.", "roi_head.")) for n in names)
 
 
@@ -44,7 +44,7 @@ def from_mmdetection(name: str) -> str:
 
 
 def to_mmdetection(name: str, *, pyramid: bool = True) -> str:
-    """The inverse of `from_mmdetection`; pyramid: whether the model has one (`FPNConfig.top_down`)."""
+    """Inverse of `from_mmdetection`. pyramid: True for a model that has one (`FPNConfig.top_down`)."""
     table = BEGINNINGS if pyramid else BEGINNINGS | NO_PYRAMID_BEGINNINGS
     # Later entries first: without a pyramid the lateral convolutions go by their other name.
     found = ((theirs, ours) for theirs, ours in reversed(table.items()) if name.startswith(ours))

@@ -1,5 +1,6 @@
-"""What the heads see of a RoI: RoIAlign from the level of a pyramid that suits its size (Lin et al. 2016, equation 1),
-or from C4's one map and then through the network's last stage (He et al. 2017, figure 4, left)."""
+"""Pooling of RoI features: RoIAlign from the level of a pyramid that suits the RoI's size (Lin et al. 2016, equation
+1), or from C4's one map and then through the network's last stage (He et al. 2017, figure 4, left).
+"""
 
 from __future__ import annotations
 
@@ -22,13 +23,13 @@ CHUNK_NUMBERS = 6 << 20
 
 
 def assign_levels(boxes: Tensor, min_level: int, max_level: int, epsilon: float = EPSILON) -> Tensor:
-    """(R, 4) -> (R,) int64 level, floor(4 + log2(sqrt(area) / 224 + epsilon)) within the given range."""
+    """Level of each RoI, (R, 4) -> (R,) int64: floor(4 + log2(sqrt(area) / 224 + epsilon)) within the given range."""
     level = torch.floor(CANONICAL_LEVEL + torch.log2(box_area(boxes).sqrt() / CANONICAL_SIZE + epsilon))
     return level.clamp(min_level, max_level).to(torch.int64)
 
 
 class RoIFeatures:
-    """Where the heads of one batch look.
+    """Feature maps of one batch that the heads pool their RoIs from.
 
     maps: (B, C, H, W) each, finest first, of `strides`. res5: what pooled RoIs go through before the heads see them,
     of stride 2 (C4); None otherwise. level_epsilon: see `assign_levels`; aligned, sampling_ratio: see
@@ -49,7 +50,9 @@ class RoIFeatures:
         self._last: tuple[list[Tensor], Tensor] | None = None  # boxes and what came of them
 
     def pool(self, boxes: list[Tensor], size: int) -> Tensor:
-        """(R, C, size, size) of every image's boxes (R_i, 4) in the network's pixels, images one after the other."""
+        """Pool the features of every image's boxes (R_i, 4), in the network's pixels: (R, C, size, size), images one
+        after the other.
+        """
         if self.res5 is None:
             return self._pool(with_image_index(boxes), size)
         if not torch.is_grad_enabled():
@@ -61,8 +64,10 @@ class RoIFeatures:
         return torch.cat([part[: len(b)] for part, b in zip(parts, boxes, strict=True)])
 
     def chunks(self, boxes: list[Tensor], size: int) -> Iterator[Tensor]:
-        """The same, in inference some RoIs at a time: less memory, and what a head does with them stays in the
-        cache. One chunk at least, if of no RoI."""
+        """Yield the pooled features of every image's boxes as `pool` does, in inference some RoIs at a time: that
+        takes less memory, and a head's results for a chunk stay in the cache. Yields one chunk at least, if of no
+        RoI.
+        """
         if torch.is_grad_enabled():
             yield self.pool(boxes, size)
             return
@@ -85,7 +90,7 @@ def _begins_with(boxes: Tensor, first: Tensor) -> bool:
 
 
 def with_image_index(boxes: list[Tensor]) -> Tensor:
-    """(R, 5): the image's number in the batch before x0, y0, x1, y1."""
+    """Put the image's number in the batch before each box: (R, 5), index, x0, y0, x1, y1."""
     return torch.cat([torch.cat([torch.full_like(b[:, :1], i), b], dim=1) for i, b in enumerate(boxes)])
 
 
@@ -98,7 +103,7 @@ def pool_rois(
     aligned: bool = True,
     sampling_ratio: int = 0,
 ) -> Tensor:
-    """Pool RoIs from a pyramid.
+    """Pool RoIs from a pyramid, each from the level that suits its size.
 
     maps: (B, C, H, W), finest first, of `strides`; rois: (R, 5), image and box in the network's pixels.
     Returns (R, C, size, size); by default aligned, with as many samples a bin as it has pixels.

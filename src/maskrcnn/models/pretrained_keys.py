@@ -42,7 +42,9 @@ _SCALES = ((".layer_scale", ".gamma"), (".ls1.gamma", ".gamma1"), (".ls2.gamma",
 
 
 def from_pretrained(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
-    """The weights of a backbone under our names, and the names that are no part of one; None for other files."""
+    """Convert a pretrained backbone: its weights under our names, and the names that are no part of one; None for
+    other files.
+    """
     if any("Transformer/encoderblock_0/" in name for name in state):
         return _split(state, _from_jax(state), "vit")
     bare = {name: _WRAPPERS.sub("", name) for name in state}
@@ -56,12 +58,14 @@ def from_pretrained(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tup
 
 
 def may_be_missing(name: str) -> bool:
-    """Whether a weight of ours is one that pretrained backbones do not have."""
+    """Return True for a weight of ours that pretrained backbones do not have."""
     return bool(_MADE_HERE.search(name))
 
 
 def fit(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
-    """Resize, in place, what depends on the size of images and patches; what was done, as sentences."""
+    """Resize, in place, the weights whose shapes depend on the size of images and patches. Returns a sentence for
+    each.
+    """
     said = []
     for name, value in state.items():
         there = wanted.get(name)
@@ -80,7 +84,7 @@ def fit(state: dict[str, Tensor], wanted: Mapping[str, Tensor]) -> list[str]:
 
 
 def resize_places(value: Tensor, like: Tensor) -> Tensor:
-    """A position embedding (1, n + g * g, C), or (g * g, C), with as many places as `like` has.
+    """Resize a position embedding (1, n + g * g, C), or (g * g, C), to as many places as `like` has.
 
     The n extra places of `value`, for a class token and others, become the one of `like`, if it has one.
     """
@@ -122,7 +126,9 @@ def _split(
 
 
 def _from_jax(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A Vision Transformer of the JAX release: kernels are (in, out) there, of attention split by heads."""
+    """Convert a Vision Transformer of the JAX release, whose kernels are (in, out), those of attention split by
+    heads.
+    """
     state = {name.removeprefix("opt/target/"): value for name, value in state.items()}
     ours = {
         "patch_embed.proj.weight": state["embedding/kernel"].permute(3, 2, 0, 1),
@@ -152,7 +158,7 @@ def _from_jax(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _grid(places: int) -> tuple[int, int]:
-    """How many of an embedding's places are not of the grid, and the grid's side."""
+    """Split an embedding's number of places into those that are not of the square grid and the grid's side."""
     side = math.isqrt(places)
     return places - side * side, side
 

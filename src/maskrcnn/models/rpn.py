@@ -24,14 +24,14 @@ BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 
 class Proposals(NamedTuple):
-    """Of one image: boxes (P, 4) in the network's pixels and their objectness_logits (P,), best first."""
+    """Proposals of one image: boxes (P, 4) in the network's pixels and their objectness_logits (P,), best first."""
 
     boxes: Tensor
     objectness_logits: Tensor
 
 
 class RPNHead(nn.Module):
-    """3x3 convolutions, nearly always one, then objectness and box deltas, shared by all levels."""
+    """RPN head shared by all levels: 3x3 convolutions, nearly always one, then objectness and box deltas."""
 
     def __init__(self, channels: int, num_anchors: int, num_convs: int = 1) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class RPNHead(nn.Module):
             nn.init.normal_(conv.weight, std=0.01)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """L maps (B, C, H, W) -> objectness_logits L x (B, H * W * A), box_deltas L x (B, H * W * A, 4)."""
+        """Predict from L maps (B, C, H, W): objectness_logits L x (B, H * W * A), box_deltas L x (B, H * W * A, 4)."""
         num_anchors = len(self.objectness.weight)
         # One pass over the map for both predictions.
         weight = torch.cat([self.objectness.weight, self.deltas.weight])
@@ -58,7 +58,7 @@ class RPNHead(nn.Module):
         return logits, deltas
 
     def _predict(self, feature: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, H, W, 5A)"""
+        """Predict objectness and box deltas of one map: (B, C, H, W) -> (B, H, W, 5A)."""
         conv = self.conv
         if (
             torch.is_grad_enabled()
@@ -72,7 +72,7 @@ class RPNHead(nn.Module):
         return out
 
     def at(self, features: list[Tensor], image: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The same at S anchors only, to learn from: logits (S,) and deltas (S, 4).
+        """Predict at S sampled anchors only, for the loss: logits (S,) and deltas (S, 4).
 
         image: (S,) of each; index: (S,) among the anchors of its image's levels. The loss touches a few hundred of
         some 200,000 anchors, so the gradient of the dense maps is zero nearly everywhere; going backward through
@@ -108,7 +108,7 @@ class RPNHead(nn.Module):
 
 
 def _neighbourhoods(feature: Tensor, image: Tensor, place: Tensor) -> Tensor:
-    """What a 3x3 convolution reads at S places of maps (B, C, H, W): (S, 3 * 3 * C), zero outside the map."""
+    """Gather the inputs of a 3x3 convolution at S places of maps (B, C, H, W): (S, 3 * 3 * C), zero outside the map."""
     channels, height, width = feature.shape[1:]
     step = torch.arange(-1, 2, device=place.device)
     y = (place.div(width, rounding_mode="floor")[:, None] + step)[:, :, None]  # (S, 3, 1)
@@ -120,7 +120,9 @@ def _neighbourhoods(feature: Tensor, image: Tensor, place: Tensor) -> Tensor:
 
 
 def _within_padded(anchors: Tensor, size: tuple[int, int], strides: tuple[int, ...]) -> Tensor:
-    """(A,) bool: anchors centred on an image of `size`, padded to the stride of a pyramid's last but one level."""
+    """Mask of the anchors centred on an image of `size`, padded to the stride of a pyramid's last but one level: (A,)
+    bool.
+    """
     multiple = strides[max(0, len(strides) - 2)]
     height, width = (-(-side // multiple) * multiple for side in size)
     x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).unbind(1)
@@ -137,7 +139,7 @@ class RPN(nn.Module):
         )
 
     def anchors(self, features: list[Tensor]) -> list[Tensor]:
-        """L x (H * W * A, 4), in the network's pixels.
+        """Anchors of each level, in the network's pixels: L x (H * W * A, 4).
 
         torchvision's have whole corners, and lie as far apart as a level's places fit into the picture: those of P6 a
         little closer than 64 pixels where its side is no multiple of that.
@@ -155,7 +157,7 @@ class RPN(nn.Module):
         return anchors
 
     def forward(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> list[Proposals]:
-        """The proposals of each image at test time."""
+        """Propose boxes for each image at test time."""
         logits, deltas = self.head(features)
         c = self.config
         return self.propose(
@@ -165,7 +167,7 @@ class RPN(nn.Module):
     def loss(
         self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[GroundTruth]
     ) -> tuple[list[Proposals], dict[str, Tensor]]:
-        """The training proposals of each image, and the two losses."""
+        """Propose boxes for each image in training, and compute the two losses."""
         with torch.no_grad():
             logits, deltas = self.head(features)
         anchors = self.anchors(features)
@@ -205,7 +207,7 @@ class RPN(nn.Module):
         return proposals
 
     def match(self, anchors: Tensor, size: tuple[int, int], target: GroundTruth) -> Matches:
-        """What each of one image's anchors is to learn."""
+        """Match one image's anchors to its objects, for the losses."""
         c = self.config
         everywhere = slice(None)
         part = _within_padded(anchors, size, self.strides) if c.ignore_padding else everywhere

@@ -64,24 +64,24 @@ _MASK_ROWS = "mask_head.predictor."
 
 
 def is_resnet(names: Iterable[str]) -> bool:
-    """Whether these are names of torchvision's ResNet classifiers."""
+    """Return True for the parameter names of torchvision's ResNet classifiers."""
     return {"conv1.weight", "layer1.0.conv1.weight"} <= set(names)
 
 
 def is_torchvision(names: Iterable[str]) -> bool:
-    """Whether these are names of one of torchvision's R-CNN detectors."""
+    """Return True for the parameter names of one of torchvision's R-CNN detectors."""
     return {"backbone.body.layer1.0.conv1.weight", "rpn.head.cls_logits.weight"} <= set(names)
 
 
 def from_resnet(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The weights of a backbone under our names, and the names that are no part of one."""
+    """Convert a ResNet classifier: the weights of a backbone under our names, and the names that are no part of one."""
     other = tuple(k for k in state if not k.startswith(("conv1.", "bn1.", "layer")))
     body = {f"backbone.body.{k}": v for k, v in state.items() if k not in other}
     return {_renamed(k, BEGINNINGS): v for k, v in body.items() if not _is_counter(k)}, other
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a detector under our names, with our order of classes."""
+    """Convert a detector: its weights under our names, with our order of classes."""
     state = {_modern(k): v for k, v in state.items()}
     if "backbone.body.bn1.num_batches_tracked" in state and not _trains_norms(state):
         state = {k: v + EPSILON if _is_variance(k) else v for k, v in state.items()}
@@ -99,7 +99,8 @@ def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The inverse: what `maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)` and its kin load.
+    """Inverse of `from_torchvision`: the weights that `maskrcnn_resnet50_fpn(weights=None, weights_backbone=None)`
+    and its kin load.
 
     The background's boxes and masks, which nothing reads, are zeros.
     """
@@ -124,7 +125,7 @@ def to_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _trains_norms(state: Mapping[str, Tensor]) -> bool:
-    """Whether it is the second version, whose normalisations are not frozen anywhere."""
+    """Return True for weights of a `_v2` detector, whose normalisations are not frozen anywhere."""
     return "backbone.fpn.inner_blocks.0.1.weight" in state
 
 
@@ -151,7 +152,7 @@ def _renamed_plainly(name: str, table: Mapping[str, str]) -> str:
 
 
 def _block(name: str, *, back: bool = False) -> str:
-    """The names within a residual block: `bn1.weight` is `conv1.norm.weight` here."""
+    """Translate the names within a residual block: `bn1.weight` is `conv1.norm.weight` here."""
     if back:
         name = re.sub(r"(layer\d\.\d+)\.conv(\d)\.norm\.", r"\1.bn\2.", name)
         name = re.sub(r"(layer\d\.\d+)\.shortcut\.norm\.", r"\1.downsample.1.", name)

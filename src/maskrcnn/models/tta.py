@@ -30,18 +30,18 @@ KEPT_BYTES = 1 << 30
 
 
 class View(NamedTuple):
-    """How the network is shown a picture of `original` (H, W): resized to `size` and mirrored or not."""
+    """A view of a picture of `original` (H, W) for the network: resized to `size` and mirrored or not."""
 
     original: tuple[int, int]
     size: tuple[int, int]
     mirrored: bool
 
     def to(self, boxes: Tensor) -> Tensor:
-        """Boxes (N, 4) of the picture, in the view."""
+        """Transform boxes (N, 4) of the picture into the view."""
         return self._mirror(scale_boxes(boxes, self.original, self.size))
 
     def back(self, boxes: Tensor) -> Tensor:
-        """Boxes (N, 4) of the view, in the picture."""
+        """Transform boxes (N, 4) of the view back into the picture."""
         return scale_boxes(self._mirror(boxes), self.size, self.original)
 
     def _mirror(self, boxes: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ class View(NamedTuple):
 def detect_in_views(
     model: MaskRCNN, image: np.ndarray, tta: TTAConfig, score_threshold: float | None = None
 ) -> Instances:
-    """The detections of a picture (H, W, 3) uint8 RGB, merged over its views.
+    """Detect the objects of a picture (H, W, 3) uint8 RGB in all views, merged.
 
     Raises:
         UserError: the model finds key points, which are not merged.
@@ -85,7 +85,7 @@ def detect_in_views(
 
 
 def check(model: MaskRCNN) -> None:
-    """Refuse a model that this cannot be done with."""
+    """Refuse a model that test-time augmentation cannot be done with."""
     if model.keypoint_head is not None:
         raise UserError(
             f"{model.config.name}: expected a model without key points for test-time augmentation: the points of "
@@ -96,7 +96,7 @@ def check(model: MaskRCNN) -> None:
 def _mask_probs(
     model: MaskRCNN, image: np.ndarray, tta: TTAConfig, kept: list[RoIFeatures | None], merged: Instances
 ) -> Tensor:
-    """(N, M, M): the mean over the views of the merged detections' mask probabilities."""
+    """Mean over the views of the merged detections' mask probabilities: (N, M, M)."""
     assert model.mask_head is not None
     total = None
     for i, (view, batch) in enumerate(_views(model, image, tta)):
