@@ -1,4 +1,5 @@
-"""Weighted sums of bilinear samples at free places: what the deformable operators share.
+"""Weighted sums of bilinear samples at free places, the operator under DCNv3, deformable convolution and deformable
+attention.
 
 The forward is four `embedding_bag`s over the map's rows (see `sampling`), one for each of the rows that a sample
 lies between; places and weights are computed in blocks that stay in the cache. Backward, the gradients of
@@ -38,7 +39,7 @@ NUMBERS_PER_PIECE = 1 << 19
 
 @dataclass(slots=True)
 class Affine:
-    """Places in cells from what the network puts out: `offset * scale[k] + point[k] + at[q]`, each (x, y)."""
+    """Affine map from the network's offsets to places in cells: `offset * scale[k] + point[k] + at[q]`, each (x, y)."""
 
     scale: Tensor  # (K, 2), or (1, 2) for all points
     point: Tensor  # (K, 2), or (1, 2)
@@ -48,7 +49,8 @@ class Affine:
 def bilinear_sum(
     rows: Tensor, offset: Tensor, weight: Tensor, affine: Affine, shapes: Sequence[tuple[int, int]]
 ) -> Tensor:
-    """out[n, q, g] = sum over k of weight[n, q, g, k] * the sample of group g at place (n, q, g, k).
+    """Sum bilinear samples with weights: out[n, q, g] = sum over k of weight[n, q, g, k] * the sample of group g at
+    place (n, q, g, k).
 
     rows (N, S, G, D): the places of one or several maps of sizes `shapes`, one map after another; offset
     (N, Q, G, K, 2); weight (N, Q, G, K). The K points are those of each map in turn, equally many a map.
@@ -120,7 +122,7 @@ def _bilinear_sum_backward(
     for_rows: bool,
     for_places: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of rows, offset and weight; with for_rows or for_places off, empty in their stead."""
+    """Gradients of rows, offset and weight; with for_rows or for_places off, empty in their stead."""
     (N, _, G, D), K = rows.shape, weight.shape[3]
     if _use_triton(rows):
         from maskrcnn.ops import sampling_triton
@@ -184,7 +186,7 @@ _bilinear_sum.register_autograd(_backward, setup_context=_setup)
 
 
 class Places:
-    """Where all samples are, computed for one block of queries at a time."""
+    """Places of all samples, computed for one block of queries at a time."""
 
     def __init__(
         self,
@@ -203,7 +205,7 @@ class Places:
         _scratch.next = self.layout.mark
 
     def padded(self, rows: Tensor) -> Tensor:
-        """The maps' places (S, G, D) with the zeros around them, (S', G, D) flattened to rows (S' * G, D)."""
+        """Pad each map's places (S, G, D) with zeros: (S', G, D), flattened to rows (S' * G, D)."""
         (_, G, D), end = rows.shape, self.layout.maps[-1][1]
         table = rows.new_empty(end + 2 * G, D, dtype=self.layout.scale.dtype)
         table[end:] = 0
@@ -214,7 +216,7 @@ class Places:
         return table
 
     def inside(self, table: Tensor, out: Tensor) -> None:
-        """Back from `padded`: the maps' places without the zeros, to `out` (S, G, D)."""
+        """Copy the maps' places without their padding of zeros (the inverse of `padded`) to `out` (S, G, D)."""
         for (h, w), to, place in zip(self.layout.sizes, self._split(out), self._maps(table), strict=True):
             to.view(h, w, -1).copy_(place[2 : h + 2, 2:])
 
@@ -222,7 +224,7 @@ class Places:
         return rows.split([h * w for h, w in self.layout.sizes])
 
     def _maps(self, table: Tensor) -> list[Tensor]:
-        """Each map with its zeros, (H + 4, W + 2, G * D)."""
+        """Views of the maps with their zeros, (H + 4, W + 2, G * D) each."""
         return [
             table[a:b].view(h + 4, w + 2, -1)
             for (h, w), (a, b, _) in zip(self.layout.sizes, self.layout.maps, strict=True)
@@ -257,7 +259,9 @@ class Places:
 
 @dataclass(slots=True)
 class Layout:
-    """What all blocks of a call share: how the maps lie in their table, and what a block adds to all its samples."""
+    """Constants that all blocks of a call share: how the maps lie in their table, and the terms that a block adds to
+    all its samples.
+    """
 
     key: tuple
     sizes: list[tuple[int, int]]  # of each map: H, W
@@ -273,7 +277,7 @@ class Layout:
 
     @classmethod
     def of(cls, scale: Tensor, point: Tensor, sizes: list[int], queries: int, G: int, K: int) -> Layout:
-        """The last call's in this thread where nothing has changed: a network's layers repeat."""
+        """Make a layout, or return that of the thread's last call if nothing has changed: a network's layers repeat."""
         values = (*scale.flatten().tolist(), *point.flatten().tolist())
         key = (values, scale.dtype, scale.device, *sizes, queries, G, K)
         layout = _scratch.layout
@@ -289,7 +293,9 @@ class Layout:
         _scratch.next = 0
 
         def tile(of_points: Tensor) -> Tensor:
-            """What points or maps have, (.., 2) to (2, outputs, K), so that arithmetic runs without a break."""
+            """Repeat a value per point or map, (.., 2), for all outputs, (2, outputs, K), so that arithmetic runs
+            without a break.
+            """
             if len(of_points) == 1:
                 return of_points.t()[:, :, None].clone()
             points = of_points.t().repeat_interleave(K // len(of_points), dim=1)[:, None]
@@ -333,7 +339,7 @@ class Scratch(threading.local):
         self.layout: Layout | None = None  # of the last call, in the first slots
 
     def take(self, *shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A tensor of any content, which holds until `next` is set back to where it was before."""
+        """Uninitialised tensor, valid until `next` is set back to where it was before."""
         size = math.prod(shape) * dtype.itemsize
         slot = self.slots[self.next] if self.next < len(self.slots) else None
         if slot is None or len(slot) < size or slot.device != device:
@@ -352,7 +358,7 @@ def _take(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor
 
 @dataclass(slots=True)
 class Cells:
-    """The samples (m, K) of a block of outputs: the four rows that each reads, and their weights.
+    """Cells that the samples (m, K) of a block of outputs read: four rows each, and their weights.
 
     A sample reads two neighbouring cells of either axis, with the weights 1 - far and far.
     """
@@ -365,7 +371,9 @@ class Cells:
     spare: Tensor  # (2, m, K) memory for `weights`
 
     def rows(self) -> list[tuple[Tensor, int]]:
-        """The four rows, each as indices (m, K) and what to add to them: left, right, the same a line below."""
+        """Four rows that each sample reads, each as indices (m, K) and a number to add to them: upper left, upper
+        right, lower left, lower right.
+        """
         return [(row, shift) for row in (self.first, self.under) for shift in (0, self.right)]
 
     def weights(self) -> list[Tensor]:
@@ -379,7 +387,9 @@ class Cells:
         return corners
 
     def gradients(self, table: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-        """Of the places in cells, (m, K, 2), and of the weights, (m, K), from the outputs' gradients (m, D).
+        """Gradients of the places in cells, (m, K, 2), and of the weights, (m, K), from the outputs' (m, D).
+
+        The gradient of a place at a cell's corner is that of moving right or down.
 
         Of a place at a corner: as it moves to the right or down.
         """
@@ -395,7 +405,7 @@ class Cells:
         return for_place, for_weight
 
     def _dots(self, flow: Tensor, table: Tensor, row: Tensor) -> Tensor:
-        """The products of each row of flow (m, D) with the K rows of the table that `row` names: (m, K)."""
+        """Dot products of each row of flow (m, D) with the K rows of the table that `row` names: (m, K)."""
         m, K = row.shape
         if not (flow.is_cpu and processor.has_sparse_products(flow.dtype)):
             return torch.linalg.vecdot(table[row.long()], flow[:, None])
@@ -408,7 +418,7 @@ class Cells:
         return out
 
     def scatter(self, flow: Tensor, out: Tensor, maps: list[tuple[int, int, int]]) -> None:
-        """Adds to the rows `out` what the samples pass back of the outputs' gradients `flow` (m, D).
+        """Add to the rows `out` the gradients that the samples pass back from those of the outputs, `flow` (m, D).
 
         Samples are sorted by their first row; each row then gathers the outputs that read it.
         maps: the first and the last row of each, and from a row to that one line below.
@@ -437,7 +447,7 @@ class Cells:
 def _pieces(
     maps: list[tuple[int, int, int]], begin: int, end: int, length: int
 ) -> Iterator[tuple[int, int, int]]:
-    """Cuts the rows from begin to end at maps' borders and to a length: (from, to, a line's rows)."""
+    """Cut the rows from begin to end at maps' borders and to a length: (from, to, a line's rows)."""
     for first, last, below in maps:
         last = min(last, end)
         for i in range(max(first, begin), last, length):

@@ -1,4 +1,4 @@
-"""RoIAlign of cropped bitmaps: the RoIs of one mask are two small matrix products with its bitmap.
+"""RoIAlign of cropped bitmaps, as two small matrix products of each RoI with its mask's bitmap.
 
 Bilinear sampling on a grid that is a product of rows and columns is separable: the mean over a bin's
 samples is a row of weights times the bitmap times a column of weights. Weights follow torchvision's
@@ -19,7 +19,8 @@ WEIGHTS_AT_A_TIME = 1 << 21
 
 
 def rasterize_bitmaps(store: MaskStore, masks: np.ndarray, rois: np.ndarray, size: int) -> np.ndarray:
-    """masks (R,) into the store; rois (R, 4) float32 in stored pixels -> (R, size, size) uint8, y before x.
+    """Rasterise bitmaps in RoIs: masks (R,) into the store, rois (R, 4) float32 in stored pixels -> (R, size, size)
+    uint8, y before x.
 
     A RoI whose x1 < x0 is read right to left: that is a mirrored picture, not an empty RoI.
     """
@@ -52,7 +53,7 @@ def _rasterize(store: MaskStore, masks: np.ndarray, rois: np.ndarray, size: int)
 def _axis_weights(
     begin: np.ndarray, end: np.ndarray, offset: np.ndarray, extent: np.ndarray, limit: int, size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One axis of R RoIs: flat weights, per RoI (size, extent); their (R + 1,) starts; (R,) samples a bin.
+    """Weights of R RoIs along one axis: flat, per RoI (size, extent); their (R + 1,) starts; (R,) samples a bin.
 
     Weights are sums over a bin's samples, not means: halves and quarters stay exact, so that a mean of
     exactly 0.5 is found to be so.

@@ -16,7 +16,7 @@ MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 
 def box_area(boxes: Tensor) -> Tensor:
-    """(..., 4) -> (...), square pixels."""
+    """Area of each box in square pixels: (..., 4) -> (...)."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
@@ -31,7 +31,7 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes cut to a picture of `size` (H, W)."""
+    """Clip boxes to a picture of `size` (H, W)."""
     height, width = size
     x = boxes[..., 0::2].clamp(0, width)
     y = boxes[..., 1::2].clamp(0, height)
@@ -39,20 +39,20 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def scale_boxes(boxes: Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
-    """Boxes of a picture resized from `old_size` to `new_size`, both (H, W)."""
+    """Scale boxes of a picture resized from `old_size` to `new_size`, both (H, W)."""
     y, x = new_size[0] / old_size[0], new_size[1] / old_size[1]
     return boxes * boxes.new_tensor([x, y, x, y])
 
 
 def nonempty(boxes: Tensor, min_side: float = 0.0) -> Tensor:
-    """(N, 4) -> (N,) bool: finite boxes with a positive width and height, of `min_side` at least."""
+    """Mask of the finite boxes with a positive width and height, of `min_side` at least: (N, 4) -> (N,) bool."""
     size = boxes[:, 2:] - boxes[:, :2]
     wide = size >= min_side if min_side > 0 else size > 0
     return wide.all(dim=1) & torch.isfinite(boxes).all(dim=1)
 
 
 def encode_boxes(boxes: Tensor, targets: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
-    """The deltas (dx, dy, dw, dh) that move `boxes` onto `targets`, times `weights` (Girshick et al. 2013, C)."""
+    """Deltas (dx, dy, dw, dh) that move `boxes` onto `targets`, times `weights` (Girshick et al. 2013, C)."""
     size, target_size = boxes[..., 2:] - boxes[..., :2], targets[..., 2:] - targets[..., :2]
     center, target_center = boxes[..., :2] + 0.5 * size, targets[..., :2] + 0.5 * target_size
     deltas = torch.cat([(target_center - center) / size, torch.log(target_size / size)], dim=-1)
@@ -65,7 +65,7 @@ def decode_boxes(
     weights: tuple[float, float, float, float],
     limit_shrinking: bool = False,
 ) -> Tensor:
-    """The inverse of `encode_boxes`. (..., 4), (..., 4) -> (..., 4), in the boxes' precision.
+    """Apply deltas to boxes, the inverse of `encode_boxes`: (..., 4), (..., 4) -> (..., 4), in the boxes' precision.
 
     A size grows by 1000 / 16 at most; with `limit_shrinking` it does not shrink further than that either.
     """

@@ -1,4 +1,4 @@
-"""The one place that chooses who rasterises polygons and scores results: hotcoco, or pycocotools.
+"""Choice of the library that rasterises polygons and scores results: hotcoco, or pycocotools.
 
 Both have one interface and give the same numbers (tests compare them). hotcoco is the faster by far;
 pycocotools is the fallback where hotcoco is absent, and the choice of `MASKRCNN_COCO_BACKEND=pycocotools`.
@@ -23,7 +23,7 @@ BACKENDS = ("hotcoco", "pycocotools")
 
 
 def backend() -> str:
-    """The name of the library in use: the one asked for by MASKRCNN_COCO_BACKEND, else the first installed."""
+    """Name of the library in use: the one asked for by MASKRCNN_COCO_BACKEND, else the first installed."""
     asked = os.environ.get("MASKRCNN_COCO_BACKEND")
     if asked and asked not in BACKENDS:
         raise UserError(f"MASKRCNN_COCO_BACKEND: expected one of {', '.join(BACKENDS)}, got {asked!r}.")
@@ -37,7 +37,7 @@ def backend() -> str:
 
 
 def fill_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """P polygons (x, y, x, y, ..., three points or more) -> (P, H, W) uint8 of 0 and 1."""
+    """Rasterise P polygons (x, y, x, y, ..., three points or more): (P, H, W) uint8 of 0 and 1."""
     api = _module(backend(), "mask")
     assert api is not None  # backend() has found it
     if backend() == "hotcoco":

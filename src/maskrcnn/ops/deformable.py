@@ -35,7 +35,7 @@ def dcnv3(
     groups: int,
     offset_scale: float = 1.0,
 ) -> Tensor:
-    """The core of DCNv3: each group of channels sums kh * kw samples around each place, weighted by `mask`.
+    """Core operator of DCNv3: each group of channels sums kh * kw samples around each place, weighted by `mask`.
 
     input (N, H, W, C); offset (N, Ho, Wo, groups * kh * kw * 2), pairs (x, y) in cells, points x-major
     (index = ix * kh + iy); mask (N, Ho, Wo, groups * kh * kw), already softmaxed. Returns (N, Ho, Wo, C) of the input's
@@ -159,7 +159,7 @@ def deform_conv2d(
 def _grid(
     nx: int, step_x: int, start_x: int, ny: int, step_y: int, start_y: int, device: torch.device
 ) -> Tensor:
-    """The places (ny * nx, 2) of a regular grid, as (x, y), line by line."""
+    """Places (ny * nx, 2) of a regular grid, as (x, y), line by line."""
     x = torch.arange(nx, device=device) * step_x + start_x
     y = torch.arange(ny, device=device) * step_y + start_y
     return torch.stack((x.expand(ny, nx), y[:, None].expand(ny, nx)), -1).view(-1, 2)

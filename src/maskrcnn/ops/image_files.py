@@ -1,4 +1,4 @@
-"""JPEG, PNG and WebP files before they are decoded: whether they are whole, how large and of what kind.
+"""Checks of JPEG, PNG and WebP files before they are decoded: completeness, size and kind.
 
 Decoders paint what is missing of a picture grey and say nothing. The formats differ in what they let one know:
 
@@ -39,7 +39,7 @@ _ZEROS = 32  # bytes; decoders read fewer ahead
 
 
 class PictureFile(NamedTuple):
-    """What the head of a file says."""
+    """Facts from the head of an image file."""
 
     size: tuple[int, int]  # (H, W) as stored
     animated: bool = False
@@ -47,7 +47,7 @@ class PictureFile(NamedTuple):
 
 
 def format_of(head: Data) -> Literal["jpeg", "png", "webp", "other"]:
-    """The format by a file's first 12 bytes or more."""
+    """Tell an image file's format by its first 12 bytes or more."""
     head = bytes(head[:12])
     if head.startswith(b"\xff\xd8\xff"):
         return "jpeg"
@@ -57,7 +57,7 @@ def format_of(head: Data) -> Literal["jpeg", "png", "webp", "other"]:
 
 
 def png_file(data: Data) -> PictureFile:
-    """The head of a PNG file all of whose chunks that carry the picture are there, with right checksums."""
+    """Read the head of a PNG file, all of whose chunks that carry the picture must be there, with right checksums."""
     head, animated, has_pixels, place = b"", False, False, 8
     while True:
         if place + 12 > len(data):
@@ -88,7 +88,7 @@ def png_file(data: Data) -> PictureFile:
 
 
 def webp_file(data: Data) -> PictureFile:
-    """The head of a WebP file that has the length it states."""
+    """Read the head of a WebP file, which must have the length it states."""
     (stated,) = struct.unpack_from("<I", data, 4)
     if len(data) < stated + 8 or len(data) < 30:
         raise ValueError("the file ends before the picture does")
@@ -106,7 +106,8 @@ def webp_file(data: Data) -> PictureFile:
 
 
 def webp_without_zeros(data: Data) -> bytes | None:
-    """A WebP file with 32 bytes less, where its picture ends in 64 zeros or more; else None.
+    """Shorten a WebP file by 32 bytes if its picture ends in 64 zeros or more; else None. A picture whose end was
+    lost still decodes then.
 
     An encoder writes no more than a decoder reads: without them a whole picture cannot be decoded. One whose end
     was lost can, because zeros stand for less than what they replace.
@@ -128,7 +129,7 @@ def webp_without_zeros(data: Data) -> bytes | None:
 
 
 def for_decoding(data: Data) -> bytes:
-    """A JPEG file's bytes in a form that decodes only where the picture is whole.
+    """Change a JPEG file's bytes to a form that decodes only if the picture is whole.
 
     Of a picture in one scan: without its end. A decoder that meets the end, or any marker, too early takes zeros
     for what is missing; one that waits for more bytes says so. What decoders read ahead stands in the marker's place.
@@ -167,7 +168,7 @@ def for_decoding(data: Data) -> bytes:
 
 
 def _next_marker(data: Data, place: int) -> tuple[int, int]:
-    """The next marker from `place` on, over bytes that belong to nothing, and the place behind it."""
+    """Find the next marker from `place` on, past bytes that belong to nothing: the marker and the place behind it."""
     found = _MARKER.search(data, place)
     if found is None:
         raise ValueError("the file ends before the picture does")
@@ -182,7 +183,9 @@ def _segment(data: Data, place: int) -> tuple[bytes, int]:
 
 
 def _scan(body: bytes) -> tuple[bytes, tuple[int, int, int]]:
-    """The components of a scan; the first and last coefficient it brings, and the bit that it brings them to."""
+    """Parse a scan's header: its components; the first and last coefficient it brings, and the bit that it brings
+    them to.
+    """
     count = body[0] if body else 0
     if count == 0 or len(body) < 4 + 2 * count:
         raise ValueError("it is damaged: a scan without components")

@@ -1,4 +1,4 @@
-"""Indices as people write them: a number, a slice, numbers, or a mask with a bool for each."""
+"""Indices in every form that Python users write: a number, a slice, numbers, or a mask with a bool for each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from maskrcnn.errors import UserError, UserIndexError, described
 
 
 def chosen(index: Any, count: int, name: str) -> Tensor:
-    """The numbers, 0 to count - 1, that an index of `count` things stands for, (N,) int64 on the CPU.
+    """Resolve an index of `count` things to the numbers 0 to count - 1 that it stands for, (N,) int64 on the CPU.
 
     Raises:
         UserIndexError: a number beyond them.

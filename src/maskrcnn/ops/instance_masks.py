@@ -26,7 +26,7 @@ Window = tuple[float, float, float, float]
 
 @dataclass(slots=True, frozen=True, eq=False)
 class MaskStore:
-    """The drawn masks in their own pixels, flat. A mask has polygons or a bitmap, or neither if empty.
+    """Drawn masks in their own pixels, flat. A mask has polygons or a bitmap, or neither if empty.
 
     size: (H, W) of the picture that they were drawn on;
     points: (V, 2) vertices of all polygons; polygon_starts: (P + 1,) into points;
@@ -44,13 +44,15 @@ class MaskStore:
     crops: np.ndarray
 
     def bitmap(self, i: int) -> np.ndarray:
-        """Mask i's bitmap (width, height) uint8, a view; 0 x 0 where the mask is polygons."""
+        """Bitmap of mask i, (width, height) uint8, a view; 0 x 0 where the mask is polygons."""
         return self.bits[self.bit_starts[i] : self.bit_starts[i + 1]].reshape(self.crops[i, 2:])
 
 
 @dataclass(slots=True, frozen=True, eq=False)
 class InstanceMasks:
-    """N masks: `order` chooses them from `store`, `matrix` (2, 3) maps stored to current pixels."""
+    """Ground-truth masks, N of them: `order` chooses them from `store`, `matrix` (2, 3) maps stored to current
+    pixels.
+    """
 
     store: MaskStore
     order: np.ndarray
@@ -58,7 +60,7 @@ class InstanceMasks:
 
     @classmethod
     def from_coco(cls, segmentations: Sequence[Any], size: tuple[int, int]) -> InstanceMasks:
-        """From COCO `segmentation` fields: lists of polygons [x, y, x, y, ...], or RLE (any of its forms).
+        """Read COCO `segmentation` fields: lists of polygons [x, y, x, y, ...], or RLE (any of its forms).
 
         Polygons of fewer than three points are left out. ValueError("mask i: ...") for a broken RLE.
         """
@@ -90,7 +92,7 @@ class InstanceMasks:
         mask_starts: np.ndarray,
         rles: Mapping[int, Mapping[str, Any]] | None = None,
     ) -> InstanceMasks:
-        """From flat polygons (see MaskStore), kept as they are; `rles` holds the masks that are RLE."""
+        """Make masks of flat polygons (see MaskStore), kept as they are; `rles` holds the masks that are RLE."""
         n = len(mask_starts) - 1
         bits, bit_starts, crops = _read_bitmaps(rles or {}, n)
         store = MaskStore(size, points, polygon_starts, mask_starts, bits, bit_starts, crops)
@@ -98,7 +100,7 @@ class InstanceMasks:
 
     @classmethod
     def from_bitmaps(cls, bitmaps: np.ndarray) -> InstanceMasks:
-        """From (N, H, W) bitmaps; anything not zero is foreground."""
+        """Make masks of (N, H, W) bitmaps; anything not zero is foreground."""
         from maskrcnn.ops.rle import rle_encode
 
         empty = _offsets(np.zeros(len(bitmaps), np.int64))
@@ -109,30 +111,32 @@ class InstanceMasks:
         return len(self.order)
 
     def select(self, index: Any) -> InstanceMasks:
-        """The masks at `index` (integers, booleans or a slice, as array, list or tensor)."""
+        """Select the masks at `index` (integers, booleans or a slice, as array, list or tensor)."""
         if not isinstance(index, slice):
             index = np.asarray(index)
             index = index.astype(np.int64) if index.size == 0 else index
         return replace(self, order=self.order[index])
 
     def resized(self, sx: float, sy: float) -> InstanceMasks:
-        """After the picture was scaled by `sx` across and `sy` down."""
+        """Scale the masks with their picture, by `sx` across and `sy` down."""
         return self._mapped([[sx, 0.0], [0.0, sy]], [0.0, 0.0])
 
     def shifted(self, dx: float, dy: float) -> InstanceMasks:
-        """After everything moved by (dx, dy): a crop at (x, y) is shifted(-x, -y)."""
+        """Move the masks by (dx, dy): a crop at (x, y) is shifted(-x, -y)."""
         return self._mapped([[1.0, 0.0], [0.0, 1.0]], [dx, dy])
 
     def flipped_horizontal(self, width: float) -> InstanceMasks:
-        """After a picture `width` wide was mirrored left to right."""
+        """Mirror the masks left to right with their picture, which is `width` wide."""
         return self._mapped([[-1.0, 0.0], [0.0, 1.0]], [width, 0.0])
 
     def flipped_vertical(self, height: float) -> InstanceMasks:
-        """After a picture `height` high was mirrored top to bottom."""
+        """Mirror the masks top to bottom with their picture, which is `height` high."""
         return self._mapped([[1.0, 0.0], [0.0, -1.0]], [0.0, height])
 
     def rotated90(self, height: float, width: float, turns: int = 1) -> InstanceMasks:
-        """After `turns` quarter turns as by `np.rot90` (counterclockwise) of a (height, width) picture."""
+        """Rotate the masks with their (height, width) picture by `turns` quarter turns, counterclockwise as
+        `np.rot90`.
+        """
         match turns % 4:
             case 1:
                 return self._mapped([[0.0, 1.0], [-1.0, 0.0]], [0.0, width])
@@ -143,7 +147,9 @@ class InstanceMasks:
         return self
 
     def filled(self) -> InstanceMasks:
-        """The same with polygons filled where they were drawn, as the COCO API fills them: bitmaps from there on."""
+        """Rasterise polygons in their stored pixels, as the COCO API fills them; all masks of the result have
+        bitmaps.
+        """
         s = self.store
         bits, crops = [], np.zeros((len(self), 4), np.int64)
         for k, i in enumerate(self.order.tolist()):
@@ -160,7 +166,7 @@ class InstanceMasks:
         return replace(self, store=store, order=np.arange(len(self)))
 
     def tight_boxes(self, window: Window | None = None) -> Tensor:
-        """(N, 4) float32 boxes of what of each mask lies in `window`; zeros where nothing does."""
+        """Tight boxes of the masks' parts inside `window`, (N, 4) float32; zeros for a mask that has none."""
         boxes = np.zeros((len(self), 4))
         points, polygon_starts, owner = self._polygons()
         if len(points):
@@ -176,7 +182,7 @@ class InstanceMasks:
         return torch.from_numpy(boxes.astype(np.float32))
 
     def areas(self) -> np.ndarray:
-        """(N,) float64 areas in current pixels: of the polygons, or of the foreground pixels."""
+        """Area of each mask in current pixels, (N,) float64: of the polygons, or of the foreground pixels."""
         points, polygon_starts, owner = self._polygons()
         areas = np.zeros(len(self))
         for i, a, b in zip(owner, polygon_starts[:-1], polygon_starts[1:], strict=True):
@@ -188,7 +194,9 @@ class InstanceMasks:
         return areas
 
     def to_bitmaps(self, size: tuple[int, int]) -> np.ndarray:
-        """(N, H, W) uint8 of 0 and 1 in current pixels: polygons as COCO fills them, bitmaps by nearest pixel."""
+        """Rasterise the masks in current pixels, (N, H, W) uint8 of 0 and 1: polygons as COCO fills them, bitmaps by
+        nearest pixel.
+        """
         out = np.zeros((len(self), *size), np.uint8)
         points, polygon_starts, owner = self._polygons()
         if len(points):
@@ -198,7 +206,7 @@ class InstanceMasks:
         return out
 
     def rasterize(self, boxes: Tensor, index: Tensor, size: int) -> Tensor:
-        """Mask `index[r]` seen through `boxes[r]` (current pixels) as (R, size, size) bool, on boxes' device."""
+        """Rasterise mask `index[r]` within `boxes[r]` (current pixels): (R, size, size) bool, on boxes' device."""
         rois = boxes.detach().float().cpu().numpy()
         chosen = index.cpu().numpy().astype(np.int64)
         out = np.zeros((len(rois), size, size), np.uint8)
@@ -232,7 +240,7 @@ class InstanceMasks:
         return (points - self.matrix[:, 2]) @ np.linalg.inv(self.matrix[:, :2]).T
 
     def _polygons(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Vertices in current pixels (V, 2), (P + 1,) starts of polygons, (P,) the mask of each."""
+        """Polygons in current pixels: vertices (V, 2), (P + 1,) starts of polygons, (P,) the mask of each."""
         s = self.store
         first, last = s.mask_starts[self.order], s.mask_starts[self.order + 1]
         chosen = _ranges(first, last)
@@ -303,13 +311,15 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
 
 
 def _ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """arange(first[0], last[0]), arange(first[1], last[1]), ... in one array."""
+    """Concatenate arange(first[0], last[0]), arange(first[1], last[1]), ... to one array."""
     lengths = last - first
     return np.repeat(first - _offsets(lengths)[:-1], lengths) + np.arange(int(lengths.sum()))
 
 
 def _into_roi_frame(points: np.ndarray, rois: np.ndarray, owner: np.ndarray, size: int) -> np.ndarray:
-    """Each RoI's polygons as if the RoI were a picture of size x size; ratios in float32, as in detectron2."""
+    """Shift and scale each RoI's polygons as if the RoI were a picture of size x size; ratios in float32, as in
+    detectron2.
+    """
     sides = np.maximum(rois[:, 2:] - rois[:, :2], np.float32(0.1))
     return (points - rois[owner, :2]) * (np.float32(size) / sides)[owner]
 
@@ -329,7 +339,7 @@ def _fill_polygons(
 
 
 def _fill_one(store: MaskStore, polygons: range) -> tuple[np.ndarray, np.ndarray]:
-    """One mask's bitmap (w, h) uint8 and its x, y, w, h; 0 x 0 where it covers no pixel."""
+    """Rasterise one mask's polygons to its bitmap (w, h) uint8 and its x, y, w, h; 0 x 0 where it covers no pixel."""
     height, width = store.size
     rings = [store.points[store.polygon_starts[p] : store.polygon_starts[p + 1]] for p in polygons]
     none = np.zeros((0, 0), np.uint8), np.zeros(4, np.int64)
@@ -353,7 +363,7 @@ def _fill_one(store: MaskStore, polygons: range) -> tuple[np.ndarray, np.ndarray
 
 
 def _read_bitmaps(rles: Mapping[int, Mapping[str, Any]], n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """bits, bit_starts, crops of a MaskStore of n masks, of which `rles` are bitmaps."""
+    """Decode `rles`, those of n masks that are RLE, to bits, bit_starts and crops of a MaskStore."""
     names = np.fromiter(rles, np.int64, len(rles))
     crops = np.zeros((n, 4), np.int64)
     if not len(names):
@@ -376,7 +386,7 @@ def _read_bitmaps(rles: Mapping[int, Mapping[str, Any]], n: int) -> tuple[np.nda
 
 
 def _crops(runs: Runs, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each mask's x, y, width, height, and each run's start in its mask's column-major crop.
+    """Crop of each mask (x, y, width, height), and each run's start in its mask's column-major crop.
 
     A run over several columns makes the crop as high as the picture, so a run is one piece there too.
     """

@@ -1,4 +1,4 @@
-"""Which anchor or proposal learns which object, and which of them are in the loss.
+"""Matching of anchors and proposals to objects, and sampling of those that the losses are computed on.
 
 Ren et al. 2015, section 3.1.2. The draw is a function of a seed alone (see `hashed_order`), so a batch gives
 the same losses whatever process, device or resumed run computes it.
@@ -18,8 +18,9 @@ MAX_PAIRS = 1 << 22
 
 
 class Matches(NamedTuple):
-    """For each of P boxes: gt_index (P,), the object that it overlaps most; labels (P,): 1 object, 0 background,
-    -1 ignored."""
+    """Match of each of P boxes: gt_index (P,), the object that it overlaps most; labels (P,): 1 object, 0 background,
+    -1 ignored.
+    """
 
     gt_index: Tensor
     labels: Tensor
@@ -90,7 +91,7 @@ def subsample(labels: Tensor, num_samples: int, positive_fraction: float, seed: 
 
 
 def hashed_order(index: Tensor, seed: int) -> Tensor:
-    """A random permutation of (N,) box indices that depends on them and the seed only.
+    """Random permutation of (N,) box indices that depends on them and the seed only.
 
     Each index is hashed (the finaliser of SplitMix64, Steele et al. 2014) and the hashes are sorted: unlike a
     generator's stream this is the same on every device and does not depend on what was drawn before.
@@ -107,5 +108,5 @@ def _signed64(value: int) -> int:
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
-    """Logical shift: torch's >> repeats the sign."""
+    """Shift right logically, without sign: torch's >> repeats the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -12,7 +12,7 @@ BITS = 11
 
 
 def resize_bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, C) uint8 -> (*size, C) uint8, as `cv2.resize` with INTER_LINEAR."""
+    """Resize a picture bilinearly as `cv2.resize` with INTER_LINEAR does: (H, W, C) uint8 -> (*size, C) uint8."""
     height, width = image.shape[:2]
     if (height, width) == size:
         return image
@@ -40,7 +40,9 @@ def resize_bilinear(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _places(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each new pixel the pixel before its centre, (n,) int64, and the next one's weight, (n,) float32."""
+    """Sampling places along one axis: for each new pixel the pixel before its centre, (n,) int64, and the next one's
+    weight, (n,) float32.
+    """
     scale = 1 / (new_size / size)
     place = ((np.arange(new_size) + 0.5) * scale - 0.5).astype(np.float32)
     before = np.floor(place)
@@ -48,6 +50,6 @@ def _places(size: int, new_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fixed_point(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The weights of the two neighbours as int32, each rounded by itself, halves to even."""
+    """Fixed-point weights of the two neighbours, int32, each rounded by itself, halves to even."""
     one = np.float32(1 << BITS)
     return np.rint((1 - weight) * one).astype(np.int32), np.rint(weight * one).astype(np.int32)

@@ -1,4 +1,4 @@
-"""What people have for a picture in Python: a path, an open file, a Pillow image, an array."""
+"""Pictures in every form that Python users have them: a path, an open file, a Pillow image, an array."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ else:
 
 
 def is_picture(given: Any) -> bool:
-    """Whether `given` is of a kind that `pixels_of` takes, whatever is in it."""
+    """Return True if `given` is of a type that `pixels_of` takes; its content is not looked at."""
     return isinstance(given, str | Path | np.ndarray) or _is_pillow(given) or hasattr(given, "read")
 
 
 def pixels_of(picture: Picture, where: str) -> np.ndarray:
-    """The pixels, (H, W, 3) uint8 RGB: of files by the rules of `image_io`, of a Pillow image as they are.
+    """Read a picture's pixels, (H, W, 3) uint8 RGB: of files by the rules of `image_io`, of a Pillow image as they
+    are.
 
     Raises:
         UserError: a file that cannot be read, an array of another shape or type, anything else; `where` leads.
@@ -49,7 +50,7 @@ def pixels_of(picture: Picture, where: str) -> np.ndarray:
 
 
 def checked_pixels(pixels: np.ndarray, where: str) -> np.ndarray:
-    """`pixels`, where they are (H, W, 3) uint8 and not empty; else a `UserError`."""
+    """Return `pixels` if they are (H, W, 3) uint8 and not empty; else raise a `UserError`."""
     if not isinstance(pixels, np.ndarray):
         raise UserError(f"{where}: expected an (H, W, 3) uint8 RGB array, got {type(pixels).__name__}.")
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8 or 0 in pixels.shape:

@@ -1,4 +1,4 @@
-"""The box of what of a polygon lies inside a window, for many polygons at once."""
+"""Boxes of the parts of polygons inside a window, for many polygons at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 def clipped_extents(
     points: np.ndarray, starts: np.ndarray, window: tuple[float, float, float, float] | None
 ) -> np.ndarray:
-    """points (V, 2), starts (P + 1,), no polygon empty -> (P, 4) boxes; x1 < x0 where nothing is inside.
+    """Boxes (P, 4) of polygons clipped to a window; x1 < x0 where nothing is inside. points (V, 2), starts (P + 1,),
+    no polygon empty.
 
     The outline of polygon and window together is made of the polygon's edges cut to the window and of
     pieces of the window's border, which end at cut edges or at window corners inside the polygon. So the
@@ -37,7 +38,9 @@ def clipped_extents(
 def _cut_edges(
     a: np.ndarray, d: np.ndarray, lo: np.ndarray, hi: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Liang and Barsky: the part enter..leave (V, 1) of each edge a + t d in the window, and whether there is one."""
+    """Clip edges to the window by Liang and Barsky: the part enter..leave (V, 1) of each edge a + t d inside it, and
+    a mask of the edges that have one.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         t = np.stack([(lo - a) / d, (hi - a) / d])
     still = d == 0
@@ -50,7 +53,7 @@ def _cut_edges(
 
 
 def _contains(a: np.ndarray, b: np.ndarray, firsts: np.ndarray, corner: tuple[float, float]) -> np.ndarray:
-    """Which polygons hold the point, by the even-odd rule."""
+    """Mask of the polygons that contain the point, by the even-odd rule."""
     x, y = corner
     crosses = (a[:, 1] > y) != (b[:, 1] > y)
     with np.errstate(divide="ignore", invalid="ignore"):

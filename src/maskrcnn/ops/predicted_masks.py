@@ -27,7 +27,7 @@ MARGIN = 1e-4  # more than float32 rounds a place or a sample by
 
 @dataclass(slots=True, eq=False)
 class PredictedMasks:
-    """N masks of one picture.
+    """Predicted masks of one picture, N of them.
 
     probs: (N, M, M) after the sigmoid; boxes: (N, 4) float32 in the picture's pixels;
     image_size: the picture's (H, W). `np.asarray(masks)` is (N, H, W) bool.
@@ -43,7 +43,7 @@ class PredictedMasks:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(N, H, W), as of the array that these masks stand for."""
+        """Shape (N, H, W) of the array that these masks stand for."""
         return (len(self), *self.image_size)
 
     @overload
@@ -51,7 +51,9 @@ class PredictedMasks:
     @overload
     def __getitem__(self, index: slice | list[int] | Tensor | np.ndarray) -> PredictedMasks: ...
     def __getitem__(self, index: Any) -> PredictedMasks | np.ndarray:
-        """As an array's: an int gives one mask as (H, W) bool, anything else the chosen ones, still small."""
+        """Index the masks as an array: an int gives one mask as (H, W) bool, anything else the chosen masks as
+        `PredictedMasks`.
+        """
         numbers = chosen(index, len(self), "masks")
         if isinstance(index, int | np.integer):
             return self._full(int(numbers))
@@ -59,7 +61,7 @@ class PredictedMasks:
         return PredictedMasks(self.probs[index], self.boxes[index], self.image_size, self.threshold)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """The masks one after the other as (H, W) bool arrays."""
+        """Iterate over the masks as (H, W) bool arrays."""
         return (self._full(i) for i in range(len(self)))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -72,15 +74,15 @@ class PredictedMasks:
         return masks if dtype is None else masks.astype(dtype)
 
     def numpy(self) -> np.ndarray:
-        """(N, H, W) bool. Mind the memory: N x H x W bytes."""
+        """Rasterise all masks to an array (N, H, W) bool. Mind the memory: N x H x W bytes."""
         return np.asarray(self)
 
     def to(self, device: torch.device | str) -> PredictedMasks:
-        """The same masks with their tensors on `device`."""
+        """Copy of these masks with their tensors on `device`."""
         return PredictedMasks(self.probs.to(device), self.boxes.to(device), self.image_size, self.threshold)
 
     def crop(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
-        """Mask `i` where it can be: a bool bitmap and the (x, y) of its first pixel in the picture."""
+        """Rasterise mask `i` within its window only: a bool bitmap and the (x, y) of its first pixel in the picture."""
         x0, y0, x1, y1 = self._window(i)
         crop = np.zeros((y1 - y0, x1 - x0), bool)
         for left, strip in self._strips(i):
@@ -88,11 +90,11 @@ class PredictedMasks:
         return crop, (x0, y0)
 
     def areas(self) -> np.ndarray:
-        """(N,) int64 pixels of each mask."""
+        """Area of each mask in pixels, (N,) int64."""
         return np.array([sum(int(s.sum()) for _, s in self._strips(i)) for i in range(len(self))], np.int64)
 
     def to_rle(self) -> list[dict[str, Any]]:
-        """COCO's compressed RLE of each mask at the picture's size: {"size": [H, W], "counts": str}."""
+        """Encode each mask as COCO's compressed RLE at the picture's size: {"size": [H, W], "counts": str}."""
         height, width = self.image_size
         starts, ends = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for i in range(len(self)):
@@ -110,7 +112,7 @@ class PredictedMasks:
         return np.asarray(self[[i]])[0]
 
     def _window(self, i: int) -> tuple[int, int, int, int]:
-        """The pixels x0, y0, x1, y1 (end excluded) that mask `i` can touch."""
+        """Window of the pixels that mask `i` can touch: x0, y0, x1, y1, end excluded."""
         height, width = self.image_size
         x0, y0, x1, y1 = self.boxes[i].float().tolist()
         if not (x1 > x0 and y1 > y0):  # also when not a number
@@ -120,7 +122,9 @@ class PredictedMasks:
         return left, top, max(right, left), max(bottom, top)
 
     def _strips(self, i: int) -> Iterator[tuple[int, np.ndarray]]:
-        """The crop of mask `i` from left to right: (first column, (w, h) bool), columns in memory order."""
+        """Yield the crop of mask `i` in strips from left to right: (first column, (w, h) bool), columns in memory
+        order.
+        """
         x0, y0, x1, y1 = self._window(i)
         if x1 <= x0 or y1 <= y0:
             return
@@ -135,7 +139,7 @@ class PredictedMasks:
 
 
 def whole_pixel_boxes(boxes: Tensor, size: int) -> Tensor:
-    """Where torchvision's way of pasting puts maps of `size` cells a side: (N, 4) boxes to (N, 4) boxes.
+    """Boxes (N, 4) that torchvision pastes maps of `size` cells a side to, in place of the predicted boxes (N, 4).
 
     It adds a cell of zeros around a map and enlarges the result to whole pixels, from the cut-off corners of the
     box grown likewise, both included. The map itself is what is left of that, less the added cells.
@@ -149,7 +153,8 @@ def whole_pixel_boxes(boxes: Tensor, size: int) -> Tensor:
 
 
 def _paste(probs: Tensor, gx: Tensor, gy: Tensor, threshold: float) -> np.ndarray:
-    """`probs` (M, M) at the places gx (w,) by gy (h,), where -1..1 is the box: (w, h) bool, at `threshold` or above.
+    """Sample `probs` (M, M) at the places gx (w,) by gy (h,), where -1..1 is the box: (w, h) bool, True at
+    `threshold` or above.
 
     Pixels between four probabilities that are all on one side of the threshold are on that side too. In a
     large crop only the others are sampled, a tenth or so.
@@ -174,7 +179,7 @@ def _paste(probs: Tensor, gx: Tensor, gy: Tensor, threshold: float) -> np.ndarra
 
 
 def _cells(probs: np.ndarray, threshold: float) -> np.ndarray:
-    """(M + 3, M + 3) uint8 of the cells between neighbouring samples: 0 background, 1 foreground, or UNSURE."""
+    """Classify the cells between neighbouring samples, (M + 3, M + 3) uint8: 0 background, 1 foreground, or UNSURE."""
     padded = np.pad(probs, 2)
     corners = np.stack([padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]])
     cells = np.full(corners.shape[1:], UNSURE, np.uint8)

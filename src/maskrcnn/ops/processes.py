@@ -1,4 +1,4 @@
-"""What the model needs to know of other processes: averages over all that train, threads in those forked off."""
+"""Means over all processes that train together, and threads in forked processes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def mean_over_processes(count: int | float, device: torch.device) -> Tensor:
-    """The mean of a count over all processes, as a float32 scalar; the count itself where there is one process.
+    """Mean of a count over all processes, as a float32 scalar; the count itself where there is one process.
 
     Losses divide by this instead of their own count: the processes' gradients are averaged, so their sum over
     the mean count is what one process with the whole batch would have computed.

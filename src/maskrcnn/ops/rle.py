@@ -31,7 +31,7 @@ class Runs:
 
 
 def rle_encode(bitmap: np.ndarray) -> dict[str, Any]:
-    """`bitmap` (H, W), anything not zero is foreground -> {"size": [H, W], "counts": str}."""
+    """Encode a bitmap (H, W), whose nonzero pixels are foreground: {"size": [H, W], "counts": str}."""
     height, width = bitmap.shape
     starts, ends = bitmap_runs(bitmap, (0, 0), height)
     runs = Runs(starts, ends, np.zeros(len(starts), np.int64), 1)
@@ -39,7 +39,7 @@ def rle_encode(bitmap: np.ndarray) -> dict[str, Any]:
 
 
 def rle_decode(rle: Mapping[str, Any]) -> np.ndarray:
-    """A compressed (str or bytes) or uncompressed (list) RLE -> (H, W) uint8 of 0 and 1."""
+    """Decode a compressed (str or bytes) or uncompressed (list) RLE to (H, W) uint8 of 0 and 1."""
     height, width = rle["size"]
     runs = read_runs([rle])
     steps = np.zeros(height * width + 1, np.int8)
@@ -49,7 +49,7 @@ def rle_decode(rle: Mapping[str, Any]) -> np.ndarray:
 
 
 def rle_area(rle: Mapping[str, Any]) -> int:
-    """Number of foreground pixels."""
+    """Count an RLE's foreground pixels."""
     runs = read_runs([rle])
     return int((runs.ends - runs.starts).sum())
 
@@ -95,7 +95,7 @@ def read_runs(rles: Sequence[Mapping[str, Any]]) -> Runs:
 
 
 def _read_counts(rles: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
-    """All counts, mask after mask, and how many each mask has."""
+    """Decode all counts, mask after mask, and how many each mask has."""
     given = [r["counts"] for r in rles]
     texts = [c.encode("utf-8", "surrogatepass") if isinstance(c, str) else c for c in given]
     packed = [i for i, c in enumerate(texts) if isinstance(c, bytes)]
@@ -133,7 +133,7 @@ def _unpack(texts: list[bytes], names: list[int]) -> tuple[np.ndarray, np.ndarra
 
 
 def _undo_differences(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Each number from a mask's fourth on is the difference from the one two before."""
+    """Undo the coding by differences: each number from a mask's fourth on is the difference from the one two before."""
     position = np.arange(len(values)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     chain = np.where(position == 0, 0, 1 + (position + 1) % 2)  # the first; 1, 3, 5...; 2, 4, 6...
     key = 3 * np.repeat(np.arange(len(lengths)), lengths) + chain
@@ -147,7 +147,7 @@ def _undo_differences(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def write_counts(runs: Runs, num_pixels: int) -> list[str]:
-    """The compressed counts of each of the N masks, all with `num_pixels` pixels."""
+    """Encode the compressed counts of each of the N masks, all with `num_pixels` pixels."""
     n = runs.num_masks
     num_runs = np.bincount(runs.owner, minlength=n)
     run_ends = np.cumsum(num_runs)

@@ -1,4 +1,4 @@
-"""Weighted sums of rows of a feature map: the one operation under RoIAlign and the deformable operators.
+"""Weighted sums of rows of a feature map, the operation under RoIAlign and the deformable operators.
 
 A bilinear sample of a channels-last map is a weighted sum of four of its rows (a row: the channels of
 one place), and pooling or attention over samples only adds rows.
@@ -41,7 +41,9 @@ Bags = tuple[Tensor, Tensor, Tensor]
 
 
 def _sum_bags(table: Tensor, index: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
-    """Weighted sums of table rows: of (N, C), what `index` names from ends[m] to ends[m + 1], to (M, C)."""
+    """Sum rows of a table (N, C) with weights: output m of (M, C) sums the rows that `index` names from ends[m] to
+    ends[m + 1].
+    """
     if not table.is_cpu:
         return sum_rows(table, index, ends, weight)
     # Not by F.embedding_bag: in small blocks its checks cost a tenth of the time.
@@ -51,7 +53,9 @@ def _sum_bags(table: Tensor, index: Tensor, ends: Tensor, weight: Tensor) -> Ten
 
 
 def sum_rows(table: Tensor, index: Tensor, ends: Tensor, weight: Tensor) -> Tensor:
-    """`_sum_bags` in plain PyTorch, for devices whose `embedding_bag` may be missing or not know this form."""
+    """Sum table rows with weights as `_sum_bags` does, in plain PyTorch, for devices whose `embedding_bag` may be
+    missing or not know this form.
+    """
     bag = torch.repeat_interleave(ends.diff().long())
     rows = table.detach().index_select(0, index.long()) * weight.detach()[:, None]
     return table.new_zeros(len(ends) - 1, table.shape[1]).index_add_(0, bag, rows.to(table.dtype))
@@ -100,7 +104,7 @@ def roi_align(
 
 
 def _with_image_index(boxes: Sequence[Tensor], input: Tensor) -> Tensor:
-    """A list of (N, 4) boxes, one tensor for each image, as one (R, 5) tensor with the image index first."""
+    """Join a list of (N, 4) boxes, one tensor for each image, to one (R, 5) tensor with the image index first."""
     rows = [F.pad(b.reshape(-1, 4), (1, 0), value=float(i)) for i, b in enumerate(boxes)]
     return torch.cat(rows) if rows else input.new_zeros(0, 5)
 
@@ -183,13 +187,13 @@ def _has_triton() -> bool:
 
 
 def _use_triton(x: Tensor) -> bool:
-    """On CUDA, unless a deterministic answer is asked for: the kernel's backward adds in any order."""
+    """Return True on CUDA, unless a deterministic answer is asked for: the kernel's backward adds in any order."""
     return x.is_cuda and _has_triton() and not torch.are_deterministic_algorithms_enabled()
 
 
 @dataclass(slots=True)
 class AxisTaps:
-    """Which cells the bins of the RoIs read along one axis and with what weight, of all bins one after another.
+    """Taps along one axis: the cells that the bins of the RoIs read, and their weights, all bins one after another.
 
     cell, weight: (K,); count, first: (R, bins): a bin reads `count` cells from number `first` on.
     """
@@ -202,7 +206,7 @@ class AxisTaps:
 
 @dataclass(slots=True)
 class RoITaps:
-    """Which cells of the map each bin of each RoI reads: per axis, their product is two-dimensional.
+    """Taps of RoIs in a map: the cells that each bin reads are the product of its taps along y and x.
 
     Along y a cell is one of the B * H lines of all images. size: (H, W).
     """
@@ -232,7 +236,7 @@ class RoITaps:
         return cls(y, x, size)
 
     def gather(self, input: Tensor) -> Tensor:
-        """The pooled bins (R, C, P, Q) of a map (B, C, H, W)."""
+        """Pool the bins (R, C, P, Q) from a map (B, C, H, W)."""
         (R, P), Q, C = self.y.count.shape, self.x.count.shape[1], input.shape[1]
         pairs = self.y.count.sum(1) * self.x.count.sum(1)  # (R,)
         out = input.new_empty(R, P, Q, C)
@@ -242,7 +246,7 @@ class RoITaps:
         return out.permute(0, 3, 1, 2)
 
     def scatter(self, grad: Tensor, num_images: int) -> Tensor:
-        """The transpose of `gather`: what the bins' gradients (R, C, P, Q) add to a map (B, C, H, W).
+        """Add up the gradient (B, C, H, W) of the map from that of the bins, (R, C, P, Q): the transpose of `gather`.
 
         Each place gathers the bins that read it. A few lines of the map at a time: a y tap on a line meets
         every x tap of its RoI, and these pairs of place and bin are sorted by place.
@@ -259,7 +263,7 @@ class RoITaps:
         return out.permute(0, 3, 1, 2)
 
     def _read_by_rois(self, a: int, b: int) -> Bags:
-        """The places of the map that the bins of the RoIs from a to b read."""
+        """List the places of the map that the bins of the RoIs from a to b read."""
         size = (b - a, self.y.count.shape[1], self.x.count.shape[1])
         lines, first_line = (t[a:b, :, None].expand(size).reshape(-1) for t in (self.y.count, self.y.first))
         columns, first_column = (t[a:b, None].expand(size).reshape(-1) for t in (self.x.count, self.x.first))
@@ -273,7 +277,7 @@ class RoITaps:
         return place, _ends(lines * columns), weight
 
     def _readers_of_lines(self) -> Callable[[int, int], Bags]:
-        """As a function of a and b: the bins that read the places of the map's lines from a to b."""
+        """Make a function of a and b that lists the bins which read the places of the map's lines from a to b."""
         P, Q, W = self.y.count.shape[1], self.x.count.shape[1], self.size[1]
         line, order = self.y.cell.sort(stable=True)
         bin_row = torch.repeat_interleave(self.y.count.view(-1))[order]
@@ -299,7 +303,7 @@ class RoITaps:
 def _sum_blocks(
     out: Tensor, input: Tensor, size: int, blocks: list[tuple[int, int]], read: Callable[[int, int], Bags]
 ) -> None:
-    """Weighted sums of the rows of `input` (B, C, H, W), written to `out` (M, C).
+    """Write weighted sums of the rows of `input` (B, C, H, W) to `out` (M, C), block by block.
 
     A block from a to b fills the rows of `out` from a * size to b * size with the sums that read(a, b) names.
     A channels-last input is read where it lies. Another one is laid out a few channels at a time: that takes less
@@ -320,7 +324,7 @@ def _sum_blocks(
 
 
 def _sum_bags_into(out: Tensor, table: Tensor, index: Tensor, ends: Tensor, weight: Tensor) -> None:
-    """`_sum_bags`, written to `out`."""
+    """Write the result of `_sum_bags` to `out`."""
     if not (table.is_cpu and processor.has_sparse_products(table.dtype)):
         out.copy_(_sum_bags(table, index, ends, weight.to(table.dtype)))
         return
@@ -330,25 +334,25 @@ def _sum_bags_into(out: Tensor, table: Tensor, index: Tensor, ends: Tensor, weig
 
 
 def _ends(counts: Tensor, dtype: torch.dtype = torch.int32) -> Tensor:
-    """0 and where each of consecutive groups of `counts` elements ends."""
+    """Prefix sums of `counts`, 0 first: the ends of consecutive groups of that many elements."""
     return F.pad(counts.view(-1).cumsum(0, dtype=dtype), (1, 0))
 
 
 def _first(counts: Tensor) -> Tensor:
-    """Where each of consecutive groups of `counts` elements begins, in the shape of `counts`."""
+    """Start of each of consecutive groups of `counts` elements, in the shape of `counts`."""
     flat = counts.reshape(-1)
     return (flat.cumsum(0, dtype=counts.dtype) - flat).view_as(counts)
 
 
 def _ranges(first: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """The ranges first[i], first[i] + 1, ... of counts[i] numbers, one after another: i and the numbers."""
+    """Concatenate the ranges first[i], first[i] + 1, ... of counts[i] numbers: i for each number, and the numbers."""
     i = torch.repeat_interleave(counts)
     step = torch.arange(len(i), dtype=first.dtype, device=i.device)
     return i, (first - _first(counts)).index_select(0, i).add_(step)
 
 
 def _axis_taps(start: Tensor, length: Tensor, bins: int, size: int, ratio: int) -> AxisTaps:
-    """Along one axis, the cells that each bin of each RoI reads and their weights.
+    """Taps along one axis: the cells that each bin of each RoI reads and their weights.
 
     start, length: (R,) in cells of a map with `size` cells. The samples of a bin are merged: a cell that
     several of them read appears once, with the sum of their weights.
@@ -389,7 +393,7 @@ def _axis_taps(start: Tensor, length: Tensor, bins: int, size: int, ratio: int) 
 
 
 def _blocks(counts: list[int], limit: int) -> list[tuple[int, int]]:
-    """Cuts a list of counts into runs [begin, end) of about `limit` in all, leaving out runs of zeros."""
+    """Cut a list of counts into runs [begin, end) of about `limit` in all, leaving out runs of zeros."""
     blocks, begin, total = [], 0, 0
     for i, count in enumerate(counts):
         if total and (total + count > limit or count == 0):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 @triton.jit
 def _sample(at, size):
-    """A place along one axis: the two cells it reads and their weights, both zero more than a cell outside."""
+    """Bilinear sample along one axis: the two cells it reads and their weights, both zero more than a cell outside."""
     inside = (at >= -1.0) & (at <= size)
     at = tl.minimum(tl.maximum(at, 0.0), size - 1.0)
     low = tl.floor(at)
@@ -39,7 +39,7 @@ def _sample(at, size):
 
 @triton.jit
 def _read_corners(a, b, c, d, y_low, y_high, x_low, x_high, mask, ACC: tl.constexpr):
-    """The sample between the rows at pointers a, b above and c, d below, from the weights of both axes."""
+    """Interpolate between the rows at pointers a, b above and c, d below, with the weights of both axes."""
     upper = (
         tl.load(a, mask=mask, other=0.0).to(ACC) * x_low + tl.load(b, mask=mask, other=0.0).to(ACC) * x_high
     )
@@ -63,7 +63,7 @@ def _add_to_corners(a, b, c, d, y_low, y_high, x_low, x_high, mask, value):
 
 @triton.jit
 def _axis(start, end, bins, ratio, ALIGNED: tl.constexpr):
-    """One axis of one RoI in cells: the length of a bin, the samples in a bin."""
+    """Bins of one RoI along one axis, in cells: the length of a bin, the samples in a bin."""
     length = end - start
     if not ALIGNED:
         length = tl.maximum(length, 1.0)
@@ -143,7 +143,7 @@ def roi_align_rows(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """The bins (R, P, Q, C) of a contiguous map (B, H, W, C); boxes (R, 5) with the image index first."""
+    """Pool the bins (R, P, Q, C) of a contiguous map (B, H, W, C); boxes (R, 5) with the image index first."""
     out = rows.new_empty(len(boxes), *output_size, rows.shape[3])
     _launch(rows, boxes, out, spatial_scale, sampling_ratio, aligned, backward=False)
     return out
@@ -157,7 +157,7 @@ def roi_align_rows_backward(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """The gradient (B, H, W, C) of the map, from that of the bins, (R, P, Q, C) contiguous."""
+    """Gradient (B, H, W, C) of the map, from that of the bins, (R, P, Q, C) contiguous."""
     dtype = grad.dtype if grad.dtype == torch.float64 else torch.float32
     out = torch.zeros(*map_size, grad.shape[3], dtype=dtype, device=grad.device)
     _launch(out, boxes, grad, spatial_scale, sampling_ratio, aligned, backward=True)
@@ -170,7 +170,9 @@ def roi_align_rows_backward(
 
 @triton.jit
 def _neighbours(at, size):
-    """Along one axis: the lower of the two cells that a sample reads, their weights, and how these grow."""
+    """Neighbours of a sample along one axis: the lower of the two cells that it reads, their weights, and how these
+    grow.
+    """
     at = tl.where(at == at, at, -2.0)  # what is no number is outside
     step = tl.floor(at)
     cell = tl.maximum(tl.minimum(step, size - 2.0), 0.0)
@@ -295,7 +297,9 @@ def bilinear_sum_rows(
     at: Tensor | None,
     sizes: list[int],
 ) -> Tensor:
-    """`bilinear.bilinear_sum` (N, Q, G, D) for contiguous rows; affine terms in float32, or float64 for such rows."""
+    """Sum bilinear samples as `bilinear.bilinear_sum`, (N, Q, G, D), of contiguous rows; affine terms in float32, or
+    float64 for such rows.
+    """
     out = rows.new_empty(rows.shape[0], weight.shape[1], *rows.shape[2:])
     _launch_bilinear(rows, offset, weight, scale, point, at, sizes, out, None)
     return out
@@ -305,7 +309,7 @@ def bilinear_sum_rows_backward(
     grad: Tensor, rows: Tensor, offset: Tensor, weight: Tensor, scale: Tensor, point: Tensor, at: Tensor | None,
     sizes: list[int], for_rows: bool, for_places: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of rows, offset and weight from that of the output; empty where not asked for."""
+    """Gradients of rows, offset and weight from that of the output; empty where not asked for."""
     grads = (
         rows.new_zeros(rows.shape if for_rows else 0, dtype=scale.dtype),
         offset.new_empty(offset.shape if for_places else 0),
