@@ -1,4 +1,4 @@
-"""How fast a model is and how much memory it takes on this machine: seconds an image, a training step, peak memory.
+"""Measurement of a model's speed and memory on this machine: seconds an image, a training step, peak memory.
 
 Each measurement is a process of its own, so that its peak memory is its own and a model too large for the machine
 ends only its own row. Weights are random, which changes nothing of the work but how many proposals and detections
@@ -33,7 +33,7 @@ Mode = Literal["inference", "training"]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What to measure."""
+    """Model and settings of one measurement."""
 
     model: str
     mode: Mode = "inference"
@@ -49,8 +49,9 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """What came out: the median of `repeats` after a warm-up. memory_mib is the peak above what the process had
-    after its imports (CPU: resident; GPU: allocated). error: why there is no number."""
+    """Result of a task: the median of `repeats` after a warm-up. memory_mib is the peak above the process's memory
+    after its imports (CPU: resident; GPU: allocated). error: why there is no number.
+    """
 
     task: Task
     device_name: str = ""
@@ -61,13 +62,15 @@ class Measurement:
 
 
 def measure_all(tasks: Sequence[Task], timeout: float | None = None) -> Iterator[Measurement]:
-    """Each task in a process of its own, one after the other."""
+    """Measure each task in a process of its own, one after the other."""
     for task in tasks:
         yield _in_process(task, timeout)
 
 
 def largest_batch(task: Task, limit: int = 1024) -> Measurement | None:
-    """The largest power of two of images that fits the device, and its measurement; None if not even one does."""
+    """Find the largest power of two of images that fits the device: its measurement, or None if not even one image
+    fits.
+    """
     from dataclasses import replace
 
     best, batch = None, task.batch
@@ -102,7 +105,7 @@ def from_dict(values: dict[str, Any]) -> Measurement:
 
 
 def measure(task: Task) -> Measurement:
-    """Measure in this process."""
+    """Measure a task in this process."""
     import torch
 
     from maskrcnn import processor
@@ -147,7 +150,7 @@ def _build(task: Task) -> MaskRCNN:
 
 
 def _batch(model: MaskRCNN, task: Task) -> ImageBatch:
-    """The same noise each time, at the network's size."""
+    """Batch of random noise at the network's size, equal in every call."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -180,7 +183,7 @@ def _inference(model: MaskRCNN, task: Task) -> Callable[[], Any]:
 
 
 def _boxes(count: int, size: tuple[int, int]) -> torch.Tensor:
-    """(count, 4) boxes with sides from a 64th to two thirds of the image's, each size as often as twice it."""
+    """Random boxes (count, 4) with sides from a 64th to two thirds of the image's, each size as often as twice it."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
@@ -216,7 +219,7 @@ def _training(model: MaskRCNN, task: Task) -> Callable[[], Any]:
 
 
 def _objects(model: MaskRCNN, task: Task, seed: int) -> GroundTruth:
-    """Objects of many sizes: octagons, with key points inside where the model has any."""
+    """Ground truth of many sizes: octagons, with key points inside where the model has any."""
     import numpy as np
     import torch
 
@@ -277,7 +280,7 @@ def _set_tf32(allowed: bool) -> None:
 
 
 class _MemoryMeter:
-    """Peak memory since it was made, in MiB."""
+    """Meter of the peak memory since it was made, in MiB."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -301,7 +304,7 @@ class _MemoryMeter:
 
     @staticmethod
     def _resident() -> float | None:
-        """What the process has now; None where the system does not tell (it is Linux that does)."""
+        """Resident memory of the process in MiB; None where the system does not tell (Linux does)."""
         try:
             with open("/proc/self/statm") as file:
                 return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -327,7 +330,7 @@ def _device_name(device: torch.device) -> str:
 
 
 def table(found: Sequence[Measurement]) -> str:
-    """Markdown: a row a model, a pair of columns (time, memory) for each kind of measurement."""
+    """Markdown table: a row for each model, a pair of columns (time, memory) for each kind of measurement."""
     columns = list(dict.fromkeys(_column(m.task) for m in found))
     rows: dict[str, dict[str, Measurement]] = {}
     for m in found:
@@ -354,7 +357,7 @@ def _column(task: Task) -> str:
 
 
 def chart(found: Sequence[Measurement]) -> str:
-    """Seconds an image of each model as horizontal bars (SVG), a colour for each kind of measurement."""
+    """Draw seconds an image of each model as horizontal bars (SVG), a colour for each kind of measurement."""
     from html import escape
 
     colours = ("#4269d0", "#e8590c", "#2b8a3e", "#9c36b5", "#0b7285", "#868e96")

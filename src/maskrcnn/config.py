@@ -1,4 +1,4 @@
-"""Every knob, declared once.
+"""Configuration: every setting, declared once.
 
 Plain dataclasses, one per part of the product. A preset (`maskrcnn.presets`) is a function that returns
 a fresh `Config`; the command line changes fields by their dotted names (`--optim.lr 0.01`); the resolved
@@ -26,7 +26,7 @@ Norm = Literal["none", "frozen_bn", "bn", "sync_bn", "gn"]
 
 @dataclass(kw_only=True, slots=True)
 class InputConfig:
-    """What the network expects of an image, and the test-time size."""
+    """Image format that the network expects, and the test-time size."""
 
     pixel_mean: tuple[float, float, float] = (103.530, 116.280, 123.675)  # in channel_order
     pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
@@ -40,7 +40,7 @@ class InputConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ResNetConfig:
-    """ResNet and ResNeXt (He et al. 2015, Xie et al. 2016)."""
+    """ResNet and ResNeXt backbones (He et al. 2015, Xie et al. 2016)."""
 
     kind: Literal["resnet"] = "resnet"
     depth: Literal[18, 34, 50, 101, 152] = 50
@@ -229,7 +229,7 @@ class KeypointHeadConfig:
 
 @dataclass(kw_only=True, slots=True)
 class ModelConfig:
-    """The network; everything a checkpoint needs to be rebuilt."""
+    """Settings of the network: all that rebuilds it from a checkpoint."""
 
     name: str
     num_classes: int = 80
@@ -248,7 +248,7 @@ class ModelConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TTAConfig:
-    """Test-time augmentation: a picture is looked at in several sizes, and mirrored, and the views are merged."""
+    """Test-time augmentation: each picture is seen in several sizes, and mirrored, and the views are merged."""
 
     min_sizes: tuple[int, ...] = (400, 500, 600, 700, 800, 900, 1000, 1100, 1200)  # of the shortest side
     max_size: int = 4000
@@ -257,7 +257,7 @@ class TTAConfig:
 
 @dataclass(kw_only=True, slots=True)
 class AugmentConfig:
-    """What happens to a training image, in this order: window, resize or jitter, crop, flips, colour."""
+    """Augmentation of a training image, in this order: window, resize or jitter, crop, flips, colour."""
 
     window_share: tuple[float, float] | None = (
         None  # random window: of height and width, each a share of this range
@@ -281,7 +281,7 @@ class AugmentConfig:
 
 @dataclass(kw_only=True, slots=True)
 class DataConfig:
-    """Where the images are and how they are served."""
+    """Data set and loader: the place of the images, and how they are served."""
 
     train: str = ""  # a label file, or a folder of any known format
     train_images: str = ""  # image folder; empty: found by itself
@@ -324,7 +324,7 @@ class OptimConfig:
 
 @dataclass(kw_only=True, slots=True)
 class TrainConfig:
-    """The run: how long, in what precision, what is kept."""
+    """Training run: its length, its precision, and what is kept of it."""
 
     iterations: int = 90_000  # optimiser steps
     max_minutes: float | None = None  # stop training by the clock; the schedule then follows the clock too
@@ -399,7 +399,7 @@ def to_json(config: Any) -> str:
 
 
 def from_dict(kind: type[T], values: Mapping[str, Any], where: str) -> T:
-    """A config of class `kind` from `to_dict`'s form; `where` names the source in errors.
+    """Make a config of class `kind` from `to_dict`'s form; `where` names the source in errors.
 
     Raises:
         UserError: a field is unknown (with the nearest names) or has a value that its type does not take.
@@ -420,7 +420,7 @@ def from_file(path: str | Path) -> Config:
 
 
 def _parse(value: Any) -> Any:
-    """Command-line text as JSON or as Python writes it, which `--help` does, where it is either; else itself."""
+    """Parse command-line text as JSON or as a Python literal, which `--help` shows; text that is neither stays text."""
     if not isinstance(value, str):
         return value
     text = value.strip()

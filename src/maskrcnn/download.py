@@ -1,4 +1,4 @@
-"""Published files from the network to a cache: each is fetched once, checked, and never half there.
+"""Download of published files to a cache: each is fetched once, checked, and never half there.
 
 | variable | meaning |
 |---|---|
@@ -51,7 +51,7 @@ class _Advance(Protocol):
 
 
 class _BrokenError(Exception):
-    """An attempt that failed in a way that another may not: `pause` seconds are to pass, or as always."""
+    """Failure of an attempt that another may not share. `pause`: seconds to wait before it; None for the usual time."""
 
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
@@ -59,14 +59,14 @@ class _BrokenError(Exception):
 
 
 def cache_folder() -> Path:
-    """Where files are kept: see the table at the head of this module."""
+    """Folder of the cache, by the table at the head of this module."""
     if folder := os.environ.get("MASKRCNN_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "maskrcnn"
 
 
 def fetch(url: str) -> Path:
-    """The file of an address, from the cache or else from the network. A bar on standard error shows progress.
+    """Fetch the file of an address, from the cache or else from the network. A bar on standard error shows progress.
 
     Any number of processes may ask for it at once: one fetches, the others wait.
 
@@ -90,7 +90,7 @@ def fetch(url: str) -> Path:
 
 
 def cached_path(url: str) -> Path:
-    """Where the file of an address is, or would be, in the cache."""
+    """Path in the cache of an address's file, which need not be there."""
     parts = urllib.parse.urlsplit(url)
     steps = [urllib.parse.unquote(step) for step in parts.path.split("/") if step]
     if parts.scheme not in ("http", "https") or not parts.hostname or not steps:
@@ -104,7 +104,7 @@ def cached_path(url: str) -> Path:
 
 
 def _is_kept(path: Path) -> bool:
-    """Whether the whole file is there, with the content that it had when it was first used.
+    """Return True if the whole file is there, with the content that it had when it was first used.
 
     Raises:
         UserError: its content changed since, or is not what its name says.
@@ -138,7 +138,7 @@ def _refuse_wrong(path: Path, digest: str, advice: str) -> None:
 
 
 def _digest_in(name: str) -> str:
-    """The beginning of the sha256 that a published file's name holds; empty if none."""
+    """First digits of the sha256 that a published file's name holds; empty if none."""
     found = re.search(r"-([0-9a-f]{8,64})\.\w+$", name)
     return "" if found is None or found[1].isdecimal() else found[1]  # all decimal: a date
 
@@ -172,7 +172,7 @@ def _offline() -> bool:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Only one process at a time is within; a lock ends with its process, however that ends."""
+    """Hold a file's lock, as one process at a time can; it ends with its process, however that ends."""
     try:
         import fcntl
     except ImportError:  # Windows: two processes at once fetch twice
@@ -203,7 +203,7 @@ def _folder_errors(path: Path) -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Download:
-    """One file on its way to `path`, in as many attempts as it takes."""
+    """Download of one file to `path`, in as many attempts as it takes."""
 
     url: str
     path: Path
@@ -242,7 +242,9 @@ class _Download:
         self._forget()
 
     def _fetch(self, advance: _Advance) -> bool:
-        """Attempts until the part is whole; whether any went on from bytes that were there before."""
+        """Attempt the download until the part is whole. Returns True if an attempt went on from bytes that were there
+        before.
+        """
         failures, resumed = 0, False
         while True:
             before = self._have()
@@ -260,7 +262,7 @@ class _Download:
                 time.sleep(FIRST_PAUSE * 2 ** (failures - 1) if e.pause is None else e.pause)
 
     def _attempt(self, advance: _Advance) -> None:
-        """One request, from the byte that is missing on.
+        """Send one request, from the byte that is missing on.
 
         Raises:
             _BrokenError: it ended early; UserError: another attempt would end likewise.
@@ -360,7 +362,7 @@ class _Download:
         raise UserError(f"{self._address()}: cannot reach the server: {_said(reason)}. {advice}") from None
 
     def _refuse_text(self) -> None:
-        """No weights are text, but many ways of servers to say no are."""
+        """Refuse a file of text: no weights are text, but many servers' refusals are."""
         with open(self.part, "rb") as file:
             head = file.read(512)
         if all(32 <= byte < 127 or byte in b"\t\r\n" for byte in head):
@@ -380,7 +382,7 @@ class _Download:
         self.note.unlink(missing_ok=True)
 
     def _address(self) -> str:
-        """The address asked: the mirror's where one is set."""
+        """Address to ask: the mirror's if one is set."""
         mirror = os.environ.get("MASKRCNN_MIRROR", "").rstrip("/")
         if not mirror:
             return self.url
@@ -403,7 +405,7 @@ def _first_byte(response: Any) -> int:
 
 
 def _retry_after(value: str | None) -> float | None:
-    """Seconds that a server asks to wait, given as a number or as a date."""
+    """Parse the seconds that a server asks to wait, given as a number or as a date."""
     if not value:
         return None
     try:
@@ -423,7 +425,7 @@ def _said(error: Any) -> str:
 
 @contextlib.contextmanager
 def _progress(name: str) -> Iterator[_Advance]:
-    """A bar on standard error, if that is a terminal."""
+    """Show a bar on standard error, if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return

@@ -57,7 +57,7 @@ def write_atomic(path: str | Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary path to write to, in the folder of `path`; it becomes `path` when the block ends well.
+    """Yield a temporary path to write to, in the folder of `path`; it becomes `path` when the block ends well.
 
         with atomic_path("run/model.safetensors") as temporary:
             save_file(state, temporary)
@@ -95,7 +95,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def as_user_error(path: Path) -> Iterator[None]:
-    """Turn an `OSError` of writing `path`, in the block, into the user's line."""
+    """Turn an `OSError` of writing `path`, in the block, into a `UserError`."""
     try:
         yield
     except BrokenPipeError:
@@ -105,7 +105,9 @@ def as_user_error(path: Path) -> Iterator[None]:
 
 
 def _check_folder(folder: Path, shown: Path, needs_bytes: int) -> None:
-    """Try rather than ask: permission bits say little on network disks, in containers and for root."""
+    """Check a folder by writing a file in it: permission bits say little on network disks, in containers and for
+    root.
+    """
     probe = folder / f".{os.getpid()}.{os.urandom(3).hex()}.tmp"
     with as_user_error(shown):
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,12 +129,12 @@ def _is_special(path: Path) -> bool:
 
 
 def _real(path: Path) -> Path:
-    """Where a symbolic link leads, so that the file is replaced and not the link."""
+    """Resolve a symbolic link, so that the file is replaced and not the link."""
     return Path(os.path.realpath(path))
 
 
 def _usual_mode(path: Path) -> int:
-    """The permissions that a new file gets here; asking for the umask itself would change it for other threads."""
+    """Permissions that a new file gets here; asking for the umask itself would change it for other threads."""
     path.touch(exist_ok=False)
     mode = path.stat().st_mode
     path.unlink()

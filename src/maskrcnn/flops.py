@@ -24,7 +24,8 @@ PROPOSALS, DETECTIONS = 1000, 100
 
 
 def count_macs(model: MaskRCNN, size: tuple[int, int] = (800, 1280)) -> dict[str, int]:
-    """Multiply-adds of `backbone`, `neck`, `rpn`, `res5`, `box_head`, `mask_head`, `keypoint_head` for one image.
+    """Count the multiply-adds of `backbone`, `neck`, `rpn`, `res5`, `box_head`, `mask_head`, `keypoint_head` for one
+    image.
 
     size: (H, W) of the image, padded as the model asks. Nothing is computed: the model is moved to the meta device,
     and is of no use after.
@@ -57,13 +58,17 @@ def count_macs(model: MaskRCNN, size: tuple[int, int] = (800, 1280)) -> dict[str
 
 
 def _in_convs_and_fcs(head: nn.Module, pool_size: int) -> int:
-    """Of one RoI, in all stages of a box head: convolutions read every cell, fully connected layers all at once."""
+    """Multiply-adds for one RoI, in all stages of a box head: convolutions read every cell, fully connected layers
+    all at once.
+    """
     layers = [m for m in head.modules() if isinstance(m, Conv | nn.Linear)]
     return sum(m.weight.numel() * (pool_size**2 if isinstance(m, Conv) else 1) for m in layers)
 
 
 def _in_tower(head: nn.Module, pool_size: int) -> int:
-    """Of one RoI in a mask or key-point head: convolutions, a transposed one, and what comes at twice the size."""
+    """Multiply-adds for one RoI in a mask or key-point head: convolutions, a transposed one, and those after it at
+    twice the size.
+    """
     total, cells = 0, pool_size**2
     for m in head.modules():
         if isinstance(m, Conv | nn.ConvTranspose2d | nn.Conv2d):
@@ -74,13 +79,13 @@ def _in_tower(head: nn.Module, pool_size: int) -> int:
 
 
 def _weights(module: nn.Module) -> int:
-    """Multiply-adds at one place of a map: all of its weights, without biases and norms."""
+    """Multiply-adds at one place of a map: all weights of the module, without biases and norms."""
     return sum(p.numel() for p in module.parameters() if p.ndim > 1)
 
 
 @contextmanager
 def _counting(module: nn.Module) -> Iterator[list[int]]:
-    """The multiply-adds of every layer inside `module` that runs meanwhile."""
+    """Collect the multiply-adds of every layer inside `module` that runs within the block."""
     counts: list[int] = []
 
     def count(layer: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:

@@ -57,7 +57,7 @@ _MaskOf = Callable[[int], tuple[np.ndarray, tuple[int, int]]]
 def draw_instances(
     instances: Instances, path: str | Path | None = None, score_threshold: float = 0.5
 ) -> np.ndarray:
-    """The picture that `instances` were found in, with masks, boxes, key points, class names and scores on it.
+    """Draw `instances` on the picture that they were found in: masks, boxes, key points, class names and scores.
 
     Detections below `score_threshold` are left out, and key points of a score below 0.05. The result is
     (H, W, 3) uint8, the picture's own size, or two to four times that where the longest side is below 400
@@ -96,7 +96,9 @@ def draw_ground_truth(
     class_names: Sequence[str] = (),
     skeleton: Sequence[tuple[int, int]] = (),
 ) -> np.ndarray:
-    """`image` (H, W, 3) uint8 with the annotated objects of `truth`, which are in its pixels; drawn alike."""
+    """Draw the annotated objects of `truth` on `image` (H, W, 3) uint8, in whose pixels they are, as `draw_instances`
+    draws.
+    """
     labels, masks = truth.labels.detach().cpu().tolist(), truth.masks
     size = image.shape[:2]
     return _draw(
@@ -111,7 +113,7 @@ def draw_ground_truth(
 
 
 def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str] = ()) -> np.ndarray:
-    """Pictures of one height or several next to each other on white, with a title above each."""
+    """Join pictures of one height or several on white, next to each other, with a title above each."""
     from PIL import Image, ImageDraw
 
     size = max(14, round(max(p.shape[0] for p in panels) / 36))
@@ -184,13 +186,15 @@ def _name(class_names: Sequence[str], label: int) -> str:
 
 
 def _zoom(size: tuple[int, ...]) -> int:
-    """1 from 400 pixels on; below, what brings the longest side to 600 or more, at most 4."""
+    """Factor to enlarge a picture by: 1 from 400 pixels on; below, the one that brings the longest side to 600 or
+    more, at most 4.
+    """
     longest = max(size)
     return 1 if longest >= 400 else min(4, math.ceil(600 / longest))
 
 
 def _enlarged(mask: np.ndarray, zoom: int) -> np.ndarray:
-    """A bitmap `zoom` times as large, with a smooth edge."""
+    """Enlarge a bitmap `zoom` times, with a smooth edge."""
     from PIL import Image
 
     if zoom == 1 or not mask.size:
@@ -203,7 +207,7 @@ def _enlarged(mask: np.ndarray, zoom: int) -> np.ndarray:
 
 
 def _tight(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """The part of a full bitmap that is not empty, and its (x, y) corner."""
+    """Crop a bitmap to its foreground: the crop and its (x, y) corner."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return mask[:0, :0], (0, 0)
@@ -211,7 +215,8 @@ def _tight(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def _colours(labels: Sequence[int]) -> np.ndarray:
-    """(N, 3) uint8: a hue for each class and a shade for each of its instances; hues alone for one class.
+    """Choose colours (N, 3) uint8: a hue for each class and a shade for each of its instances; hues alone for one
+    class.
 
     A class asks for the hue of its number, so that it mostly looks the same in every picture, and takes the
     next free one where two classes of this picture would share it.
@@ -230,7 +235,7 @@ def _colours(labels: Sequence[int]) -> np.ndarray:
 
 
 def _shown(keypoints: Tensor | None, threshold: float, chosen: np.ndarray | None = None) -> np.ndarray | None:
-    """(N, P, 2) places, NaN for the points whose score or visibility is not above `threshold`."""
+    """Places of key points (N, P, 2), NaN for those whose score or visibility is not above `threshold`."""
     if keypoints is None:
         return None
     points = keypoints.detach().float().cpu().numpy()
@@ -247,7 +252,7 @@ def _draw(
     points: np.ndarray | None = None,
     skeleton: Sequence[tuple[int, int]] = (),
 ) -> np.ndarray:
-    """`image` with everything on it, enlarged if small. `boxes` (N, 4) and `points` (N, P, 2) are in its pixels."""
+    """Draw everything on `image`, enlarged if small. `boxes` (N, 4) and `points` (N, P, 2) are in its pixels."""
     from PIL import Image, ImageDraw
 
     zoom = _zoom(image.shape[:2])
@@ -277,7 +282,7 @@ def _draw(
 def _paint_masks(
     image: np.ndarray, mask_of: _MaskOf, order: Sequence[int], colours: np.ndarray, zoom: int, line: int
 ) -> np.ndarray:
-    """A copy of `image` with the masks blended in and opaque contours `line` pixels wide."""
+    """Blend the masks into a copy of `image`, with opaque contours `line` pixels wide."""
     H, W = image.shape[:2]
     inside = np.zeros((H, W), np.int16 if len(order) < 32767 else np.int32)  # 0: nothing; i + 1: instance i
     contour = np.zeros_like(inside)
@@ -301,7 +306,7 @@ def _paint_masks(
 
 
 def _eroded(mask: np.ndarray, width: int) -> np.ndarray:
-    """The pixels whose neighbours up to `width` away, along rows and columns, all belong to `mask`."""
+    """Erode a mask: keep the pixels whose neighbours up to `width` away, along rows and columns, all belong to it."""
     framed = np.pad(mask, width)
     for axis in (0, 1):
         reach, span = 1, 2 * width + 1  # doubling: each pixel stands for the `reach` pixels from it on
@@ -320,7 +325,9 @@ def _draw_figure(
     colour: tuple[int, ...],
     width: int,
 ) -> None:
-    """Limbs in the instance's colour and its points in white, both with dark rims that any ground lets see."""
+    """Draw key points: limbs in the instance's colour and its points in white, both with dark rims that any ground
+    lets see.
+    """
     places = [place if np.isfinite(place).all() else None for place in points]
     rim = max(1, width // 3)
     ends = [(places[a], places[b]) for a, b in skeleton]
@@ -342,7 +349,7 @@ def _draw_labels(
     size: tuple[int, int],
     crowded: bool,
 ) -> None:
-    """Name chips at the boxes, in the given order of importance, each where it hides least.
+    """Draw name chips at the boxes, in the given order of importance, each where it hides least.
 
     A chip keeps off the chips before it and off small objects, and is left out where it cannot. In a crowd
     only objects larger than their chip get one.
@@ -378,7 +385,7 @@ def _draw_labels(
 
 
 def _chip_places(box: np.ndarray, wide: int, tall: int, W: int, H: int) -> np.ndarray:
-    """(P, 4) places for a chip in order of preference, all inside the picture."""
+    """Places (P, 4) for a chip in order of preference, all inside the picture."""
     x0, y0, x1, y1 = np.round(box).tolist()
     above, top, middle, bottom, below = y0 - tall, y0, (y0 + y1 - tall) / 2, y1 - tall, y1
     left, centre, right = x0, (x0 + x1 - wide) / 2, x1 - wide
@@ -395,7 +402,7 @@ def _chip_places(box: np.ndarray, wide: int, tall: int, W: int, H: int) -> np.nd
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(P, Q) shared areas of boxes."""
+    """Shared areas of boxes (P, Q)."""
     low, high = np.maximum(a[:, None, :2], b[None, :, :2]), np.minimum(a[:, None, 2:], b[None, :, 2:])
     return (high - low).clip(0).prod(2)
 

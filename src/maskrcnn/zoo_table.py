@@ -1,4 +1,4 @@
-"""What was published about each model, and where its weights are. Facts only: no torch, no models.
+"""Table of the published models: results, recipes, and addresses of their weights. Facts only: no torch, no models.
 
 Sources: detectron2's MODEL_ZOO.md, the tables of InternImage's and ViT-Adapter's repositories, torchvision's weight
 enumerations. AP is on COCO val2017. What was counted and measured here lies beside, in `zoo_measured.json`, which
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry:
-    """A model of the zoo.
+    """Published facts of one model of the zoo.
 
     box_ap, mask_ap, keypoint_ap: published; train_seconds: published, an iteration of 16 images on `hardware`;
     weights: the address of the published file; licence: that of the weights, as their source states it.
@@ -34,9 +34,10 @@ class Entry:
 
 
 def listing() -> list[dict[str, Any]]:
-    """One object a model: the fields of `Entry`; `parameters`, all but frozen norms; `gflops`, multiply-adds counted
-    once, in 10^9, at 800 x 1280 with 1000 proposals and 100 detections; `measured`, here: the machine, seconds an
-    image and peak MiB by precision."""
+    """List the models, one object each: the fields of `Entry`; `parameters`, all but frozen norms; `gflops`,
+    multiply-adds counted once, in 10^9, at 800 x 1280 with 1000 proposals and 100 detections; `measured`, here: the
+    machine, seconds an image and peak MiB by precision.
+    """
     measured = json.loads((Path(__file__).parent / "zoo_measured.json").read_text())
     return [asdict(entry) | measured.get(entry.name, {}) for entry in ENTRIES]
 
@@ -62,7 +63,7 @@ def _d2(
     file: str,
     folder: str = "COCO-InstanceSegmentation",
 ) -> Entry:
-    """A row of detectron2's zoo; `ap` is box and mask, for key-point models box and key points."""
+    """Row of detectron2's zoo; `ap` is box and mask, for key-point models box and key points."""
     keypoints = name.startswith("keypoint")
     box_ap, other_ap = ap
     return Entry(
@@ -95,7 +96,7 @@ def _intern(size: str, schedule: str, ap: tuple[float, float], train_seconds: fl
 
 
 def _vit(name: str, backbone: str, schedule: str, ap: tuple[float, float], weights: str | None) -> Entry:
-    """A row of ViT-Adapter's tables; some models have published results and no checkpoint."""
+    """Row of ViT-Adapter's tables; some models have published results and no checkpoint."""
     return Entry(
         name=name,
         backbone=backbone,

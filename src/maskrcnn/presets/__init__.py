@@ -19,7 +19,7 @@ PRESETS: dict[str, Callable[[], Config]] = (
 
 
 def get(name: str, *, tiny: bool = False) -> Config:
-    """The config of a preset.
+    """Make the config of a preset.
 
     Raises:
         UserError: no such preset; the message has the nearest names.

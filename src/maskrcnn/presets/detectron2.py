@@ -1,4 +1,4 @@
-"""The models of detectron2's zoo, by its names.
+"""Models of detectron2's zoo, by its names.
 
 Every one is trained by the same command, on 8 V100 where hours are given (published figures):
 
@@ -45,7 +45,7 @@ def mask_rcnn_R_50_FPN_1x() -> Config:
 
 
 def mask_rcnn_R_50_FPN_3x() -> Config:
-    """The same for 270,000 iterations, divided by 10 at 210,000 and 250,000.
+    """detectron2's baseline for 270,000 iterations, divided by 10 at 210,000 and 250,000.
 
     R-50.pkl. Published: 41.0 / 37.2; 0.261 s an iteration, 19.6 hours.
     """
@@ -144,7 +144,8 @@ def cascade_mask_rcnn_R_50_FPN_3x() -> Config:
 
 
 def cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv() -> Config:
-    """The zoo's largest: a cascade on ResNeXt-152 with deformable convolutions, group normalisation in the heads.
+    """Largest model of the zoo: a cascade on ResNeXt-152 with deformable convolutions, group normalisation in the
+    heads.
 
     X-152-32x8d-IN5k.pkl. Published: 50.2 / 44.0, 51.9 / 45.9 with test-time augmentation; 128 images an iteration.
     Each training image is cropped to a window of 90 % to 100 % of its height and width.
@@ -191,7 +192,9 @@ def mask_rcnn_R_50_FPN_3x_gn() -> Config:
 
 
 def scratch_mask_rcnn_R_50_FPN_3x_gn() -> Config:
-    """The same from random weights, nothing frozen. Published: 39.9 / 36.6; 0.400 s an iteration, 30.0 hours."""
+    """Group normalisation everywhere, from random weights, nothing frozen. Published: 39.9 / 36.6; 0.400 s an
+    iteration, 30.0 hours.
+    """
     config = _named("scratch_mask_rcnn_R_50_FPN_3x_gn", mask_rcnn_R_50_FPN_3x_gn())
     config.model.backbone = ResNetConfig(norm="gn", stride_in_1x1=False, frozen_stages=0)
     return config
@@ -270,7 +273,7 @@ def _named(name: str, config: Config) -> Config:
 
 
 def _three_times(config: Config) -> Config:
-    """The 3x schedule: trained longer for its first rate than three times as long."""
+    """Apply the 3x schedule, which trains for its first rate longer than three times as long."""
     config.optim.milestones = (210_000, 250_000)
     config.train.iterations = 270_000
     return config
@@ -289,14 +292,16 @@ def _depth(depth: int, config: Config) -> Config:
 
 
 def _resnext(config: Config) -> Config:
-    """ResNeXt-101 32x8d as trained by Caffe2: the stride in the 3x3 convolution, inputs divided by their spread."""
+    """Set the backbone to ResNeXt-101 32x8d as trained by Caffe2: the stride in the 3x3 convolution, inputs divided
+    by their spread.
+    """
     config.model.backbone = ResNetConfig(depth=101, groups=32, width_per_group=8, stride_in_1x1=False)
     config.model.input.pixel_std = (57.375, 57.120, 58.395)
     return config
 
 
 def _one_map(config: Config) -> Config:
-    """No pyramid: all anchors on one map of stride 16, and images without padding."""
+    """Remove the pyramid: all anchors on one map of stride 16, and images without padding."""
     config.model.fpn = None
     config.model.input.size_divisor = 1
     config.model.rpn = RPNConfig(
@@ -309,7 +314,7 @@ def _one_map(config: Config) -> Config:
 
 
 def _convolutional_heads(config: Config, norm: str) -> Config:
-    """Four convolutions and one fully connected layer for boxes; normalisation in both heads."""
+    """Set four convolutions and one fully connected layer for boxes, and normalisation in both heads."""
     box_head, mask_head = config.model.box_head, config.model.mask_head
     assert mask_head is not None
     box_head.num_convs, box_head.num_fcs = 4, 1
@@ -318,7 +323,7 @@ def _convolutional_heads(config: Config, norm: str) -> Config:
 
 
 def _of_people(config: Config) -> Config:
-    """One class and COCO's key points instead of masks. Plain L1 on boxes would cost key-point AP."""
+    """Set one class, and COCO's key points instead of masks. Plain L1 on boxes would cost key-point AP."""
     config.model.num_classes = 1
     config.model.class_names = ("person",)
     config.model.mask_head = None

@@ -1,4 +1,4 @@
-"""What the models that were made with MMDetection 2.x have in common: its heads' settings and its recipe.
+"""Settings that the models made with MMDetection 2.x share: their heads and their training recipe.
 
 The heads are the same as everywhere; these are the details in which MMDetection's differ from detectron2's.
 
@@ -38,7 +38,7 @@ def mmdetection_model(
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN,
     pixel_std: tuple[float, float, float] = IMAGENET_STD,
 ) -> ModelConfig:
-    """MMDetection's Mask R-CNN on `backbone`; without `top_down`, on its maps as they are (no pyramid)."""
+    """MMDetection's Mask R-CNN on `backbone`; without `top_down`, on the backbone's maps as they are (no pyramid)."""
     # log2(sqrt(area) / 56 + 1e-6), in detectron2's form log2(sqrt(area) / 224 + x).
     level_epsilon = 1e-6 / 4
     return ModelConfig(
@@ -65,8 +65,8 @@ def mmdetection_model(
 def mmdetection_recipe(
     model: ModelConfig, *, epochs: int, augment: AugmentConfig, optim: OptimConfig | None = None
 ) -> Config:
-    """12 epochs (1x) or 36 (3x) of COCO, 16 images a step, AdamW; a tenth of the rate at two thirds to three
-    quarters of the run and again near its end.
+    """MMDetection's recipe: 12 epochs (1x) or 36 (3x) of COCO, 16 images a step, AdamW; a tenth of the rate at two
+    thirds to three quarters of the run and again near its end.
 
     optim: the rate and the decay; the schedule and the optimiser are set here.
     """
@@ -84,12 +84,14 @@ def mmdetection_recipe(
 
 
 def one_scale() -> AugmentConfig:
-    """1x: shortest side 800, mirrored half of the time."""
+    """Augmentation of the 1x recipe: shortest side 800, mirrored half of the time."""
     return AugmentConfig(min_sizes=(800,), antialias=False)
 
 
 def multi_scale() -> AugmentConfig:
-    """3x: also 480 to 800, half of the time after a crop of 384 to 600 pixels a side (DETR's augmentation)."""
+    """Augmentation of the 3x recipe: mirrored half of the time, shortest side 480 to 800, half of the time after a
+    crop of 384 to 600 pixels a side (DETR's augmentation).
+    """
     return AugmentConfig(
         min_sizes=tuple(range(480, 801, 32)),
         antialias=False,

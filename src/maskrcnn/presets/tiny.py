@@ -1,4 +1,4 @@
-"""The tiny variant of any preset: the same structure with few channels, for tests."""
+"""Tiny variant of any preset: its structure with few channels, for tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from maskrcnn.config import Config, InternImageConfig, MobileNetV2Config, ResNet
 
 
 def shrink(config: Config) -> Config:
-    """The same structure with few channels and small images."""
+    """Copy of a config, reduced to few channels and small images; its structure stays."""
     config = copy.deepcopy(config)
     model = config.model
     if isinstance(model.backbone, ResNetConfig):
@@ -50,7 +50,9 @@ def shrink(config: Config) -> Config:
 
 
 def _shrink_vit(vit: ViTConfig) -> ViTConfig:
-    """Two blocks a quarter, one of windows and a global one, in windows smaller than a picture of tests."""
+    """Reduce a ViT to two blocks a quarter, one of windows and a global one, in windows smaller than a picture of
+    tests.
+    """
     vit = dataclasses.replace(
         vit, dim=32, depth=8, num_heads=2, window_size=4, pretrain_size=64, global_blocks=(1, 3, 5, 7)
     )

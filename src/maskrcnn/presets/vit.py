@@ -44,7 +44,9 @@ def _augreg(*, adapter: bool) -> ViTConfig:
 
 
 def _same_rate(lr: float = 1e-4, weight_decay: float = 0.05) -> OptimConfig:
-    """Weights decay, those of norms by their name; scales and the spatial prior's norms are not among these."""
+    """Optimiser with one rate for all layers. Weights decay, those of norms by their name; scales and the spatial
+    prior's norms are not among these.
+    """
     return OptimConfig(
         lr=lr,
         weight_decay=weight_decay,
@@ -54,7 +56,7 @@ def _same_rate(lr: float = 1e-4, weight_decay: float = 0.05) -> OptimConfig:
 
 
 def _rate_by_layer(layer_decay: float) -> OptimConfig:
-    """All that has more than one dimension decays."""
+    """Optimiser whose rate falls from layer to layer. All parameters of more than one dimension decay."""
     return OptimConfig(
         lr=1e-4, weight_decay=0.05, weight_decay_norm=0.0, weight_decay_vectors=0.0, layer_decay=layer_decay
     )

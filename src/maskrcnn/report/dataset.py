@@ -1,5 +1,6 @@
-"""The page about a data set: its pictures with their objects drawn, its classes, how many objects there are and how
-large they are; and the same pictures on one contact sheet."""
+"""HTML page about a data set: its pictures with their objects drawn, its classes, how many objects there are and how
+large they are; and a contact sheet of the drawn pictures.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ Pictures = list[tuple[np.ndarray, str]]
 def write_dataset_page(
     path: str | Path, title: str, parts: Mapping[str, CocoData], pictures: Mapping[str, Pictures]
 ) -> Path:
-    """The page of the parts of a data set ("train", "val"), with the pictures of each.
+    """Write the page of the parts of a data set ("train", "val"), with the pictures of each.
 
     Raises:
         UserError: the file cannot be written.
@@ -46,14 +47,14 @@ def write_dataset_page(
 
 
 def example_pictures(data: CocoData, limit: int) -> Pictures:
-    """At most `limit` pictures, evenly spread over the set, each with its objects and a caption."""
+    """Draw at most `limit` pictures, evenly spread over the set, each with its objects and a caption."""
     count = min(limit, data.num_images)
     chosen = np.unique(np.linspace(0, data.num_images - 1, count).round().astype(int)) if count else ()
     return [(_drawn(data, int(i)), _caption(data, int(i))) for i in chosen]
 
 
 def contact_sheet(pictures: Pictures) -> np.ndarray:
-    """The pictures in a grid, each with its caption, (H, W, 3) uint8."""
+    """Arrange pictures in a grid, each with its caption, (H, W, 3) uint8."""
     from PIL import Image, ImageDraw, ImageFont
 
     columns = max(1, min(6, round((1.4 * len(pictures)) ** 0.5)))
@@ -78,7 +79,7 @@ def contact_sheet(pictures: Pictures) -> np.ndarray:
 
 
 def class_counts(data: CocoData) -> list[tuple[str, int]]:
-    """Class names with their numbers of objects, most first."""
+    """Count the objects of each class: names and numbers, most first."""
     labels = _labels(data)
     counts = np.bincount(labels, minlength=len(data.class_names))
     order = np.argsort(-counts, kind="stable")
@@ -86,7 +87,7 @@ def class_counts(data: CocoData) -> list[tuple[str, int]]:
 
 
 def _objects(data: CocoData) -> np.ndarray:
-    """The objects of the set as positions in the arrays."""
+    """Indices of the set's objects in its arrays."""
     parts = [data.annotations(i) for i in range(data.num_images)]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
@@ -96,7 +97,7 @@ def _labels(data: CocoData) -> np.ndarray:
 
 
 def _drawn(data: CocoData, i: int) -> np.ndarray:
-    """The picture with its objects, at most `PAGE_SIDE` long; grey with a cross where there is none to read."""
+    """Draw a picture with its objects, at most `PAGE_SIDE` long; grey with a cross if its file cannot be read."""
     try:
         image = read_image(data.image_path(i))
     except UserError:
@@ -178,7 +179,7 @@ def _histograms(data: CocoData) -> str:
 
 
 def _binned(values: np.ndarray, edges: tuple[int, ...]) -> list[tuple[str, int]]:
-    """How many values are from each edge to below the next; the empty bins at the end go."""
+    """Histogram of values: a row for each range from an edge to below the next, without the empty ones at the end."""
     counts = np.bincount(np.searchsorted(edges, values, side="right") - 1, minlength=len(edges))
     last = int(np.flatnonzero(counts).max(initial=0))
     whole = all(float(v).is_integer() for v in values[:1000])
@@ -196,7 +197,7 @@ def _binned(values: np.ndarray, edges: tuple[int, ...]) -> list[tuple[str, int]]
 
 
 def _longest_sides(sides: np.ndarray) -> list[tuple[str, int]]:
-    """Each length if there are few, else bins of a width that is round."""
+    """Histogram of lengths: a row for each if there are few, else bins of a width that is round."""
     values, counts = np.unique(sides, return_counts=True)
     if len(values) <= 8:
         return [(str(int(v)), int(c)) for v, c in zip(values, counts, strict=True)]

@@ -1,4 +1,4 @@
-"""The page about what is wrong with a data set: each kind of finding with its rule, its list, and the worst drawn.
+"""HTML page about the defects of a data set: each kind of finding with its rule, its list, and the worst drawn.
 
 A picture shows the mask as labelled in blue and the box as given in red, cut out around them.
 """
@@ -27,7 +27,7 @@ _MASK, _BOX = (30, 110, 240), (225, 40, 40)
 
 @dataclass(slots=True)
 class Chapter:
-    """What was found in one part: a title and reports, defects first."""
+    """Findings in one part of a data set: a title and reports, defects first."""
 
     title: str
     reports: Sequence[Report]
@@ -42,7 +42,7 @@ def write_defects_page(
     limit: int = 20,
     pictures: int = 6,
 ) -> Path:
-    """The page of these chapters: of each kind `limit` findings are listed and `pictures` drawn.
+    """Write the page of these chapters: of each kind `limit` findings are listed and `pictures` drawn.
 
     Raises:
         UserError: the file cannot be written.
@@ -75,7 +75,7 @@ def _kind(where: str, report: Report, kind: str, limit: int, pictures: int) -> s
 
 
 def worst(report: Report, kind: str, count: int) -> list[tuple[np.ndarray, str]]:
-    """Pictures with captions of the first `count` findings of a kind whose images can be read."""
+    """Draw the first `count` findings of a kind whose images can be read: pictures with captions."""
     drawn: list[tuple[np.ndarray, str]] = []
     for group in (g for g in report.groups if g.kind == kind):
         for k in _order(report.data, group).tolist():
@@ -89,7 +89,9 @@ def worst(report: Report, kind: str, count: int) -> list[tuple[np.ndarray, str]]
 
 
 def _order(data: CocoData, group: Group) -> np.ndarray:
-    """Advice comes with the worst first; of defects, large objects tell the most."""
+    """Order in which a group's findings are drawn: advice as it comes, the worst first; defects by size, since large
+    objects tell the most.
+    """
     index = group.annotations
     if group.kind in ADVICE or (index < 0).any():
         return np.arange(len(group))
@@ -104,7 +106,7 @@ def _name(data: CocoData, row: int) -> str:
 
 
 def _draw(data: CocoData, row: int, j: int) -> np.ndarray | None:
-    """The part of image `row` around annotation j, or all of it with all its objects where j is -1."""
+    """Draw the part of image `row` around annotation j, or all of it with all its objects where j is -1."""
     if row < 0 or not _name(data, row):
         return None
     try:
@@ -118,7 +120,7 @@ def _draw(data: CocoData, row: int, j: int) -> np.ndarray | None:
 
 
 def _window(data: CocoData, j: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 around box and mask with a margin, inside the image."""
+    """Window x0, y0, x1, y1 around an annotation's box and mask, with a margin, inside the image."""
     points = [data.arrays["boxes"][j].reshape(2, 2)]
     points += [np.asarray(ring, float).reshape(-1, 2) for ring in _rings(data, j)]
     if (bitmap := _bitmap(data, j)) is not None and bitmap.any():
@@ -167,7 +169,7 @@ def _cut_out(
 
 
 def _rings(data: CocoData, j: int) -> list[np.ndarray]:
-    """The polygons of annotation j, broken ones too."""
+    """Polygons of annotation j, broken ones too."""
     a = data.arrays
     if a["mask_kind"][j] != POLYGONS:
         return []
@@ -177,7 +179,7 @@ def _rings(data: CocoData, j: int) -> list[np.ndarray]:
 
 
 def _bitmap(data: CocoData, j: int) -> np.ndarray | None:
-    """The bitmap of annotation j, if it is a sound RLE."""
+    """Bitmap of annotation j, or None if it is no sound RLE."""
     if data.arrays["mask_kind"][j] != RLE:
         return None
     try:

@@ -1,4 +1,4 @@
-"""The frame and the parts of a self-contained HTML page: no scripts, nothing to fetch.
+"""Frame and parts of a self-contained HTML page: no scripts, nothing to fetch.
 
 Pictures are embedded as JPEG, colours follow the reader's light or dark mode. Text that comes from data (class
 names, captions) is escaped here or by who makes the part.
@@ -18,7 +18,7 @@ from maskrcnn.files import write_atomic
 
 
 def write_page(path: str | Path, title: str, lead: str, cards: str, sections: Iterable[str]) -> Path:
-    """Write the page of these sections; it appears whole or not at all.
+    """Write the page of these sections, whole or not at all.
 
     Raises:
         UserError: the file cannot be written.
@@ -37,26 +37,26 @@ def write_page(path: str | Path, title: str, lead: str, cards: str, sections: It
 
 
 def section(title: str, content: str, note: str = "") -> str:
-    """Empty content gives no section."""
+    """HTML section under a title; empty if its content is."""
     note = f'<p class="note">{html.escape(note)}</p>' if note else ""
     return f"<section><h2>{html.escape(title)}</h2>{note}{content}</section>" if content else ""
 
 
 def cards_of(cards: Iterable[tuple[str, str]]) -> str:
-    """Numbers with what they are, side by side."""
+    """HTML cards side by side, each a value above its name."""
     items = "".join(f"<div><b>{html.escape(v)}</b><span>{html.escape(k)}</span></div>" for v, k in cards)
     return f'<div class="cards">{items}</div>'
 
 
 def bar(share: float | None) -> str:
-    """A bar for a share from 0 to 1; nothing for what is no share."""
+    """HTML bar for a fraction from 0 to 1; empty for anything else."""
     if not isinstance(share, int | float) or not share >= 0:
         return ""
     return f'<i class="bar" style="width:{100 * min(share, 1):.0f}px"></i>'
 
 
 def bar_table(rows: Sequence[tuple[str, int]]) -> str:
-    """A row for each name with its count and a bar, in columns if there are many."""
+    """HTML table with a row for each name, its count and a bar, in columns if there are many."""
     most = max((count for _, count in rows), default=0)
     lines = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{bar(count / most if most else 0)}{count:,}</td></tr>"
@@ -66,7 +66,7 @@ def bar_table(rows: Sequence[tuple[str, int]]) -> str:
 
 
 def figures(pictures: Iterable[tuple[np.ndarray, str]]) -> str:
-    """A gallery of (picture, caption)."""
+    """HTML gallery of (picture, caption)."""
     parts = []
     for image, caption in pictures:
         words = html.escape(caption)
@@ -78,7 +78,7 @@ def figures(pictures: Iterable[tuple[np.ndarray, str]]) -> str:
 
 
 def data_uri(image: np.ndarray, quality: int = 88) -> str:
-    """An (H, W, 3) uint8 picture as a JPEG inside a URI."""
+    """Encode an (H, W, 3) uint8 picture as a JPEG inside a URI."""
     from PIL import Image
 
     buffer = io.BytesIO()

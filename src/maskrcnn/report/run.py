@@ -1,4 +1,4 @@
-"""The page about a run: scores, curves, pictures, settings. Curves are drawn as inline SVG."""
+"""HTML page about a run: scores, curves, pictures, settings. Curves are drawn as inline SVG."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _SETTINGS = (
 
 @dataclass(slots=True)
 class Panel:
-    """One image twice, (H, W, 3) uint8: with its ground truth drawn, and with the predictions drawn."""
+    """Two drawings of one image, (H, W, 3) uint8: with its ground truth, and with the predictions."""
 
     truth: np.ndarray
     prediction: np.ndarray
@@ -47,7 +47,7 @@ class Panel:
 
 @dataclass(slots=True)
 class Curve:
-    """A named line of a chart."""
+    """Named line of a chart."""
 
     name: str
     x: Sequence[float]
@@ -56,7 +56,7 @@ class Curve:
 
 @dataclass(slots=True)
 class Scores:
-    """What an evaluation found.
+    """Results of an evaluation.
 
     numbers:   {"bbox" | "segm": {name: value}}, COCO's numbers in COCO's order
     per_class: {class name: {"bbox" | "segm": AP}}
@@ -78,7 +78,7 @@ def write_report(
     lead: str = "",
     times: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write the page; it appears whole or not at all.
+    """Write the page about a run, whole or not at all.
 
     Args:
         path: the HTML file.
@@ -226,7 +226,9 @@ def _number(value: Any) -> float:
 
 
 def _score(value: Any) -> str:
-    """COCO's -1 and what is not finite stand for nothing to score."""
+    """Format a score with three decimals; a dash for COCO's -1 (nothing to score) and for numbers that are not
+    finite.
+    """
     number = _number(value)
     return f"{number:.3f}" if math.isfinite(number) and number >= 0 else "–"
 
@@ -243,7 +245,7 @@ def duration(seconds: Any) -> str:
 
 
 def _meaning(name: str) -> str:
-    """COCO's names in words: AP, AP50, APs, AR100, ARl ..."""
+    """Explain COCO's names in words: AP, AP50, APs, AR100, ARl ..."""
     kind, rest = name[:2], name[2:]
     words = {"AP": "mean average precision", "AR": "mean recall"}.get(kind, "")
     sizes = {
@@ -289,7 +291,9 @@ def line_chart(
     x_max: float | None = None,
     marks: bool = False,
 ) -> str:
-    """An SVG of lines over axes from 0; points that are not finite are left out. `marks`: dots with their values."""
+    """Draw lines over axes from 0 as an SVG; points that are not finite are left out. `marks`: dots with their
+    values.
+    """
     points = [
         [(x, y) for x, y in zip(c.x, c.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
         for c in curves
