@@ -1,4 +1,5 @@
-"""Small COCO data sets and results drawn at random, and what pycocotools says of them; the same with something wrong.
+"""Small COCO data sets and results drawn at random, with pycocotools' numbers for them; and such files with something
+wrong.
 
     python -m tests.coco_cases --cases 1000 [KIND ...]
 
@@ -38,8 +39,9 @@ Case = tuple[dict[str, Any], list[dict[str, Any]]]
 
 
 def random_case(seed: int, keypoints: bool = False) -> Case:
-    """A data set and results. Few scores, so that there are ties; crowds, images and classes without objects, near
-    misses, objects that nobody finds, no results at all, no objects at all."""
+    """Draw a data set and results. Few scores, so that there are ties; crowds, images and classes without objects,
+    near misses, objects that nobody finds, no results at all, no objects at all.
+    """
     rng = np.random.default_rng(seed)
     annotations: list[dict[str, Any]] = []
     results: list[dict[str, Any]] = []
@@ -77,7 +79,7 @@ def random_case(seed: int, keypoints: bool = False) -> Case:
 
 
 def pycocotools_numbers(truth: dict[str, Any], results: list[dict[str, Any]], kind: str) -> list[float]:
-    """What pycocotools' own summary says; of key points with the boxes of the results left out, as for COCO."""
+    """Numbers of pycocotools' own summary; for key points with the boxes of the results left out, as for COCO."""
     drop = {"bbox": "segmentation", "segm": "bbox", "keypoints": ""}[kind]
     results = [{k: v for k, v in r.items() if k != drop} for r in copy.deepcopy(results)]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -98,7 +100,7 @@ def pycocotools_numbers(truth: dict[str, Any], results: list[dict[str, Any]], ki
 
 
 def outcome(kind: str, seed: int, folder: Path | None = None) -> str:
-    """ "equal", or what differs from pycocotools' numbers; not one bit may."""
+    """Compare with pycocotools' numbers, of which not one bit may differ: "equal", or the differences."""
     truth, results = random_case(seed, keypoints=kind == "keypoints")
     expected = pycocotools_numbers(truth, results, kind)
     got = list(evaluate_results(truth, results, kinds=[kind]).numbers[kind].values())
@@ -106,7 +108,7 @@ def outcome(kind: str, seed: int, folder: Path | None = None) -> str:
 
 
 def file_outcome(kind: str, seed: int, folder: Path) -> str:
-    """ "read", "refused" (one line of at most 300 characters) or what went wrong with one changed file."""
+    """Read one changed file: "read", "refused" (one line of at most 300 characters) or what went wrong."""
     rng = random.Random(f"{kind} {seed}")
     contents = dict(_files())
     contents[kind] = changed("a.json", contents[kind], rng)
@@ -132,7 +134,7 @@ def file_outcome(kind: str, seed: int, folder: Path) -> str:
 
 @cache
 def _files() -> dict[str, bytes]:
-    """A data set with boxes, masks (RLE, polygons) and key points, and results with all of them."""
+    """Make a data set with boxes, masks (RLE, polygons) and key points, and results with all of them."""
     rng = np.random.default_rng(0)
     truth, results = random_case(6)  # 7 objects, two of them crowds, and 10 results
     for a in truth["annotations"][:3]:
@@ -166,7 +168,7 @@ def _result(rng: np.random.Generator, image: int, category: int, bitmap: np.ndar
 
 
 def _keypoints(rng: np.random.Generator, box: list[float]) -> dict[str, Any]:
-    """Points in the box, some of them hidden, or not there; of some objects none is."""
+    """Draw points in the box, some of them hidden, or not there; for some objects none is."""
     x, y, w, h = box
     points = rng.integers(0, 101, (NUM_KEYPOINTS, 2)) / 100 * [w, h] + [x, y]
     visible = rng.integers(0, 3, NUM_KEYPOINTS) * (rng.random() > 0.2)

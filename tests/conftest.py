@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data and reference outputs."""
+    """Folder of real data and reference outputs."""
     folder = Path(os.environ.get("MASKRCNN_SHARED", Path(__file__).resolve().parents[2] / "shared"))
     if not (folder / "reference").is_dir():
         pytest.skip(f"no reference outputs at {folder}; set MASKRCNN_SHARED to their folder")

@@ -1,4 +1,4 @@
-"""Label files of every format, changed at random: what a reader must answer with a sound set or with one line.
+"""Label files of every format, changed at random, which a reader must answer with a sound set or with one line.
 
     python -m tests.mutate --cases 10000 [READER ...]
 
@@ -58,7 +58,8 @@ _NAMES = (
 
 
 def label_files(reader: str, seed: int) -> Files:
-    """A small data set of the format `reader`, one of READERS, with one to three of its label files' parts changed.
+    """Make a small data set of the format `reader`, one of READERS, with one to three of its label files' parts
+    changed.
 
     `seed` decides which, and how: `None` for a number, a list cut short, bytes in another encoding and so on.
     """
@@ -72,7 +73,7 @@ def label_files(reader: str, seed: int) -> Files:
 
 
 def place(files: Files, folder: Path) -> None:
-    """Make the folder hold these files and no others; what is right already stays, which is quicker."""
+    """Make the folder hold these files and no others; those that are right already stay, which is quicker."""
     for path in folder.rglob("*"):
         if path.is_file() and path.relative_to(folder).as_posix() not in files:
             path.unlink()
@@ -84,7 +85,7 @@ def place(files: Files, folder: Path) -> None:
 
 
 def read_all(folder: Path) -> int:
-    """Objects of all parts of the data set in `folder`, each looked at as training would.
+    """Count the objects of all parts of the data set in `folder`, after a look at each as training would.
 
     Raises:
         UserError: the data set is refused, as it may be.
@@ -110,7 +111,7 @@ def read_all(folder: Path) -> int:
 
 
 def _look(data: Any, i: int) -> int:
-    """Objects of image i, after a look at each number that training would use."""
+    """Count the objects of image i, after a look at each number that training would use."""
     truth = data.ground_truth(i)
     height, width = data.sizes[i].tolist()
     assert (height, width) == (HEIGHT, WIDTH), "only pictures of this size were written"
@@ -127,7 +128,7 @@ def _look(data: Any, i: int) -> int:
 
 
 def outcome(reader: str, seed: int, folder: Path) -> str:
-    """ "read", "refused" (one line of at most 300 characters) or a failure's last lines for one mutated set."""
+    """Read one mutated set: "read", "refused" (one line of at most 300 characters) or a failure's last lines."""
     from maskrcnn.errors import UserError
 
     place(label_files(reader, seed), folder)
@@ -168,7 +169,7 @@ def _changed(name: str, content: bytes, rng: random.Random) -> bytes:
 
 
 def _changed_tree(tree: Any, rng: random.Random) -> Any:
-    """The JSON with one of its values replaced, removed, doubled, wrapped or exchanged."""
+    """Change JSON: one of its values replaced, removed, doubled, wrapped or exchanged."""
     places: list[tuple[Any, Any]] = []  # (container, key)
     todo = [tree]
     while todo:
@@ -202,7 +203,7 @@ def _junk(rng: random.Random) -> Any:
 
 
 def _changed_bytes(content: bytes, rng: random.Random) -> bytes:
-    """The file with bytes flipped, cut, put in or doubled, or in another encoding."""
+    """Change a file: bytes flipped, cut, put in or doubled, or in another encoding."""
     a, b = sorted((rng.randrange(len(content) + 1), rng.randrange(len(content) + 1)))
     b = min(b, a + 40)
     match rng.randrange(8):
@@ -230,7 +231,7 @@ def _changed_bytes(content: bytes, rng: random.Random) -> bytes:
 
 
 def _changed_picture(content: bytes, rng: random.Random) -> bytes:
-    """The label picture in another mode, size or format."""
+    """Change the label picture's mode, size or format."""
     try:
         with Image.open(io.BytesIO(content)) as picture:
             picture.load()
@@ -423,7 +424,7 @@ READERS = tuple(_VALID)
 
 @cache
 def valid(reader: str) -> Files:
-    """The small data set of this format before anything is changed. Not to be written to."""
+    """Small data set of this format before anything is changed. Not to be written to."""
     return _VALID[reader]()
 
 

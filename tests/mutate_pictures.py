@@ -1,4 +1,4 @@
-"""Damaged picture files, made from whole ones with a seed, and what the reader says of them.
+"""Damaged picture files, made from whole ones with a seed, and counts of the reader's answers to them.
 
     python -m tests.mutate_pictures --count 10000              any damage: the reader raises nothing but UserError
     python -m tests.mutate_pictures --damage --photos FOLDER   files cut or ended in zeros: how many are noticed
@@ -42,7 +42,7 @@ FORMS = {
 
 
 def made_pictures() -> list[Image.Image]:
-    """A noisy picture and a smooth one with a flat lower half, 96 x 128 pixels."""
+    """Make a noisy picture and a smooth one with a flat lower half, 96 x 128 pixels."""
     rng = np.random.default_rng(0)
     noise = rng.integers(0, 256, (96, 128, 3), dtype=np.uint8)
     smooth = np.add.outer(np.arange(96), np.arange(128))[..., None] + np.array([0, 20, 30])
@@ -51,7 +51,7 @@ def made_pictures() -> list[Image.Image]:
 
 
 def encoded(picture: Image.Image, form: str) -> bytes:
-    """The bytes of a file of the picture in one of FORMS."""
+    """Encode the picture in one of FORMS: the bytes of its file."""
     format, options = FORMS[form]
     file = io.BytesIO()
     picture.save(file, format, **options)
@@ -63,12 +63,12 @@ def cut(data: bytes, rng: random.Random) -> bytes:
 
 
 def cut_and_closed(data: bytes, rng: random.Random) -> bytes:
-    """A JPEG file cut within its coded pixels, with an end of image behind."""
+    """Cut a JPEG file within its coded pixels, with an end of image behind."""
     return data[: rng.randrange(data.index(b"\xff\xda") + 20, len(data) * 19 // 20)] + b"\xff\xd9"
 
 
 def ended_in_zeros(data: bytes, rng: random.Random) -> bytes:
-    """A file whose last part never reached the disk."""
+    """Zero the end of a file, as if its last part never reached the disk."""
     kept = rng.randrange(len(data) // 10, len(data) * 19 // 20)
     return data[:kept] + bytes(len(data) - kept)
 
@@ -88,14 +88,14 @@ def flipped_head(data: bytes, rng: random.Random) -> bytes:
 
 
 def numbers_changed(data: bytes, rng: random.Random) -> bytes:
-    """Two or four bytes of the head, where sizes and counts are, replaced by a large or an odd number."""
+    """Replace two or four bytes of the head, where sizes and counts are, by a large or an odd number."""
     place, size = rng.randrange(4, min(len(data), 300) - 4), rng.choice((2, 4))
     number = rng.choice((0, 1, 2**15, 2 ** (8 * size - 1) - 1, 2 ** (8 * size) - 1))
     return data[:place] + number.to_bytes(size, rng.choice(("big", "little"))) + data[place + size :]
 
 
 def spliced(data: bytes, rng: random.Random) -> bytes:
-    """A part left out, doubled, or replaced by noise."""
+    """Leave out or double a part of the file, or replace it by noise."""
     a, b = sorted((rng.randrange(len(data)), rng.randrange(len(data))))
     middle = rng.choice((b"", data[a:b] * 2, rng.randbytes(min(b - a, 500))))
     return data[:a] + middle + data[b:]
@@ -105,7 +105,7 @@ MUTATIONS = (cut, ended_in_zeros, flipped, flipped_head, numbers_changed, splice
 
 
 def mutated(photos: list[Image.Image], count: int, seed: int) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes of `count` damaged files, of every form and mutation in turn."""
+    """Yield names and bytes of `count` damaged files, of every form and mutation in turn."""
     rng = random.Random(seed)
     whole: dict[tuple[str, int], bytes] = {}
     for number in range(count):
@@ -118,7 +118,7 @@ def mutated(photos: list[Image.Image], count: int, seed: int) -> Iterator[tuple[
 
 
 def outcome(path: Path) -> str:
-    """`read`, `refused`, or the exception that should not be."""
+    """Read one file: `read`, `refused`, or the exception that should not be."""
     try:
         picture = read_image(path)
     except UserError as e:
@@ -130,7 +130,7 @@ def outcome(path: Path) -> str:
 
 
 def count_mutated(photos: list[Image.Image], count: int, seed: int, folder: Path) -> dict[str, Counter[str]]:
-    """For each form, how often `outcome` was what."""
+    """Count each `outcome` by form."""
     table: dict[str, Counter[str]] = {form: Counter() for form in FORMS}
     for name, data in mutated(photos, count, seed):
         path = folder / name
@@ -145,7 +145,7 @@ def count_mutated(photos: list[Image.Image], count: int, seed: int, folder: Path
 
 
 def count_noticed(photos: list[Image.Image], each: int, seed: int, folder: Path) -> dict[str, Counter[str]]:
-    """For each form and kind of missing end, how often `outcome` was what, `each` times a photo."""
+    """Count each `outcome` by form and kind of missing end, `each` times a photo."""
     rng = random.Random(seed)
     table: dict[str, Counter[str]] = {}
     for form in FORMS:
@@ -162,7 +162,7 @@ def count_noticed(photos: list[Image.Image], each: int, seed: int, folder: Path)
 
 
 def peak_memory() -> float:
-    """The largest amount of memory this process has had, in MiB."""
+    """Largest amount of memory this process has had, in MiB."""
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

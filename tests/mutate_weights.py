@@ -1,4 +1,6 @@
-"""Weight files of every kind, and the same damaged: by chance, and where it hurts (lengths, shapes, the config)."""
+"""Weight files of every kind, and damaged copies of them: by chance, and where it hurts (lengths, shapes, the
+config).
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,7 @@ OPERATIONS = bytes(range(0x28, 0x99))
 
 @cache
 def originals() -> dict[str, bytes]:
-    """A whole file of each kind, as its writer writes it, of a tiny model."""
+    """Make a whole file of each kind, as its writer writes it, of a tiny model."""
     torch.manual_seed(0)
     model = zoo.build(MODEL, 3, tiny=True)
     theirs = {to_detectron2(k): v for k, v in model.state_dict().items()}
@@ -52,7 +54,7 @@ def originals() -> dict[str, bytes]:
 
 
 def damaged(kind: str, content: bytes, seed: int) -> bytes:
-    """The file with one or two changes that follow from `seed`."""
+    """Damage the file by one or two changes that follow from `seed`."""
     rng = random.Random(f"{kind} {seed}")
     special: dict[str, list[Callable[[bytes, random.Random], bytes]]] = {
         ".pkl": [_other_operation, _other_length],
@@ -86,7 +88,7 @@ def use(path: Path) -> None:
 
 
 def outcome(kind: str, seed: int, folder: Path) -> str:
-    """ "read", "refused" (one line of at most 300 characters) or what went wrong for one damaged file."""
+    """Read one damaged file: "read", "refused" (one line of at most 300 characters) or what went wrong."""
     path = folder / "weights"
     path.write_bytes(damaged(kind, originals()[kind], seed))
     try:
@@ -120,7 +122,7 @@ def _npz(arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def _jax() -> dict[str, np.ndarray]:
-    """A Vision Transformer of two heads and eight blocks as AugReg's files have it."""
+    """Make a Vision Transformer of two heads and eight blocks as AugReg's files have it."""
     rng = np.random.default_rng(0)
     dim, hidden = 32, 128
     shapes = {
@@ -165,14 +167,14 @@ def _overwritten(content: bytes, rng: random.Random) -> bytes:
 
 
 def _moved(content: bytes, rng: random.Random) -> bytes:
-    """A piece twice, or not at all."""
+    """Drop or repeat a piece of the file."""
     at, length = _place(content, rng), rng.choice((1, 8, 200))
     piece = content[at : at + length]
     return content[:at] + rng.choice((b"", 2 * piece, 50 * piece)) + content[at + length :]
 
 
 def _place(content: bytes, rng: random.Random) -> int:
-    """Anywhere, but more often near the ends, where headers and tables are."""
+    """Draw a place in the file, more often near the ends, where headers and tables are."""
     near = min(len(content), 4000)
     return rng.choice(
         (rng.randrange(len(content)), rng.randrange(near), len(content) - 1 - rng.randrange(near))
@@ -183,7 +185,7 @@ def _place(content: bytes, rng: random.Random) -> int:
 
 
 def _other_operation(content: bytes, rng: random.Random) -> bytes:
-    """An operation of a pickle more, or another."""
+    """Insert or replace an operation of a pickle."""
     at = _place(content, rng)
     return (
         content[:at]
@@ -193,7 +195,7 @@ def _other_operation(content: bytes, rng: random.Random) -> bytes:
 
 
 def _other_length(content: bytes, rng: random.Random) -> bytes:
-    """Another number where a small one of four bytes is."""
+    """Replace a small number of four bytes by another."""
     found = re.compile(rb"[^\0].\0\0", re.DOTALL).search(content, _place(content, rng))
     if found is None:
         raise ValueError("no such number behind that place")
@@ -217,7 +219,7 @@ def _zipped(entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) ->
 
 
 def _other_entry(content: bytes, rng: random.Random) -> bytes:
-    """A zip file, whole, of whose entries one is longer, shorter, empty, zeros, of another name or gone."""
+    """Rewrite a zip file, whole, with one of its entries longer, shorter, empty, zeros, of another name or gone."""
     entries = _entries(content)
     name = rng.choice(list(entries))
     entry = entries.pop(name)
@@ -236,7 +238,7 @@ def _other_entry(content: bytes, rng: random.Random) -> bytes:
 
 
 def _other_index(content: bytes, rng: random.Random) -> bytes:
-    """A zip file of torch.save, whole, with another pickle in it."""
+    """Rewrite a zip file of torch.save, whole, with another pickle in it."""
     entries = _entries(content)
     name = next(name for name in entries if name.endswith("data.pkl"))
     for _ in range(rng.choice((1, 3))):
@@ -246,7 +248,7 @@ def _other_index(content: bytes, rng: random.Random) -> bytes:
 
 
 def _other_array_header(content: bytes, rng: random.Random) -> bytes:
-    """An .npz, whole, of whose arrays one has another shape or type in its header."""
+    """Rewrite an .npz, whole, with another shape or type in the header of one of its arrays."""
     entries = _entries(content)
     name = rng.choice(list(entries))
     dtype = rng.choice(("<f4", ">f4", "<f8", "|O", "<U9", "<c8", "|V2", "<i4", "f4,f4", "x", 3))
@@ -271,7 +273,7 @@ def _with_header(header: dict[str, Any], data: bytes) -> bytes:
 
 
 def _other_setting(content: bytes, rng: random.Random) -> bytes:
-    """Another value in the config that the file carries."""
+    """Replace a value in the config that the file carries."""
     header, data = _header(content)
     config = json.loads(header["__metadata__"]["config"])
     part = config
@@ -286,7 +288,7 @@ def _other_setting(content: bytes, rng: random.Random) -> bytes:
 
 
 def _other_header(content: bytes, rng: random.Random) -> bytes:
-    """A tensor of another name, type, shape or place."""
+    """Replace the name, type, shape or place of a tensor in the file's header."""
     header, data = _header(content)
     name = rng.choice([k for k in header if k != "__metadata__"])
     entry = header.pop(name)

@@ -1,4 +1,4 @@
-"""How far we are from the originals: recorded where it is asserted, written as a table by `make parity`.
+"""Differences from the originals: recorded where they are asserted, written as a table by `make parity`.
 
 A test asks for the fixture `parity` and calls it with each difference that it would assert; one that is not within
 its bound fails the test. With `--parity FILE` the differences of a run that passed are written as a Markdown table,
@@ -20,7 +20,7 @@ from maskrcnn.files import write_atomic
 
 
 class Difference(NamedTuple):
-    """The largest difference of a stage from the original's, in `unit`s, and what we allow."""
+    """Largest difference of a stage from the original's, in `unit`s, and the bound that we allow."""
 
     model: str
     case: str  # image and precision, or the training case
@@ -62,7 +62,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class _Collector:
-    """Test reports arrive here from every worker."""
+    """Plugin that collects the differences from the test reports of every worker."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
@@ -80,7 +80,8 @@ class _Collector:
 
 def table(found: list[Difference]) -> str:
     """Markdown: a section for inference and one for training, in each a table for each original's images, whose
-    columns are the stages that it tells of; of each cell the worst."""
+    columns are the stages that it tells of; in each cell the worst.
+    """
     rows: dict[tuple[str, str], dict[str, Difference]] = defaultdict(dict)
     for d in found:
         worst = rows[d.model, d.case].get(d.stage)

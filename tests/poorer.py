@@ -25,7 +25,7 @@ MACHINES: dict[str, dict[str, str]] = {
 
 
 def run_as(machine: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python with these arguments as on such a machine."""
+    """Run Python with these arguments as on a poorer machine."""
     paths = [str(ROOT), str(ROOT / "src"), os.environ.get("PYTHONPATH", "")]
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)} | machine

@@ -1,4 +1,4 @@
-"""One small model of each family, in two precisions, on the processor at hand; `main` writes what it says.
+"""Results of one small model of each family, in two precisions, on the processor at hand; `main` writes them.
 
 `python -m tests.poorer_models FILE`: see `tests/test_processor.py`.
 """
@@ -35,7 +35,7 @@ ROIS = torch.tensor([[8.0, 10.0, 90.0, 120.0], [100.0, 20.0, 180.0, 60.0], [30.0
 
 
 def build(name: str) -> MaskRCNN:
-    """A tiny model whose norms do something; the first has a pyramid wide enough for Winograd's convolutions."""
+    """Build a tiny model whose norms do something; the first has a pyramid wide enough for Winograd's convolutions."""
     torch.manual_seed(0)
     config = presets.get(name, tiny=True).model
     if name == FAMILIES[0] and config.fpn is not None:
@@ -54,7 +54,7 @@ def build(name: str) -> MaskRCNN:
 
 @torch.inference_mode()
 def say(name: str, precision: str) -> dict[str, np.ndarray]:
-    """What a prepared model makes of one picture: its maps, its heads' logits for given RoIs, its detections."""
+    """Run a prepared model on one picture: its maps, its heads' logits for given RoIs, its detections."""
     model = build(name).prepare(precision)
     image = np.random.default_rng(0).integers(0, 256, (192, 256, 3), dtype=np.uint8)
     batch = model.preprocess([torch.from_numpy(image).permute(2, 0, 1)])

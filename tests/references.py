@@ -1,4 +1,4 @@
-"""The original implementation's outputs and the weights that they were computed with.
+"""Outputs of the original implementations and the weights that they were computed with.
 
 `reference/detectron2/fill.py` (beside the checkout) fills a state dict from parameter names and shapes alone, so the
 very same model stands here without the original's code.
@@ -35,7 +35,7 @@ def load_module(path: Path) -> ModuleType:
 
 
 def filled_detectron2_model(folder: Path, name: str) -> tuple[MaskRCNN, str]:
-    """Our model of a preset with the reference's weights, and the sha256 of these."""
+    """Make our model of a preset with the reference's weights, and the sha256 of these."""
     fill = load_module(folder / "fill.py")
     model = build_model(presets.get(name).model)
     gains = next(gains for config, gains in fill.GAINS.items() if config.split("/")[1] == name)
@@ -45,7 +45,7 @@ def filled_detectron2_model(folder: Path, name: str) -> tuple[MaskRCNN, str]:
 def filled_mmdetection_model(
     folder: Path, name: str, case: dict[str, np.ndarray]
 ) -> tuple[MaskRCNN, dict[str, torch.Tensor], str]:
-    """Our model of a preset with the reference's weights, these by MMDetection's names, and their sha256.
+    """Make our model of a preset with the reference's weights, these by MMDetection's names, and their sha256.
 
     case: a file of the reference of this model, for the entries that it overrides.
     """
@@ -65,7 +65,7 @@ def filled_mmdetection_model(
 
 
 def detectron2_state(model: MaskRCNN) -> dict[str, torch.Tensor]:
-    """The model's own tensors by detectron2's names."""
+    """Tensors of the model itself by detectron2's names."""
     pyramid = model.config.fpn is not None
     state = {to_detectron2(name, pyramid=pyramid): value for name, value in model.state_dict().items()}
     return {name: value for name, value in state.items() if name is not None}
@@ -81,5 +81,5 @@ def meta(case: dict[str, np.ndarray]) -> dict:
 
 
 def image_tensor(rgb: np.ndarray) -> torch.Tensor:
-    """(H, W, 3) uint8 -> (3, H, W)."""
+    """Convert an image (H, W, 3) uint8 to a tensor (3, H, W)."""
     return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)

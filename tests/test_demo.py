@@ -20,7 +20,7 @@ from maskrcnn.presets import shrink
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few small pictures, few channels, two steps: the same job in seconds."""
+    """Shrink the demo to few small pictures, few channels and two steps: the same job in seconds."""
     monkeypatch.setattr(module, "NUM_TRAIN", 6)
     monkeypatch.setattr(module, "NUM_VAL", 3)
     monkeypatch.setattr(module, "SIZE", (64, 96))

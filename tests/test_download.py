@@ -30,7 +30,7 @@ NAME = f"weights-{DIGEST[:8]}.pkl"
 
 @dataclass
 class Server:
-    """A server whose answers to the first requests are scripted; afterwards it serves CONTENT with ranges."""
+    """Server whose answers to the first requests are scripted; afterwards it serves CONTENT with ranges."""
 
     url: str
     script: list[Callable[[Any], None]] = field(default_factory=list)
@@ -42,7 +42,7 @@ class Server:
 
 
 def serve(handler: Any, content: bytes = CONTENT, *, etag: str | None = None, cut: int | None = None) -> None:
-    """The content from the asked byte on; with `cut`, the connection ends after so many bytes."""
+    """Send the content from the asked byte on; with `cut`, the connection ends after so many bytes."""
     etag = handler.server.state.etag if etag is None else etag
     wanted = re.match(r"bytes=(\d+)-", handler.headers.get("Range", ""))
     first = int(wanted[1]) if wanted and handler.headers.get("If-Range") in (None, etag) else 0

@@ -1,4 +1,4 @@
-"""What `import maskrcnn` needs, and what it offers."""
+"""Imports that `import maskrcnn` needs, and the names it offers."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from maskrcnn.structures import ImageBatch, Instances
 
 
 class FakeModel:
-    """Finds one object in each image: the whole of it, scored by its mean value."""
+    """Model that finds one object in each image: the whole of it, scored by its mean value."""
 
     def __init__(self):
         self.config = types.SimpleNamespace(input=InputConfig(min_size=64, max_size=100))

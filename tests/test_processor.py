@@ -1,4 +1,4 @@
-"""What the processor can do is found by trying, and poorer processors give the same numbers."""
+"""Abilities of the processor, which are found by trying; poorer processors give the same numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPERATORS = (
 
 @pytest.fixture(scope="module")
 def native(tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
-    """What the models say on the processor at hand."""
+    """Results of the models on the processor at hand."""
     return said_as({}, tmp_path_factory.mktemp("native"))
 
 
@@ -62,7 +62,7 @@ def test_a_poorer_processor_gives_the_same_detections(
 
 
 def detections_in_both(a: dict[str, np.ndarray], b: dict[str, np.ndarray], key: str) -> tuple[int, int]:
-    """How many of a's detections are among b's, in the same class, place and score, and how many a has."""
+    """Count a's detections that are among b's, in the same class, place and score, and all of a's."""
     boxes, scores, labels = (
         (a[f"{key} {part}"][:, None], b[f"{key} {part}"][None]) for part in ("boxes", "scores", "labels")
     )

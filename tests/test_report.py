@@ -19,7 +19,7 @@ NUMBERS = {"bbox": {"AP": 0.4125, "AP50": 0.7, "APs": -1.0}, "segm": {"AP": 0.37
 
 
 class Page(HTMLParser):
-    """Checks that tags are balanced, and gathers the text and the attributes."""
+    """Parser that checks that tags are balanced, and gathers the text and the attributes."""
 
     def __init__(self, text: str):
         super().__init__()

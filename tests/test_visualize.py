@@ -130,7 +130,7 @@ def test_a_crowd_of_small_objects_gets_no_labels_but_its_large_ones_do(monkeypat
 
 
 def record_chips(monkeypatch, instances) -> np.ndarray:
-    """The boxes of the labels drawn: filled rectangles."""
+    """Record the boxes of the labels drawn: filled rectangles."""
     from PIL import ImageDraw
 
     chips, rectangle = [], ImageDraw.ImageDraw.rectangle

@@ -1,4 +1,4 @@
-"""The table of published facts, and what was counted and measured beside it."""
+"""Table of published facts, with the counts and measurements beside it."""
 
 from __future__ import annotations
 

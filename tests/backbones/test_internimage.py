@@ -1,4 +1,4 @@
-"""InternImage's parts against the original's outputs and gradients; what no reference holds, by hand."""
+"""InternImage's parts against the original's outputs and gradients; by hand where no reference holds them."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ def test_the_pyramid_is_the_same_in_training_and_inference(size: tuple[int, int]
 
 
 class TestInference:
-    """What overwrites its inputs in inference gives what it gives in training."""
+    """Claims that layers which overwrite their inputs in inference give the results of training."""
 
     @pytest.fixture
     def tokens(self) -> torch.Tensor:

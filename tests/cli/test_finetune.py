@@ -31,7 +31,9 @@ def tiny() -> Config:
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The preset's tiny variant under its name, and weights of it for 80 classes as its published ones."""
+    """Weights of the preset's tiny variant for 80 classes, set as its published ones; the variant takes the preset's
+    name.
+    """
     config = tiny()
     monkeypatch.setitem(presets.PRESETS, NAME, tiny)
     torch.manual_seed(0)
@@ -93,7 +95,7 @@ def test_train_evaluate_predict(
 
 
 def start(tmp_path: Path, *words: str) -> Config:
-    """The config with which `maskrcnn train` would begin."""
+    """Config with which `maskrcnn train` would begin."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
     train.add_arguments(parser)
     args, extra = parser.parse_known_args([*words, "--out", str(tmp_path / "run")])

@@ -23,7 +23,7 @@ Captured = pytest.CaptureFixture[str]
 
 @pytest.fixture
 def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Verb], None]:
-    """Installs a verb `fake` with the options --width N and --device, and the given main."""
+    """Installer of a verb `fake` with the options --width N and --device, and the given main."""
 
     def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--width", type=int)
@@ -40,7 +40,7 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[Verb], None]:
 
 
 def refused(capsys: Captured, *argv: str) -> str:
-    """The one line that a refused command prints."""
+    """Line that a refused command prints, its only one."""
     assert cli.main(argv) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -21,7 +21,7 @@ Run = Callable[..., int]
 
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> MaskRCNN:
-    """A tiny random model that `zoo.load` gives for any name; it finds things everywhere."""
+    """Tiny random model that `zoo.load` gives for any name; it finds things everywhere."""
     torch.manual_seed(0)
     model = zoo.build("mask_rcnn_R_50_FPN_1x", num_classes=3, tiny=True).eval()
     model.config.box_head.score_threshold = 0.0
@@ -44,7 +44,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture(params=["predict", "evaluate"])
 def run(request: pytest.FixtureRequest, data: Path) -> Run:
-    """The verb on one image, with more options; results are left in results.json."""
+    """Run the verb on one image, with more options; results are left in results.json."""
 
     def run(*options: object) -> int:
         words = [str(o) for o in options]

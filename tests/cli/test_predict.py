@@ -15,7 +15,7 @@ from maskrcnn.cli.main import main
 
 @pytest.fixture
 def model(monkeypatch):
-    """A tiny random model that `zoo.load` gives for the name `tiny`; it finds things everywhere."""
+    """Tiny random model that `zoo.load` gives for the name `tiny`; it finds things everywhere."""
     torch.manual_seed(0)
     model = zoo.build("mask_rcnn_R_50_FPN_1x", num_classes=3, tiny=True).eval()
     model.config.box_head.score_threshold = 0.0

@@ -1,4 +1,4 @@
-"""What `maskrcnn train` takes, without training."""
+"""Arguments of `maskrcnn train`, without training."""
 
 from __future__ import annotations
 

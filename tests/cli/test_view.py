@@ -20,7 +20,7 @@ SQUARE = {"name": "polygon", "all_points_x": [10, 30, 30, 10], "all_points_y": [
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Two parts; 5 and 2 images, the first of each without objects; classes cat and a name to escape."""
+    """Data set of two parts of 5 and 2 images, the first of each without objects; classes cat and a name to escape."""
     for part, count in (("train", 5), ("val", 2)):
         content = {}
         for k in range(count):

@@ -1,4 +1,4 @@
-"""The same small data set in every format, with a training and a validation part.
+"""One small data set in every format, with a training and a validation part.
 
 Pictures have an 'ant' on the left and a 'bee' on the right. Validation pictures have a bee alone, so that classes
 which a part counts by itself are other classes; in COCO's format it has other ids too.
@@ -133,7 +133,7 @@ WRITERS: dict[str, Callable[[Path, str], None]] = {
 
 
 def write_set(root: Path, kind: str, *parts: str) -> Path:
-    """The data set in one of `WRITERS`, both parts or those given."""
+    """Write the data set by one of `WRITERS`, both parts or those given."""
     for part in parts or PARTS:
         WRITERS[kind](root, part)
     return root

@@ -1,4 +1,4 @@
-"""Small pictures and what is needed to look at a data set that was read, for the tests of the readers."""
+"""Small pictures and views of a data set that was read, for the tests of the readers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def label_map(path: Path, numbers: np.ndarray, *, palette: bool = False) -> Path:
-    """`numbers` as a grey picture of 8 or 16 bits, or as indices of a palette."""
+    """Make a label picture of `numbers`: grey of 8 or 16 bits, or indices of a palette."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(numbers)
     if palette:
@@ -48,7 +48,7 @@ def training_part(folder: Path, **options: Any) -> CocoData:
 
 
 def objects(data: CocoData) -> list[tuple[str, str, list[float], int]]:
-    """(image id, class, box, mask area in pixels) of each object, as training sees them."""
+    """List (image id, class, box, mask area in pixels) of each object, as training sees them."""
     found = []
     for i in range(data.num_images):
         truth = data.ground_truth(i)

@@ -1,4 +1,4 @@
-"""What is odd about a data set without being a defect."""
+"""Advice about data sets: oddities that are no defects."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def annotation(**fields: Any) -> Change:
 
 
 def image(**fields: Any) -> Change:
-    """Change the first image likewise."""
+    """Change the first image; a field that is given as ... goes."""
 
     def change(content: dict[str, Any]) -> None:
         content["images"][0] = {k: v for k, v in {**content["images"][0], **fields}.items() if v is not ...}

@@ -147,7 +147,7 @@ PAIRS = ((1, 2),)
 
 
 def marked() -> Sample:
-    """A picture in which point k is the middle of the one pixel of value 80 + 60 k."""
+    """Make a picture in which point k is the middle of the one pixel of value 80 + 60 k."""
     image = torch.zeros(3, 24, 40, dtype=torch.uint8)
     places = [(5, 3), (30, 10), (17, 20)]
     for k, (x, y) in enumerate(places):

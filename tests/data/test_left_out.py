@@ -15,7 +15,7 @@ from tests.data.label_files import picture, write_json, write_text
 
 
 def told(data: CocoData) -> list[str]:
-    """What was not read, as the checks tell it; there is no other finding."""
+    """Messages of the checks about files that were not read; they find nothing else."""
     findings = list(check(data).findings())
     assert {f.kind for f in findings} <= {"not_read"}
     return [f.line for f in findings]

@@ -24,7 +24,7 @@ from maskrcnn.structures import GroundTruth
 
 @dataclass
 class Folder:
-    """Small pictures with one square each, as CocoData would serve them; every fifth has no object."""
+    """Data set of small pictures with one square each, with `CocoData`'s interface; every fifth has no object."""
 
     folder: Path
     sizes: np.ndarray
@@ -49,7 +49,7 @@ class Folder:
 
 @dataclass
 class OneBroken(Folder):
-    """A folder whose picture 7 is not there. Not local to its test: where workers are not forked, it is pickled."""
+    """Data set whose picture 7 is not there. Not local to its test: where workers are not forked, it is pickled."""
 
     def image_path(self, i: int) -> Path:
         return self.folder / "gone.png" if i == 7 else super().image_path(i)
@@ -70,7 +70,7 @@ CONFIG = DataConfig(num_workers=0, augment=AUGMENT)
 
 
 def flat(batches) -> list[tuple]:
-    """Everything that could differ between two runs, in a form that compares."""
+    """Flatten a batch: everything that could differ between two runs, in a form that compares."""
     return [
         (image_id, image.shape, image.numpy().tobytes(), t.seed, t.boxes.tolist(), t.masks.matrix.tolist())
         for images, targets, image_ids in batches

@@ -20,7 +20,7 @@ SQUARE = [[2, 2, 8, 2, 8, 8, 2, 8]]
 
 
 def content(*annotations: dict[str, Any], names: tuple[str, ...] = ("red", "blue")) -> dict[str, Any]:
-    """Two pictures with one object each, whose members `annotations` change."""
+    """Annotation file of two pictures with one object each, whose members `annotations` change."""
     found = []
     for k, changes in enumerate(annotations or ({}, {}), start=1):
         plain = {"id": k, "image_id": k, "category_id": k, "segmentation": SQUARE, "bbox": [2, 2, 6, 6]}

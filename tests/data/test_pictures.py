@@ -23,7 +23,7 @@ NAMES = ("a.jpg", "b.png", "c.jpg")
 
 @pytest.fixture
 def data(tmp_path: Path) -> CocoData:
-    """Three noisy pictures of 30 x 20 with an object each."""
+    """Data set of three noisy pictures of 30 x 20 with an object each."""
     noise = np.random.default_rng(0).integers(0, 250, (len(NAMES), 20, 30, 3), np.uint8)
     images, annotations = [], []
     for k, (name, pixels) in enumerate(zip(NAMES, noise, strict=True), start=1):
@@ -39,7 +39,7 @@ def data(tmp_path: Path) -> CocoData:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The names of the pictures that were decoded."""
+    """Names of the pictures that were decoded."""
     names: list[str] = []
     read = image_io.read_image
 
@@ -53,7 +53,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
 @pytest.fixture
 def kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """As if the set were a large one; the folder of the cache."""
+    """Folder of the cache of decoded pictures, which small data sets use here as large ones do."""
     monkeypatch.setenv("MASKRCNN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(pictures, "KEEP_FROM_BYTES", 1)
     return tmp_path / "cache"

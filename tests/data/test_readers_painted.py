@@ -29,7 +29,7 @@ from tests.data.label_files import (
 
 
 def painted(*rectangles: tuple[int, int, int, int, int], dtype: type = np.uint8) -> np.ndarray:
-    """(HEIGHT, WIDTH) zeros with (number, x0, y0, x1, y1) filled in, in order."""
+    """Paint (number, x0, y0, x1, y1) in order onto zeros of (HEIGHT, WIDTH)."""
     numbers = np.zeros((HEIGHT, WIDTH), dtype)
     for number, x0, y0, x1, y1 in rectangles:
         numbers[y0:y1, x0:x1] = number

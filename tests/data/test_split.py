@@ -1,4 +1,4 @@
-"""A validation part that is split off."""
+"""Split of a validation part from the training data."""
 
 from __future__ import annotations
 

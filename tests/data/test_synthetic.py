@@ -37,7 +37,7 @@ def read(folder: Path, split: str = "train") -> dict[str, Any]:
 
 
 def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """With pycocotools, which had no part in making the set."""
+    """Decode with pycocotools, which had no part in making the set."""
     if isinstance(segmentation, list):
         return coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))).astype(
             bool
@@ -48,7 +48,7 @@ def decode(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 
 def black_scene(seed: int, white: int = -1) -> Scene:
-    """A crowded scene, all black but for one object."""
+    """Crowded scene, all black but for one object."""
     rng = np.random.default_rng(seed)
     scene = Scene(SIZE, flat((0, 0, 0)), rng)
     for index in range(15):

@@ -1,4 +1,4 @@
-"""Where no data set is found, the message says why the file that was meant is none; a broken part is told."""
+"""Messages where no data set is found: they say why the file that was meant is none; a broken part is told."""
 
 from __future__ import annotations
 

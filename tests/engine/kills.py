@@ -43,7 +43,7 @@ def config_of(settings: str) -> Config:
 
 
 class Writes:
-    """Counts what the process does to files, and kills it before the write number `die_at`.
+    """Counter of the process's writes to files, which kills it before the write number `die_at`.
 
     A line of the log, and a folder's removal, are half done by then.
     """
@@ -89,7 +89,7 @@ def _half_removal(path: Path, **_: Any) -> None:
 
 
 def child(run: Path, settings: str, die_at: int | None, trace: Path | None) -> None:
-    """Run or resume, until it ends or dies."""
+    """Run or resume a training, until it ends or dies."""
     torch.set_num_threads(1)
     writes = Writes(run, die_at)
     writes.install()
@@ -111,14 +111,14 @@ def run_child(run: Path, settings: str, die_at: int | None = None, trace: Path |
 
 
 def writes_of(run: Path, settings: str) -> list[str]:
-    """Run to the end; names of all the writes on the way."""
+    """Run to the end: names of all the writes on the way."""
     trace = run.with_name(f"{run.name}.trace")
     assert run_child(run, settings, trace=trace) == 0
     return trace.read_text().splitlines()
 
 
 def first_of_each_kind(writes: Sequence[str]) -> dict[int, str]:
-    """Places of writes that differ by more than the iteration, with their names.
+    """Numbers of writes that differ by more than the iteration, with their names.
 
     What is done to the first checkpoint as a whole is a kind of its own.
     """
@@ -130,7 +130,7 @@ def first_of_each_kind(writes: Sequence[str]) -> dict[int, str]:
 
 
 def kill_and_resume(run: Path, settings: str, deaths: Sequence[int]) -> int:
-    """Kill the run at the write number `deaths[0]`, what is resumed at `deaths[1]`, and so on; then let it end.
+    """Kill the run at the write number `deaths[0]`, the resumed one at `deaths[1]`, and so on; then let it end.
 
     Returns:
         How often it was killed; less than asked for where it ended first.
@@ -147,7 +147,7 @@ def kill_and_resume(run: Path, settings: str, deaths: Sequence[int]) -> int:
 
 
 def cut_back(whole: Path, run: Path, iteration: int) -> None:
-    """Make of a finished run a copy that was killed after the checkpoint of `iteration`."""
+    """Copy a finished run, cut back to one that was killed after the checkpoint of `iteration`."""
     shutil.copytree(whole, run)
     (run / "model.safetensors").unlink()
     for folder in checkpoints(run):
@@ -156,7 +156,7 @@ def cut_back(whole: Path, run: Path, iteration: int) -> None:
 
 
 def differences(whole: Path, run: Path) -> list[str]:
-    """What a run has otherwise than another, apart from the clock's times."""
+    """List the differences of a run from another, apart from the clock's times."""
     clock = ("clock.json", "SHA256SUMS", "log.jsonl")
     left, right = ({str(p.relative_to(r)): p for p in r.rglob("*") if p.is_file()} for r in (whole, run))
     found = [f"only one has {name}" for name in sorted(left.keys() ^ right.keys())]
@@ -169,7 +169,7 @@ def differences(whole: Path, run: Path) -> list[str]:
 
 
 def told(run: Path) -> list[Any]:
-    """The log without what depends on the clock."""
+    """Read the log without the fields that depend on the clock."""
     names = ("kind", "iteration", "losses", "lr", "bbox", "segm", "validation_losses", "best")
     entries = [e for e in read_log(run / "log.jsonl") if e["kind"] in ("train", "eval")]
     return [{name: e.get(name) for name in names} for e in entries]

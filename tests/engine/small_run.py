@@ -24,7 +24,9 @@ PRELOAD = ["maskrcnn.engine.train", "torch._dynamo", "rich.progress", "safetenso
 
 
 class SmallModel(nn.Module):
-    """A convolution, a norm and a linear layer; one loss over images, one normalised by objects, and dropout."""
+    """Model of a convolution, a norm and a linear layer; one loss over images, one normalised by objects, and
+    dropout.
+    """
 
     def __init__(self, dropout: float = 0.5, batch_norm: bool = False) -> None:
         super().__init__()
@@ -50,7 +52,9 @@ class SmallModel(nn.Module):
 
 
 def batches(batch_size: int = 4, rank: int = 0, world_size: int = 1, bad: tuple[int, ...] = ()) -> Any:
-    """Batch n is a function of n. From the iterations in `bad` on, one image of each has a box of NaN."""
+    """Batches that are a function of their number. From the iterations in `bad` on, one image of each has a box of
+    NaN.
+    """
 
     def stream(iteration: int) -> Iterator[Any]:
         while True:
@@ -85,7 +89,7 @@ def small_config(**train: Any) -> Config:
 
 
 def validate(model: SmallModel) -> dict[str, Any]:
-    """A score that depends on the weights; consumes random numbers, as a real one may."""
+    """Score that depends on the weights; consumes random numbers, as a real one may."""
     torch.rand(3)
     ap = float(model.head.weight.detach().abs().sum().sigmoid())
     return {"bbox": {"AP": ap}, "segm": {"AP": ap}, "validation_losses": {}, "validation_loss": 0.0}

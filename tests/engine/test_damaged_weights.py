@@ -60,7 +60,7 @@ def test_200_damaged_files_are_used_or_refused(tmp_path: Path, kind: str) -> Non
 
 
 def doubled(times: int = 40) -> bytes:
-    """A tuple of two tuples of two tuples ..., `times` deep: 2**times parts in some hundred bytes."""
+    """Pickle of a tuple of two tuples of two tuples ..., `times` deep: 2**times parts in some hundred bytes."""
     steps = [b"N\x85q\x00"]
     steps += [b"0h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(times)]
     return b"".join(steps)
@@ -135,7 +135,7 @@ for path in sys.argv[1:]:
 
 
 def in_a_process(paths: list[Path]) -> list[tuple[str, str, int]]:
-    """What a process of its own makes of the files: name, "refused", and kB of memory; harm would end or hold it."""
+    """Read the files in a process of its own: name, "refused", and kB of memory; harm would end or hold it."""
     command = [sys.executable, "-c", IN_A_PROCESS, *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout[-500:], done.stderr[-500:])
@@ -144,7 +144,7 @@ def in_a_process(paths: list[Path]) -> list[tuple[str, str, int]]:
 
 
 def long_word(path: Path) -> Path:
-    """A device's name that is joined of two such names, and so on: 2**40 letters."""
+    """Weight file with a device's name that is joined of two such names, and so on: 2**40 letters."""
     steps = b"\x80\x02ctorch\ndevice\nq\x00U\x08abcdefghq\x01"
     steps += b"".join(
         b"0h\x00h" + bytes([i]) + b"h" + bytes([i]) + b"\x86Rq" + bytes([i + 1]) for i in range(1, 40)
@@ -245,7 +245,7 @@ def model() -> Any:
 
 
 def with_config(folder: Path, change: Any) -> Path:
-    """A whole file of a tiny model with something else in its config."""
+    """Write a whole file of a tiny model with something else in its config."""
     whole, path = model(), folder / "a.safetensors"
     config = to_dict(whole.config)
     change(config)

@@ -128,7 +128,9 @@ def assert_same_run(one: Path, two: Path) -> None:
 def train_small(
     out: Path, config: Config, process: Process, bad: tuple[int, ...] = (), dropout: float = 0.0
 ) -> None:
-    """Ranks take interleaved shares, so that the micro-batches of all ranks together are those of one process."""
+    """Train a small model in one process of several. Ranks take interleaved shares, so that the micro-batches of all
+    ranks together are those of one process.
+    """
     start = distributed.on_main(lambda: disk.claim(out, resume=bool(dropout)))
     torch.manual_seed(7)
     whole = batches(config.data.batch_size, bad=bad)

@@ -166,7 +166,7 @@ class TestNumbers:
 
 
 def simple_case() -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A cat that is found, a dog that is not, no emu."""
+    """Data set and results: a cat that is found, a dog that is not, no emu."""
     bitmap = np.zeros((40, 50), np.uint8)
     bitmap[5:30, 10:35] = 1
     rle = rle_encode(bitmap)

@@ -1,4 +1,4 @@
-"""The schedule that is chosen for a small data set."""
+"""Schedule that is chosen for a small data set."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ FIRST_STEPS, LATER_STEPS = 1e-4, 1e-3  # relative, of every loss; the first step
 
 
 def scene(iteration: int, k: int) -> tuple[torch.Tensor, GroundTruth]:
-    """Noise, which leaves no two proposals alike, with two bright quadrilaterals."""
+    """Picture of noise, which leaves no two proposals alike, with two bright quadrilaterals."""
     dice = torch.Generator().manual_seed(100 * iteration + k)
     image = torch.randint(0, 160, (3, 64, 96), dtype=torch.uint8, generator=dice)
     polygons, boxes = [], []

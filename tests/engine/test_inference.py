@@ -1,4 +1,4 @@
-"""What a model finds becomes COCO results in the data set's ids."""
+"""Conversion of a model's detections to COCO results in the data set's ids."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from maskrcnn.structures import Instances
 def results(
     config: ModelConfig, ids: tuple[int, ...], monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...] = ()
 ) -> list[int]:
-    """The categories of results of a model that finds one object of each of its classes.
+    """Categories of the results of a model that finds one object of each of its classes.
 
     The data set has an object of each of its own, and names for them if these are given.
     """

@@ -93,7 +93,7 @@ def test_signals_are_as_before_after_a_run(tmp_path):
 
 
 def signalled_rank(out: Path, config: Config, bad: tuple[int, ...]) -> None:
-    """The last process alone gets the signal."""
+    """Train as one process of several, of which the last alone gets the signal."""
     try:
         process = distributed.join("cpu")
         start = distributed.on_main(lambda: disk.claim(out, resume=True))
@@ -114,7 +114,7 @@ def test_a_signal_to_one_process_ends_all_after_the_same_iteration(tmp_path):
 
 
 def command(out: Path, config: Config, event: tuple[Any, ...]) -> None:
-    """`maskrcnn train` in this process, which at the end of an iteration gets a signal."""
+    """Run `maskrcnn train` in this process, which at the end of an iteration gets a signal."""
     number, rank, iteration = event
     original = Trainer._record
 

@@ -68,7 +68,7 @@ def test_killed_again_and_again_runs_of_every_setting_resume_to_the_same_bytes()
 
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
-    """A file system of 3 MB."""
+    """File system of 3 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]

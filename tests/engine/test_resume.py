@@ -39,7 +39,9 @@ def data(tmp_path_factory) -> Path:
 
 
 def family_config(preset: str, data: Path, settings: dict[str, Any]) -> Config:
-    """The tiny preset on a few pictures; with an evaluation only where that changes norms, since it takes longest."""
+    """Config of the tiny preset on a few pictures; with an evaluation only where that changes norms, since it takes
+    longest.
+    """
     config = presets.get(preset, tiny=True)
     evaluated = "precise_norm_batches" in settings
     config.data.train = str(data if evaluated else data / "annotations" / "train.json")

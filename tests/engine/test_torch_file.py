@@ -113,7 +113,7 @@ def test_what_trainers_keep_beside_the_weights(tmp_path: Path, zipped: bool) -> 
 
 @pytest.fixture
 def mmdetection_classes() -> Iterator[dict[str, type]]:
-    """Classes that MMDetection's and InternImage's files hold objects of; gone when the file is read."""
+    """Define the classes that MMDetection's and InternImage's files hold objects of; gone when the file is read."""
     places = {
         "mmengine.logging.history_buffer": "HistoryBuffer",
         "mmcv.utils.config": "ConfigDict",
@@ -198,7 +198,7 @@ def test_big_endian_files(tmp_path: Path) -> None:
 
 
 class Calls:
-    """Pickles as a call of `function` with `args`."""
+    """Object that pickles as a call of `function` with `args`."""
 
     def __init__(self, function: Any, *args: Any) -> None:
         self.reduced = (function, args)
@@ -244,7 +244,7 @@ def in_legacy(content: bytes) -> bytes:
 
 
 def in_legacy_head(content: bytes) -> bytes:
-    """In the place of the machine's description, before the weights."""
+    """Legacy file with a pickle in the place of the machine's description, before the weights."""
     head = [pickle.dumps(x, 2) for x in (LEGACY_MAGIC, LEGACY_PROTOCOL)]
     return b"".join([*head, content, pickle.dumps({}, 2), pickle.dumps([], 2)])
 
@@ -255,7 +255,7 @@ def in_legacy_keys(content: bytes) -> bytes:
 
 
 def in_tar(content: bytes) -> bytes:
-    """PyTorch's format of before 2017."""
+    """File of PyTorch's format of before 2017."""
     out = io.BytesIO()
     with tarfile.open(fileobj=out, mode="w") as archive:
         for name in ("storages", "tensors", "pickle"):
@@ -315,7 +315,7 @@ def test_a_whole_module_is_refused(tmp_path: Path, zipped: bool) -> None:
 
 
 def persistent(pid: Any) -> bytes:
-    """A pickle that refers to a storage by `pid` and makes a tensor of two elements of it."""
+    """Pickle that refers to a storage by `pid` and makes a tensor of two elements of it."""
 
     class Storage:
         pass

@@ -1,4 +1,4 @@
-"""The loop: what it computes, says and writes."""
+"""Training loop: the numbers it computes, the lines it says and the files it writes."""
 
 from __future__ import annotations
 
@@ -326,7 +326,7 @@ def assert_same_weights(a: Path, b: Path) -> None:
 
 
 def told(run: Path) -> list[Any]:
-    """The log without what depends on the clock."""
+    """Read the log without the fields that depend on the clock."""
     return [
         (e["kind"], e["iteration"], e.get("losses"), e.get("lr"), e.get("segm"), e.get("best"))
         for e in read_log(run / "log.jsonl")

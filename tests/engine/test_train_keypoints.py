@@ -1,4 +1,4 @@
-"""Key points through a whole training run: what the data set says of them reaches the model, and they are scored."""
+"""Key points through a whole training run, from the data set's names and pairs to the model and the scores."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ NAMES = ["left_end", "right_end"]
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Six pictures with a bar in each, whose ends are its key points; the last one's are not labelled. No masks."""
+    """Data set of six pictures with a bar in each, whose ends are its key points; the last one's are not labelled. No
+    masks.
+    """
     images, annotations = [], []
     for i in range(1, 7):
         picture = np.full((96, 128, 3), 30, np.uint8)

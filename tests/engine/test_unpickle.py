@@ -25,7 +25,7 @@ PROTOCOLS = range(6)
 
 
 class Calls:
-    """Pickles as a call of `function` with `args`."""
+    """Object that pickles as a call of `function` with `args`."""
 
     def __init__(self, function: Any, *args: Any) -> None:
         self.reduced = (function, args)

@@ -54,7 +54,7 @@ def refusal(action: Any, *args: Any, **settings: Any) -> str:
     params=["zoo .pkl", "trainer .pth", "legacy .pth", "safetensors with config", "run", "safetensors"]
 )
 def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[MaskRCNN, Path]:
-    """A model, and its weights in one of the formats."""
+    """Model, and its weights in one of the formats."""
     model = tiny(seed=1)
     theirs = detectron2_state(model)
     path = tmp_path / "weights"

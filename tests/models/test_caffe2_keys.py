@@ -39,14 +39,14 @@ def tiny(name: str, seed: int = 0) -> MaskRCNN:
 
 
 def backbone(model: MaskRCNN) -> dict[str, torch.Tensor]:
-    """A model's ResNet by detectron2's names, without what stands before them."""
+    """Weights of a model's ResNet by detectron2's names, without the prefix of a detector."""
     named = {to_detectron2(k): v for k, v in model.state_dict().items()}
     body = {k.split("bottom_up.")[-1].removeprefix("roi_heads."): v for k, v in named.items() if k}
     return {k: v for k, v in body.items() if k.startswith(("stem.", "res"))}
 
 
 def blobs(model: MaskRCNN, kind: str) -> dict[str, np.ndarray]:
-    """The same by caffe2's names. kind: bn, fused (its normalisations to an affine) or gn."""
+    """Blobs of a model's ResNet by caffe2's names. kind: bn, fused (its normalisations to an affine) or gn."""
     made = {}
     for key, value in backbone(model).items():
         *place, part = key.split(".")

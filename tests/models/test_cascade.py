@@ -1,4 +1,4 @@
-"""The cascade's stages: what each sees, what each learns, and what comes out."""
+"""Cascade R-CNN's stages: their inputs, their targets and their results."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SIZE = (96, 128)
 
 @pytest.fixture
 def model() -> MaskRCNN:
-    """One whose box predictors move boxes by many pixels."""
+    """Cascade whose box predictors move boxes by many pixels."""
     model = tiny(NAME)
     generator = torch.Generator().manual_seed(0)
     for head in cascade(model).heads:
@@ -60,7 +60,7 @@ def cascade(model: MaskRCNN) -> CascadeHead:
 
 @torch.no_grad()
 def by_hand(head: CascadeHead, features: RoIFeatures, boxes: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """The probabilities of each stage, and the boxes before the first and after each."""
+    """Run the stages one by one: the probabilities of each, and the boxes before the first and after each."""
     probs, places = [], [boxes]
     for stage in head.heads:
         logits, deltas = stage.predict_rois(features, [places[-1]])

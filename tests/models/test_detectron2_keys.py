@@ -56,7 +56,7 @@ def shapes(shared: Path) -> Shapes:
 
 
 def on_meta(name: str) -> MaskRCNN:
-    """The whole model without memory for it."""
+    """Model of a preset on the meta device, whole but without memory for it."""
     with torch.device("meta"):
         return build_model(presets.get(name).model)
 

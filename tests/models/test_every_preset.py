@@ -15,7 +15,7 @@ from tests.models.tiny import objects, pictures, random_boxes, tiny
 
 
 def distinct_structures() -> list[str]:
-    """One preset for each tiny model that there is: schedules and depths leave no difference."""
+    """List one preset for each tiny model that there is: schedules and depths leave no difference."""
     first: dict[str, str] = {}
     for name in presets.PRESETS:
         model = dataclasses.replace(presets.get(name, tiny=True).model, name="")

@@ -1,4 +1,4 @@
-"""The whole model: inference, its modes and its settings."""
+"""Mask R-CNN as a whole: inference, its modes and its settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The details in which MMDetection's heads differ, where the references cannot tell: by hand."""
+"""Details in which MMDetection's heads differ, by hand where the references cannot tell."""
 
 from __future__ import annotations
 

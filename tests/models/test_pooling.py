@@ -1,4 +1,4 @@
-"""What the heads see of RoIs: C4's shared stage, in pieces and all at once."""
+"""Pooling of RoIs through C4's shared stage, in pieces and all at once."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def tiny(name: str, seed: int = 0) -> MaskRCNN:
 
 
 def trunk(model: MaskRCNN) -> dict[str, Tensor]:
-    """What a pretrained backbone has, without what stands before our names."""
+    """Weights of a model that a pretrained backbone has, without the prefix of our names."""
     state = {k.removeprefix(BODY): v for k, v in model.state_dict().items() if k.startswith(BODY)}
     return {k: v for k, v in state.items() if not may_be_missing(BODY + k)}
 
@@ -43,7 +43,9 @@ def saved(path: Path, content: object) -> Path:
 
 
 def check(model: MaskRCNN, path: Path, *, same: dict[str, Tensor] | None = None) -> str:
-    """Load into another model of the kind; its trunk is then the first one's and the rest as it was. The notes."""
+    """Load the file into another model of this kind, and check that its trunk is then this one's and the rest
+    unchanged. Returns the notes.
+    """
     other = tiny(model.config.name, seed=1)
     before = {k: v.clone() for k, v in other.state_dict().items()}
     assert read_weights(path).kind == "backbone"
@@ -129,7 +131,7 @@ def test_dinov2(tmp_path: Path) -> None:
 
 
 def as_jax(state: dict[str, Tensor], heads: int) -> dict[str, np.ndarray]:
-    """A ViT's trunk as the JAX release names and shapes it."""
+    """Convert a ViT's trunk to the JAX release's names and shapes."""
     made: dict[str, Tensor] = {
         "embedding/kernel": state["patch_embed.proj.weight"].permute(2, 3, 1, 0),
         "embedding/bias": state["patch_embed.proj.bias"],

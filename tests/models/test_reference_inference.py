@@ -110,7 +110,7 @@ def tolerance(model: MaskRCNN, case: dict[str, np.ndarray], tag: str) -> Toleran
 
 @pytest.fixture(scope="module")
 def stages(shared: Path, model: MaskRCNN, case: dict[str, np.ndarray], tag: str) -> Stages:
-    """All intermediate results, in the tag's precision."""
+    """Run all stages of inference, in the tag's precision, and keep their intermediate results."""
     model = model.to(torch.float64 if tag.endswith("64") else torch.float32)
     with Image.open(shared / "reference" / "detectron2" / "input_coffee_s_rgb.png") as image:
         rgb = np.asarray(image.convert("RGB"))
@@ -130,7 +130,9 @@ def stages(shared: Path, model: MaskRCNN, case: dict[str, np.ndarray], tag: str)
 
 
 def matched(detections: Detections, boxes: np.ndarray, labels: np.ndarray) -> list[int]:
-    """Of each expected detection the index of ours: of its class, with the nearest box, no two the same."""
+    """Match detections to the expected ones: for each the index of ours, of its class, with the nearest box, no two
+    the same.
+    """
     distance = torch.cdist(torch.from_numpy(boxes).double(), detections.boxes.double(), p=float("inf"))
     other_class = torch.from_numpy(labels)[:, None] != detections.labels
     order = (distance + 1e6 * other_class).argmin(dim=1).tolist()
@@ -139,14 +141,15 @@ def matched(detections: Detections, boxes: np.ndarray, labels: np.ndarray) -> li
 
 
 def worst(actual: torch.Tensor | np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference between two arrays, which have to have one shape."""
+    """Largest difference between two arrays, which have to have one shape."""
     assert tuple(actual.shape) == expected.shape
     return float(np.abs(np.asarray(actual, np.float64) - expected.astype(np.float64)).max(initial=0.0))
 
 
 def worst_place(actual: torch.Tensor, expected: np.ndarray, tolerance: float, ties: int) -> float:
-    """The largest distance of key points, but for at most so many that are elsewhere with the same score: two places
-    of a heat map whose values agree to its rounding change places, with the number of threads too."""
+    """Largest distance of key points, but for at most so many that are elsewhere with the same score: two places of a
+    heat map whose values agree to its rounding change places, with the number of threads too.
+    """
     assert tuple(actual.shape) == expected.shape
     ours = actual.double().numpy()
     distance = np.abs(ours - expected)[..., :2].max(-1)

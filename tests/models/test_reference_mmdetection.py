@@ -119,7 +119,7 @@ def stages(shared: Path, model: MaskRCNN, case: dict[str, np.ndarray]) -> Stages
 
 
 def tap_place(tap: str, model: MaskRCNN) -> tuple[str, int | None]:
-    """The module whose output a tap is, and which one of its outputs."""
+    """Module whose output a tap is, and which one of its outputs."""
     part, dot, index = tap.rpartition(".out")
     if not dot:
         return tap, None
@@ -140,7 +140,7 @@ def tap_place(tap: str, model: MaskRCNN) -> tuple[str, int | None]:
 
 
 def as_map(logits: Tensor, shape: list[int]) -> Tensor:
-    """(1, H W A) or (1, H W A, 4) as the original's map (1, A or 4 A, H, W)."""
+    """Reshape (1, H W A) or (1, H W A, 4) to the original's map (1, A or 4 A, H, W)."""
     _, channels, height, width = shape
     return logits.reshape(1, height, width, channels).permute(0, 3, 1, 2)
 

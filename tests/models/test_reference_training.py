@@ -85,7 +85,7 @@ def targets(case: dict[str, np.ndarray], model: MaskRCNN, batch: ImageBatch) -> 
 
 @pytest.fixture(scope="module", params=["A", "B"])
 def key(request: pytest.FixtureRequest, case: dict, model: MaskRCNN) -> Iterator[str]:
-    """The case's beginning of names, with the model set as there."""
+    """Prefix of the case's names, with the model set as in that case."""
     key = f"train{request.param}"
     settings = {
         "MODEL__RPN__POST_NMS_TOPK_TRAIN": (model.rpn.config, "post_nms_topk_train"),
@@ -106,7 +106,7 @@ class Sampled(NamedTuple):
 
 @pytest.fixture(scope="module")
 def sampled(model: MaskRCNN, batch: ImageBatch, targets: list[GroundTruth], key: str) -> Sampled:
-    """From the same proposals that the losses below are computed with."""
+    """Sample anchors and RoIs from the proposals that the losses below are computed with."""
     with torch.no_grad():
         features = model.backbone(batch.pixels)
         proposals, _ = model.rpn.loss(features, batch.image_sizes, targets)
@@ -116,7 +116,7 @@ def sampled(model: MaskRCNN, batch: ImageBatch, targets: list[GroundTruth], key:
 
 @pytest.fixture
 def rematched(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[SampledRoIs]]:
-    """What the later stages of a cascade learn from: by stage, each image's, as it comes."""
+    """RoIs that the later stages of a cascade learn from: by stage, each image's, as it comes."""
     found: dict[int, list[SampledRoIs]] = defaultdict(list)
     rematch = CascadeHead.rematch
 

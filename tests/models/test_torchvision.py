@@ -33,7 +33,7 @@ SIZES = (256, 400)  # shortest and longest side: P6 has an odd share of the padd
 
 @cache
 def theirs(name: str) -> Any:
-    """torchvision's model with random weights and statistics, at a small input size."""
+    """Make torchvision's model with random weights and statistics, at a small input size."""
     torch.manual_seed(0)
     model = getattr(detection, name)(weights=None, weights_backbone=None, num_classes=None).eval()
     with torch.no_grad():

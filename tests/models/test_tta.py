@@ -1,4 +1,4 @@
-"""Test-time augmentation: what the views see, and how what they find becomes one."""
+"""Test-time augmentation: the views, and the merging of their detections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (61, 90, 3), dtype=np.uint8)
 
 @torch.no_grad()
 def finds_much(preset: str = PRESETS[0]) -> MaskRCNN:
-    """A random model whose last layers are scaled until they say something: it finds dozens of objects."""
+    """Random model whose last layers are scaled until they say something: it finds dozens of objects."""
     model = tiny(preset).eval()
     assert model.mask_head is not None
     batch = model.preprocess([torch.from_numpy(IMAGE).permute(2, 0, 1)])

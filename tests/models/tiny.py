@@ -21,7 +21,7 @@ def tiny(name: str = "mask_rcnn_R_50_FPN_1x") -> MaskRCNN:
 
 
 def objects(boxes: list[list[float]], size: tuple[int, int], seed: int = 0) -> GroundTruth:
-    """Rectangles of classes 0, 1, 2, 0, ... with 17 visible points each."""
+    """Make rectangles of classes 0, 1, 2, 0, ... with 17 visible points each."""
     polygons = [[[x0, y0, x1, y0, x1, y1, x0, y1]] for x0, y0, x1, y1 in boxes]
     corners = torch.tensor(boxes).reshape(-1, 2, 2)
     share = torch.rand(len(boxes), 17, 2, generator=torch.Generator().manual_seed(0))

@@ -1,5 +1,6 @@
-"""The deformable operators against the outputs and gradients of InternImage's and ViT-Adapter's own code,
-against `grid_sample` and against torchvision."""
+"""Deformable operators against the outputs and gradients of InternImage's and ViT-Adapter's own code, against
+`grid_sample` and against torchvision.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 
 
 def value_and_grads(op, *tensors: Tensor, seed: int = 9) -> list[Tensor]:
-    """The output and the gradients of all tensors, for a random gradient of the output."""
+    """Output and the gradients of all tensors, for a random gradient of the output."""
     tensors = tuple(t.detach().requires_grad_() for t in tensors)
     out = op(*tensors)
     grad = randn(*out.shape, seed=seed).to(out.dtype)
@@ -46,7 +47,7 @@ def read_case(shared, file: str, name: str) -> dict[str, np.ndarray]:
 
 
 def assert_equals_reference(op, case: dict, names: tuple[str, ...], dtype: torch.dtype, tolerance: float):
-    """Output and every gradient; half precision gets places in float32, as the models hand them over."""
+    """Compare output and every gradient; half precision gets places in float32, as the models hand them over."""
     expected = {k: case[f"{k}_{'f64' if dtype == torch.float64 else 'f32'}"] for k in
                 ("output", *(f"grad_{n}" for n in names))}  # fmt: skip
     places = names.index("offset") if "offset" in names else names.index("sampling_locations")

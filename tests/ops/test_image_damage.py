@@ -32,7 +32,7 @@ def decoder(request, monkeypatch) -> str:
 
 @pytest.fixture
 def limit():
-    """The limit of pixels is as it was, after the test."""
+    """Restore the limit of pixels after the test."""
     yield
     set_max_pixels(None)
 
@@ -123,7 +123,7 @@ class TestWhole:
 
 
 def png_head(width: int, height: int) -> bytes:
-    """A whole PNG file that claims a size and holds no pixels."""
+    """Whole PNG file that claims a size and holds no pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -133,7 +133,7 @@ def png_head(width: int, height: int) -> bytes:
 
 
 def claims(form: str, width: int, height: int) -> bytes:
-    """A small file that claims a large picture."""
+    """Small file that claims a large picture."""
     if form == "png":
         return png_head(width, height)
     data = bytearray(encoded(NOISE, form))

@@ -19,7 +19,7 @@ HEIGHT, WIDTH = 40, 56
 
 @pytest.fixture(params=["torchcodec", "pillow"])
 def decoder(request, monkeypatch) -> str:
-    """Every claim below holds with each decoder."""
+    """Decoder of images that the test runs with: each in turn."""
     if request.param == "pillow":
         monkeypatch.setattr(image_io, "_torchcodec_decoder", lambda: None)
     elif image_io._torchcodec_decoder() is None:
@@ -29,7 +29,7 @@ def decoder(request, monkeypatch) -> str:
 
 
 def picture() -> Image.Image:
-    """Smooth, without symmetry, so that every wrong turn shows."""
+    """Smooth picture without symmetry, so that every wrong turn shows."""
     ramp = np.add.outer(np.arange(HEIGHT) * 3, np.arange(WIDTH) * 2)
     return Image.fromarray(np.clip(ramp[..., None] + np.array([0, 20, 10]), 0, 255).astype(np.uint8))
 

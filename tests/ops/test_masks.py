@@ -44,7 +44,7 @@ def unpacked(packed: np.ndarray, *shape: int) -> np.ndarray:
 
 
 def blobs(rng: np.random.Generator, n: int, height: int, width: int) -> np.ndarray:
-    """(n, height, width) of rectangles with holes, some at the picture's border, some empty."""
+    """Bitmaps (n, height, width) of rectangles with holes, some at the picture's border, some empty."""
     masks = np.zeros((n, height, width), np.uint8)
     for mask in masks:
         y, x = np.sort(rng.integers(0, height + 1, 2)), np.sort(rng.integers(0, width + 1, 2))
@@ -53,7 +53,7 @@ def blobs(rng: np.random.Generator, n: int, height: int, width: int) -> np.ndarr
 
 
 def random_boxes(rng: np.random.Generator, n: int, height: int, width: int) -> Tensor:
-    """Inside, across and outside the picture; some without extent."""
+    """Boxes inside, across and outside the picture; some without extent."""
     start = rng.uniform(-3, [width, height], (n, 2))
     extent = rng.uniform(0, [width, height], (n, 2)) * (rng.random((n, 1)) > 0.1)
     return torch.from_numpy(np.concatenate([start, start + extent], 1).astype(np.float32))
@@ -104,7 +104,7 @@ class TestRLE:
 
 
 class TestTargets:
-    """`rasterize` against detectron2's, and its definition where there is no reference."""
+    """Claims about `rasterize`: detectron2's results, and its definition where there is no reference."""
 
     @pytest.mark.parametrize("library", ["hotcoco", "pycocotools"])
     def test_polygons_are_detectron2s(
@@ -180,7 +180,7 @@ class TestTargets:
 
 
 class TestTransforms:
-    """Each against the same done to full bitmaps."""
+    """Claims that each transform of masks gives the transform of their full bitmaps."""
 
     @given(SEEDS, st.booleans())
     @settings(max_examples=40, deadline=None)

@@ -25,7 +25,7 @@ OPENCV = {
 
 
 def noise(height: int, width: int) -> np.ndarray:
-    """(height, width, 3) uint8 by a formula, so that it is the same with every numpy."""
+    """Noise (height, width, 3) uint8 by a formula, which every numpy computes alike."""
     n = np.arange(height * width * 3, dtype=np.uint64)
     return ((n * np.uint64(2654435761) >> np.uint64(13)) % 256).astype(np.uint8).reshape(height, width, 3)
 
