@@ -174,3 +174,10 @@ def test_they_go_with_a_model_not_with_results(
 ) -> None:
     assert main(["evaluate", "--data", str(data), "--results", str(data), option]) == 2
     assert f"{option.split('=')[0]} goes with --model, not with --results" in capsys.readouterr().err
+
+
+def test_a_threshold_of_zero_is_one(run: Run, model: MaskRCNN, data: Path) -> None:
+    model.config.box_head.score_threshold = 1.0
+    assert run("--model", "any", "--score-threshold", 0) == 0
+    assert json.loads((data.parent / "results.json").read_text())
+    assert model.config.box_head.score_threshold == 0.0

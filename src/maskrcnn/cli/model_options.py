@@ -67,7 +67,11 @@ def given_options(args: argparse.Namespace) -> list[str]:
     parser = argparse.ArgumentParser()
     add_model_options(parser, model_required=False)
     names = [action.dest for action in parser._actions if action.dest not in ("help", "model")]
-    return [f"--{name.replace('_', '-')}" for name in names if getattr(args, name) not in (None, False)]
+    return [f"--{name.replace('_', '-')}" for name in names if _is_given(getattr(args, name))]
+
+
+def _is_given(value: object) -> bool:
+    return value is not None and value is not False  # a threshold of 0 is one
 
 
 def load_model(args: argparse.Namespace) -> MaskRCNN:
@@ -87,7 +91,7 @@ def load_model(args: argparse.Namespace) -> MaskRCNN:
     c = model.config
     for part, names in ((c.box_head, _BOX_SETTINGS), (c.input, _INPUT_SETTINGS)):
         for name in names:
-            if getattr(args, name) not in (None, False):
+            if _is_given(getattr(args, name)):
                 setattr(part, name, getattr(args, name))
     if args.mask_threshold is not None:
         if c.mask_head is None:
