@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OUT ?= runs/demo
 
-.PHONY: setup demo test parity lint clean
+.PHONY: setup demo test parity lint wheel dist smoke clean
 
 setup: $(READY)
 
@@ -42,5 +42,22 @@ lint: $(READY)
 	@$(BIN)/pyright --pythonversion 3.14
 	@$(BIN)/lint-imports
 
+# What people install: built, checked, and tried where nothing else is installed.
+wheel: dist smoke
+
+dist:
+	@rm -rf dist build/tools
+	@"$(PYTHON)" -m venv build/tools
+	@build/tools/bin/python -m pip install -qq --disable-pip-version-check build twine
+	@build/tools/bin/python -m build --outdir dist .
+	@build/tools/bin/python -m twine check --strict dist/*
+
+# PYTHON=python3.14 tries the wheel on another Python.
+smoke:
+	@rm -rf build/clean
+	@"$(PYTHON)" -m venv build/clean
+	@build/clean/bin/python -m pip install -qq --disable-pip-version-check dist/*.whl
+	@build/clean/bin/python .ci/smoke.py
+
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf .venv .pytest_cache .ruff_cache .import_linter_cache build dist
