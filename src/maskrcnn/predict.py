@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from maskrcnn.data.source import other_pictures
+from maskrcnn.data.source import is_junk, other_pictures
 from maskrcnn.data.stream import StreamedImage, stream_images
 from maskrcnn.engine.inference import detect_images
 from maskrcnn.errors import UserError, check_number, described, did_you_mean, one_line
@@ -281,5 +281,5 @@ def _matches(given: str) -> list[Path]:
 
 def _images_among(paths: Iterable[Path]) -> list[Path]:
     return sorted(
-        p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
+        p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and not is_junk(p.name) and p.is_file()
     )

@@ -43,6 +43,13 @@ def label_map(path: Path, numbers: np.ndarray, *, palette: bool = False) -> Path
     return path
 
 
+def labelme(folder: Path, *shapes: dict[str, Any]) -> None:
+    """A picture a.png with a LabelMe file of these shapes."""
+    picture(folder / "a.png")
+    content = {"shapes": list(shapes), "imagePath": "a.png", "imageHeight": HEIGHT, "imageWidth": WIDTH}
+    write_json(folder / "a.json", content)
+
+
 def training_part(folder: Path, **options: Any) -> CocoData:
     return read_data(find_data(folder, **options).train)
 

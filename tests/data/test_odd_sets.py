@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from maskrcnn.cli.main import main
 from maskrcnn.data import check, find_data, read_data
@@ -20,6 +17,7 @@ from tests.data.label_files import (
     WIDTH,
     defects,
     label_map,
+    labelme,
     objects,
     picture,
     training_part,
@@ -49,101 +47,6 @@ def test_files_of_the_system_change_nothing(tmp_path: Path, reader: str) -> None
     assert defects(beside) == {}
 
 
-# --- mask pictures
-
-
-def labelme(folder: Path, *shapes: dict[str, Any]) -> None:
-    picture(folder / "a.png")
-    content = {"shapes": list(shapes), "imagePath": "a.png", "imageHeight": HEIGHT, "imageWidth": WIDTH}
-    write_json(folder / "a.json", content)
-
-
-def bitmap_shape(x: float, y: float, mask: Image.Image) -> dict[str, Any]:
-    file = io.BytesIO()
-    mask.save(file, "PNG")
-    text = base64.b64encode(file.getvalue()).decode()
-    return {"label": "cat", "shape_type": "mask", "points": [[x, y], [0, 0]], "mask": text}
-
-
-@pytest.mark.parametrize(
-    ("x", "y", "box"),
-    [
-        (-5, -3, [0, 0, 15, 7]),
-        (50.4, 33.2, [50, 33, 60, 40]),
-        (-5, 33, [0, 33, 15, 40]),
-        (7, 8, [7, 8, 27, 18]),
-    ],
-)
-def test_a_labelme_bitmap_is_clipped_where_it_leaves_the_picture(
-    tmp_path: Path, x: float, y: float, box: list[int]
-) -> None:
-    labelme(tmp_path, bitmap_shape(x, y, Image.new("L", (20, 10), 255)))
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    assert objects(training_part(tmp_path)) == [("a.png", "cat", box, area)]
-    assert defects(training_part(tmp_path)) == {}
-
-
-@pytest.mark.parametrize(("x", "y"), [(-30, 0), (0, -10), (60, 0), (0, 99), (1e30, -1e30)])
-def test_a_labelme_bitmap_outside_the_picture_is_told(tmp_path: Path, x: float, y: float) -> None:
-    labelme(tmp_path, bitmap_shape(x, y, Image.new("L", (20, 10), 255)))
-    assert defects(training_part(tmp_path)) == {"zero_area": 1}
-
-
-def one_mask(folder: Path, mask: Image.Image, name: str = "0.png", **options: Any) -> list[Any]:
-    picture(folder / "x" / "images" / "x.png")
-    (folder / "x" / "masks").mkdir(parents=True, exist_ok=True)
-    mask.save(folder / "x" / "masks" / name, **options)
-    return objects(training_part(folder))
-
-
-def painted(value: Any = 255, mode: str = "L", ground: Any = 0) -> Image.Image:
-    mask = Image.new(mode, (WIDTH, HEIGHT), ground)
-    mask.paste(value, (10, 5, 30, 15))
-    return mask
-
-
-def test_a_jpeg_mask_has_no_halo(tmp_path: Path) -> None:
-    noisy = painted(ground=0).resize((WIDTH * 3, HEIGHT * 3)).resize((WIDTH, HEIGHT))
-    found = one_mask(tmp_path, noisy, "0.jpg", quality=60)
-    assert found == [("x", "object", [10, 5, 30, 15], 200)]
-
-
-@pytest.mark.parametrize(
-    "mask",
-    [
-        painted((255, 255, 255, 255), "RGBA", (255, 255, 255, 0)),  # white everywhere, seen in the rectangle
-        painted((0, 0, 0, 255), "RGBA", (0, 0, 0, 0)),  # black on transparent ground
-        painted((255, 255, 255, 255), "RGBA", (0, 0, 0, 0)),
-        painted((255, 255, 255, 255), "RGBA", (0, 0, 0, 255)),  # opaque everywhere
-        painted((255, 0), "LA", (0, 0)),  # transparent everywhere
-        painted(1),
-        painted(1, "1"),
-        painted(40_000, "I;16"),
-    ],
-    ids=["white", "black", "both", "opaque", "transparent", "1 of 255", "bits", "16 bits"],
-)
-def test_what_counts_in_a_mask_is_what_is_seen(tmp_path: Path, mask: Image.Image) -> None:
-    assert one_mask(tmp_path, mask) == [("x", "object", [10, 5, 30, 15], 200)]
-
-
-def test_a_label_picture_that_is_a_jpeg_inside_is_refused(tmp_path: Path) -> None:
-    for kind in ("Object", "Class"):
-        label_map(tmp_path / f"Segmentation{kind}" / "a.png", np.asarray(painted(1)))
-    picture(tmp_path / "JPEGImages" / "a.jpg")
-    assert len(objects(training_part(tmp_path))) == 1
-    painted(1).save(tmp_path / "SegmentationObject" / "a.png", "JPEG")
-    with pytest.raises(UserError, match=r"a\.png: expected a label picture as it was painted, got a JPEG"):
-        training_part(tmp_path)
-
-
-def test_label_numbers_that_no_16_bits_hold_are_refused(tmp_path: Path) -> None:
-    picture(tmp_path / "a.png")
-    for numbers in (np.full((HEIGHT, WIDTH), -1, np.int32), np.full((HEIGHT, WIDTH), 1 << 30, np.int32)):
-        Image.fromarray(numbers).save(tmp_path / "a_instanceIds.png", "TIFF")
-        with pytest.raises(UserError, match="expected label numbers from 0 to 65535"):
-            training_part(tmp_path)
-
-
 # --- text files
 
 
@@ -168,7 +71,7 @@ def test_voc_lists_and_names_in_other_encodings_lose_nothing(tmp_path: Path, enc
     for name in ("a", "b"):
         picture(tmp_path / "JPEGImages" / f"{name}.jpg")
         for kind in ("Object", "Class"):
-            label_map(tmp_path / f"Segmentation{kind}" / f"{name}.png", np.asarray(painted(1)))
+            label_map(tmp_path / f"Segmentation{kind}" / f"{name}.png", np.eye(HEIGHT, WIDTH, dtype=np.uint8))
     (tmp_path / "labels.txt").write_bytes("_background_\ngrün\n".encode(encoding))
     write_text(tmp_path / "ImageSets" / "Segmentation" / "train.txt", "")
     (tmp_path / "ImageSets" / "Segmentation" / "train.txt").write_bytes("a\nb\n".encode(encoding))

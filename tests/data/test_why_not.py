@@ -70,6 +70,9 @@ def test_a_broken_part_is_no_missing_part(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:40])
     with pytest.raises(UserError, match=r"train\.json: not valid JSON"):
         find_data(tmp_path)  # not: the validation part for training
+    path.write_text("")
+    with pytest.raises(UserError, match=r"train\.json: expected a COCO JSON object"):
+        find_data(tmp_path)
 
 
 def test_other_coco_files_are_told_or_refused(tmp_path: Path) -> None:
@@ -81,6 +84,11 @@ def test_other_coco_files_are_told_or_refused(tmp_path: Path) -> None:
     assert len(notes) == 2
     assert "more.json: a COCO JSON that says neither train nor val" in notes[0]
     assert "broken.json: not valid JSON" in notes[1]
+    (tmp_path / "annotations" / "broken.json").rename(tmp_path / "annotations" / "val_old.json")
+    write_json(tmp_path / "annotations" / "val_results.json", [{"image_id": 1, "score": 0.5}])
+    write_text(tmp_path / "train_log.json", '{"step": 1}\n{"step": 2}\n')
+    _, (_, told) = find_data(tmp_path).train.notes  # the logs and results of others are none of its parts
+    assert "val_old.json: not valid JSON" in told
     other.rename(other.with_name("val_2.json"))
     with pytest.raises(
         UserError, match=r"expected one JSON with 'val' in its name, found .*val\.json.*val_2"

@@ -74,7 +74,7 @@ def main(args: argparse.Namespace) -> int:
 def _part(
     role: str, source: Source, classes: tuple[Any, ...], args: argparse.Namespace
 ) -> tuple[Chapter, CocoData | None]:
-    """What was found in a part, told; and what training would learn from, or None where it would refuse."""
+    """Print what is found in a part; give it with what training would learn from, None where it would refuse."""
     from maskrcnn.data import advise, check, read_data
 
     data = read_data(source, *classes)
@@ -122,7 +122,7 @@ def _page(path: Path, args: argparse.Namespace, chapters: list[Chapter]) -> Path
 
 
 def _contents(data: CocoData) -> list[str]:
-    """What the set holds, before any repair."""
+    """Lines on the set before any repair: numbers of images, objects and classes, and sizes."""
     import numpy as np
 
     a = data.arrays

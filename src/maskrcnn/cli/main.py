@@ -57,9 +57,8 @@ def run() -> NoReturn:
     """The entry point of the `maskrcnn` command."""
     if sys.argv[1:2] in (["predict"], ["evaluate"]):
         keep_freed_memory()
-    if isinstance(
-        sys.stdout, io.TextIOWrapper
-    ):  # names of classes and files that the terminal has no letters for
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of classes and files may have letters that the terminal has not.
         sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(main(sys.argv[1:]))
 

@@ -6,8 +6,7 @@ image_id is the file's name without its ending; category_id is the class index f
 id where one is given with --data or known from training. DIR/NAME.jpg is the picture of each image.
 
 A file that cannot be read is reported and skipped, a picture that cannot be drawn costs no result; the exit status
-is then 1. The exit status is 2
-for a mistake in the command; nothing is written then.
+is then 1. It is 2 for a mistake in the command; nothing is written then.
 """
 
 from __future__ import annotations

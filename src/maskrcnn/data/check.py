@@ -19,7 +19,7 @@ from maskrcnn.data.mask_extents import SOUND, measure_rings, measure_rles, merge
 from maskrcnn.data.pictures import look_at
 
 _ROUNDING = 1.0  # pixels that a box may reach outside the image, or differ from its mask, without a finding
-_HINTS = 10  # missing images for which the nearest file is looked for
+_HINTS = 3  # missing images for which the nearest file is looked for: each takes a walk through the folder
 _PAIRS = "one point only: a list of pairs is no polygon; write x, y, x, y, ... in one list"
 _RING_PROBLEM = (
     "",
@@ -91,25 +91,22 @@ def _check_entries(report: Report) -> None:
     a = report.data.arrays
     ids, offsets = a["image_ids"], a["name_offsets"]
     blob = a["names"].tobytes()
-    names = [blob[first:last] for first, last in zip(offsets[:-1].tolist(), offsets[1:].tolist())]
+    ends = zip(offsets[:-1].tolist(), offsets[1:].tolist())
+    names = [blob[first:last].decode(errors="replace") for first, last in ends]
     has_objects = np.diff(a["object_offsets"]) > 0
     by_id = {}
-    by_name: dict[bytes, int] = {}
+    by_name: dict[str, int] = {}
     for i, (identity, name) in enumerate(zip(ids.tolist(), names)):
         first = by_id.setdefault(identity, i)
         if first != i:
             same = names[first] == name
             kind = "duplicate_image" if same else "duplicate_image_id"
             message = "listed twice" if same else "its id stands for {} and for {}"
-            report.add(
-                kind, i, -1, message, [names[first].decode(errors="replace")], [name.decode(errors="replace")]
-            )
+            report.add(kind, i, -1, message, [names[first]], [name])
             report.left_out.add(i)
         elif name and (first := by_name.setdefault(name, i)) != i:
             kind = "split_image" if has_objects[i] and has_objects[first] else "duplicate_image"
-            report.add(
-                kind, i, -1, "{} is the file of image {} too", [name.decode(errors="replace")], [ids[first]]
-            )
+            report.add(kind, i, -1, "{} is the file of image {} too", [name], [ids[first]])
             later = first if has_objects[i] else i
             report.left_out.add(later)
             by_name[name] = first if later == i else i

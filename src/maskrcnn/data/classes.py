@@ -74,16 +74,16 @@ def unknown(where: object, names: Sequence[str], others: Sequence[str]) -> str:
     got = ", ".join(map(repr, others[:3])) + ", ..." * (len(others) > 3)
     near = did_you_mean(others[0], names, show_all_up_to=0) if others else ""
     advice = near or "Use a model trained on these classes, or give them its names."
-    return f"{where}: expected classes that the model knows ({shown(names)}), got {got or 'none'}. {advice}"
+    return f"{where}: expected classes that the model knows ({_first(names)}), got {got or 'none'}. {advice}"
 
 
-def shown(names: Sequence[str]) -> str:
+def _first(names: Sequence[str]) -> str:
     """The first names, for a message."""
     return ", ".join(names[:_SHOWN]) + ", ..." * (len(names) > _SHOWN)
 
 
 def _unnamed(names: Sequence[str], ids: Sequence[int]) -> bool:
-    """Whether the names are those that are made up where a JSON has none."""
+    """Recognize the names that are made up where a JSON has none."""
     return list(names) == list(map(str, ids))
 
 

@@ -37,7 +37,7 @@ from maskrcnn.ops.rle import read_runs, write_counts
 
 VERSION = 6  # of what is below; a cache made by another version is made anew
 NO_MASK, POLYGONS, RLE, UNREADABLE = range(4)
-_LONGEST_ID = 1000
+_LONGEST_ID = 1000  # characters: each takes as much room as the longest
 _NAN4 = (float("nan"),) * 4
 _WHOLE = re.compile(r"-?[0-9]{1,18}")  # an id as text
 
@@ -63,8 +63,9 @@ def parse(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
 
 
 def collect(path: Path, elements: Iterable[tuple[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The same of (member, element) pairs, in any order, as a COCO JSON would hold them; `path` is for messages.
+    """Arrays and `meta` of (member, element) pairs, in any order, as a COCO JSON would hold them.
 
+    `path` is for messages.
     The member "notes" holds findings of the reader: pairs of a kind of `defects.RULES` and a sentence.
     """
     images, annotations, categories, notes = _Images(path), _Annotations(path), [], []
@@ -101,9 +102,7 @@ class _Images:
             raise UserError(
                 f"{where}: expected an id that is a whole number or text, got {image.get('id')!r}."
             )
-        if (
-            isinstance(identity, str) and len(identity) > _LONGEST_ID
-        ):  # each would take as much room as the longest
+        if isinstance(identity, str) and len(identity) > _LONGEST_ID:
             raise UserError(
                 f"{where}: expected an id of at most {_LONGEST_ID} characters, got {len(identity)}."
             )

@@ -13,10 +13,9 @@ import numpy as np
 
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.shared_arrays import Patch
-from maskrcnn.errors import UserError, shown
+from maskrcnn.errors import UserError, one_line
 
 REFUSED = "refused"
-_LONGEST_LINE = 300  # characters of a finding, whatever names are in it
 RULES: dict[str, str] = {
     "no_images": REFUSED,
     "no_annotations": REFUSED,
@@ -85,7 +84,7 @@ class Finding(NamedTuple):
         image = "" if self.image_id is None else f"image {self.image_id}"
         annotation = "" if self.annotation_id is None else f"annotation {self.annotation_id}"
         place = ", ".join(p for p in (image, annotation) if p)
-        return shown(f"{place}: {self.message}" if place else self.message, _LONGEST_LINE)
+        return one_line(f"{place}: {self.message}" if place else self.message)
 
 
 @dataclass(slots=True)
@@ -113,9 +112,7 @@ class Report:
     groups: list[Group] = field(default_factory=list)
     patches: list[Patch] = field(default_factory=list)
     left_out: set[int] = field(default_factory=set)  # images, as positions in the arrays
-    brightest: np.ndarray | None = (
-        None  # each image's largest value, 0 to 255, where the files were looked at
-    )
+    brightest: np.ndarray | None = None  # largest value of each image, 0 to 255, if its file was looked at
 
     def __len__(self) -> int:
         return sum(len(g) for g in self.groups)

@@ -70,7 +70,7 @@ def _fit(name: str, index: Mapping[str, list[tuple[Parts, Path]]]) -> Path | Non
 
 
 def _ends(a: Parts, b: Parts) -> bool:
-    """Whether one of the paths ends with the other; their last parts are known to fit."""
+    """Compare two paths as far as the shorter goes; their last parts are known to fit."""
     count = min(len(a), len(b)) - 1
     return count == 0 or a[-1 - count : -1] == b[-1 - count : -1]
 

@@ -21,8 +21,8 @@ _SPACE = " \t\r\n"
 class JsonStream:
     """Iterates over `(member, element)` of the arrays `members` of the JSON object in a file.
 
-    `seen` holds the names of all top-level members that have been passed. `errors`: what becomes of bytes that are
-    no text, as `open` has it.
+    `seen` holds the names of all top-level members that have been passed, `first` the character that the text begins
+    with. `errors`: what becomes of bytes that are no text, as `open` has it.
     """
 
     def __init__(self, path: Path, members: Collection[str], errors: str = "strict") -> None:
@@ -30,6 +30,7 @@ class JsonStream:
         self._errors = errors
         self.members = members
         self.seen: list[str] = []
+        self.first = ""
         self._decode = json.JSONDecoder().raw_decode
         self._text = ""
         self._at = 0  # where in the text
@@ -49,9 +50,11 @@ class JsonStream:
             raise UserError(f"{self.path}: cannot read it: {e.strerror}.") from None
 
     def _object(self) -> Iterator[tuple[str, Any]]:
-        first = self._peek()
-        if first != "{":
-            kind = "a list (a results file?)" if first == "[" else f"text that begins with {first!r}"
+        self.first = self._peek()
+        if self.first != "{":
+            kind = (
+                "a list (a results file?)" if self.first == "[" else f"text that begins with {self.first!r}"
+            )
             raise UserError(
                 f"{self.path}: expected a COCO JSON object with images, annotations and categories, got {kind}."
             )

@@ -66,7 +66,7 @@ def read_json(path: Path) -> Any:
 
 
 def json_fault(error: Exception) -> str:
-    """What is wrong with a JSON, of the exception that its parser raised."""
+    """Sentence part on what is wrong with a JSON, of the exception that its parser raised."""
     if isinstance(error, RecursionError):
         return "its lists or objects are nested too deeply"
     if isinstance(error, json.JSONDecodeError):

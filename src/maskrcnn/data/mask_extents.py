@@ -46,9 +46,8 @@ def _measure(points: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.nd
     low, high = np.minimum.reduceat(xy, starts), np.maximum.reduceat(xy, starts)
     far = np.maximum(-low, high).max(1) > FARTHEST
     xy[np.repeat(far, counts)] = 0
-    xy -= np.repeat(
-        np.where(far[:, None], 0, low), counts, axis=0
-    )  # small numbers: less is lost when the products cancel
+    origin = np.where(far[:, None], 0, low)  # small numbers: less is lost when the products cancel
+    xy -= np.repeat(origin, counts, axis=0)
     after = np.arange(1, len(xy) + 1)
     after[ends - 1] = starts
     area = np.add.reduceat(xy[:, 0] * xy[after, 1] - xy[after, 0] * xy[:, 1], starts) / 2

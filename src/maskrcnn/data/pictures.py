@@ -1,4 +1,4 @@
-"""Whether the pictures of a data set can be decoded whole: found out once, then known by size and time of change.
+"""Pictures of a data set that can be decoded whole: found out once, then known by size and time of change.
 
 A header says nothing about the rest of a file, so each picture is decoded. For a large set that takes minutes, with
 a bar on standard error; what was found sound is kept in the user's cache (`shared_arrays`), also if it is interrupted.
@@ -90,7 +90,7 @@ def _decoded_and_kept(
 
 
 def _keys(paths: Sequence[Path | None]) -> tuple[list[int], list[int]]:
-    """What each file is known by, and its size in bytes; both 0 where there is none."""
+    """A key for each file's path, size and time of change, and its size in bytes; both 0 where there is none."""
     keys, sizes = [], []
     for path in paths:
         try:

@@ -72,7 +72,7 @@ def split_of(*texts: str) -> str:
 
 
 def is_junk(name: str) -> bool:
-    """Whether a file or folder of this name is a system's or a tool's own and no part of a data set.
+    """Recognize files and folders that are a system's or a tool's own and no part of a data set.
 
     All hidden ones are: macOS's `._im0.jpg` beside `im0.jpg`, `.DS_Store`, `.ipynb_checkpoints`; and Windows'
     Thumbs.db, zip files' __MACOSX and the like.
@@ -81,7 +81,7 @@ def is_junk(name: str) -> bool:
 
 
 def listed(folder: Path, *patterns: str) -> list[Path]:
-    """What lies in a folder by any of these patterns ("*" without), in order, and without junk at any depth.
+    """Files and folders in a folder by any of these patterns ("*" without), in order, without junk at any depth.
 
     Nothing where there is no such folder, or where its name is too long for one.
     """

@@ -31,7 +31,7 @@ _PEEK = 200  # files of a folder that are looked at
 
 
 def why_not(path: Path) -> str:
-    """What is wrong with a file, or with the first file in a folder that might have been labels; empty if none is."""
+    """Sentence part on a file, or on the first in a folder that might have been labels, that is none; else empty."""
     if path.is_file():
         return reason(path)
     candidates = [p for p in listed(path, "*", "*/*")[:_PEEK] if p.is_file()]

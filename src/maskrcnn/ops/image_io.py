@@ -18,11 +18,12 @@ What a file means is fixed by these rules, whoever decodes:
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
@@ -32,7 +33,14 @@ import torch
 from torch import Tensor
 
 from maskrcnn.errors import UserError
-from maskrcnn.ops.image_files import for_decoding, format_of, png_file, webp_file, webp_without_zeros
+from maskrcnn.ops.image_files import (
+    PictureFile,
+    for_decoding,
+    format_of,
+    png_file,
+    webp_file,
+    webp_without_zeros,
+)
 from maskrcnn.ops.opencv_resize import resize_bilinear
 
 if TYPE_CHECKING:
@@ -58,17 +66,27 @@ def read_image(source: str | Path | IO[bytes]) -> np.ndarray:
     """
     try:
         with _opened(source) as file:
-            head = file.read(12)
-            if not head:
-                raise ValueError("the file is empty")
-            file.seek(-len(head), os.SEEK_CUR)
-            if (kind := format_of(head)) == "other":
-                return _pixels(_open(file))
-            encoded = _read_bytes(file)
-            if kind == "jpeg":
-                return _pixels(_open(io.BytesIO(for_decoding(encoded.data)), "JPEG"))
-            return _read_png_or_webp(encoded, kind)
+            kind = _format(file)
+            if kind in ("png", "webp"):
+                return _read_png_or_webp(_read_bytes(file), kind)
+            return _pixels(_whole_picture(file, kind))
     except Exception as e:  # Pillow's plug-ins raise nearly anything on a corrupt file
+        raise _unreadable(source, e) from None
+
+
+@contextlib.contextmanager
+def stored_picture(source: str | Path | IO[bytes]) -> Iterator[Image.Image]:
+    """Pillow image of a file, with its values as they are stored: for pictures of labels and masks.
+
+    It is refused as `read_image` refuses it, what is raised while it is used too.
+
+    Raises:
+        UserError: the file is missing, unreadable, corrupt or too large; the message is one line that names it.
+    """
+    try:
+        with _opened(source) as file, _whole_picture(file, _format(file)) as picture:
+            yield picture
+    except Exception as e:
         raise _unreadable(source, e) from None
 
 
@@ -210,11 +228,37 @@ def _read_bytes(file: IO[bytes]) -> np.ndarray:
     return encoded[: file.readinto(encoded)]  # pyright: ignore[reportAttributeAccessIssue]
 
 
+def _format(file: IO[bytes]) -> Literal["jpeg", "png", "webp", "other"]:
+    """The format by the file's first bytes, which are read again by what comes next."""
+    head = file.read(12)
+    if not head:
+        raise ValueError("the file is empty")
+    file.seek(-len(head), os.SEEK_CUR)
+    return format_of(head)
+
+
+def _whole_picture(file: IO[bytes], kind: Literal["jpeg", "png", "webp", "other"]) -> Image.Image:
+    """Pillow image of a file that is whole, as far as its format lets one know; not decoded yet."""
+    if kind == "other":
+        return _open(file)
+    encoded = _read_bytes(file).data
+    if kind == "jpeg":
+        return _open(io.BytesIO(for_decoding(encoded)), "JPEG")
+    _checked_head(encoded, kind)
+    return _open(io.BytesIO(encoded), kind.upper())
+
+
+def _checked_head(encoded: memoryview, kind: Literal["png", "webp"]) -> PictureFile:
+    """Head of a PNG or WebP file that is whole and not too large."""
+    head = (png_file if kind == "png" else webp_file)(encoded)
+    _check_size(*head.size)
+    if kind == "webp" and not head.animated:
+        _check_zeros(encoded)
+    return head
+
+
 def _read_png_or_webp(encoded: np.ndarray, kind: Literal["png", "webp"]) -> np.ndarray:
-    header = (png_file if kind == "png" else webp_file)(encoded.data)
-    _check_size(*header.size)
-    if kind == "webp" and not header.animated:
-        _check_zeros(encoded.data)
+    header = _checked_head(encoded.data, kind)
     decode = _torchcodec_decoder()
     # torchcodec decodes every frame of an animation, and goes through float32 from 16 bits.
     if decode is not None and not header.animated and not header.deep:

@@ -65,9 +65,8 @@ def read(source: Source) -> Iterator[tuple[str, Any]]:
                 yield "annotations", {"id": number, "image_id": _stem(path), **annotation}
     if from_pictures:
         known = {p.with_name(p.name.replace(*_ENDINGS)) for p in paths}
-        drawn = [
-            p for p in listed(source.labels, f"**/*{_ENDINGS[1]}") if _part(source.labels, p) == source.part
-        ]
+        drawn = listed(source.labels, f"**/*{_ENDINGS[1]}")
+        drawn = [p for p in drawn if _part(source.labels, p) == source.part]
         yield from unread([p for p in drawn if p not in known], "polygons without a picture of ids")
         names = NAMES if labels <= NAMES.keys() else NAMES | _names_from_polygons(paths, labels)
         shown = sorted(NAMES) if labels <= NAMES.keys() else sorted(labels)
@@ -116,7 +115,7 @@ def _label(o: dict[str, Any]) -> str:
 
 
 def _is_cityscapes(content: dict[str, Any]) -> bool:
-    """Whether the labels are Cityscapes' own, of which only those in the table are of single objects."""
+    """Recognize Cityscapes' own labels, of which only those in the table are of single objects."""
     labels = {_label(o) for o in content["objects"]}
     return bool(labels & {"road", "sky", "building", "vegetation", "ego vehicle", "out of roi"})
 

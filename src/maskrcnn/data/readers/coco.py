@@ -11,11 +11,21 @@ from typing import Any
 
 from maskrcnn.data.file_names import folder_fitting, near
 from maskrcnn.data.json_stream import JsonStream
-from maskrcnn.data.source import Source, Sources, check_images, divided, folder_with, listed, split_of
+from maskrcnn.data.source import (
+    Source,
+    Sources,
+    check_images,
+    divided,
+    folder_with,
+    listed,
+    split_of,
+    subfolders,
+)
 from maskrcnn.errors import UserError
 
 LOOKS_FOR = "a COCO JSON in it, in its annotations/ or in its other subfolders"
 MEMBERS = ("images", "annotations", "categories")
+_HEAD = {"info", "licenses", *MEMBERS}
 # COCO's companions of instances_*.json, with other tasks' annotations
 _KEYPOINTS = "person_keypoints"
 _OTHER_TASKS = (_KEYPOINTS, "captions", "stuff", "panoptic", "image_info")
@@ -55,8 +65,8 @@ def find(path: Path, images: str | Path = "", keypoints: bool = False) -> dict[s
     train, val, unnamed = ([p for p in found if splits[p] == split] for split in ("train", "val", ""))
     if not found:
         return {}
-    for p, error in broken.items():
-        if splits[p]:  # a part of this set: without it another part would be taken for the whole
+    for p, error in broken.items():  # if it is the whole of a part, another would be taken for it
+        if splits[p] in ("train", "val") and splits[p] not in (splits[q] for q in found):
             raise error
     if not train and len(found) == 1:
         train, val, unnamed = found, [], []
@@ -106,9 +116,8 @@ def find_images(json: Path, images: str | Path = "", root: Path | None = None) -
             return Source(json, folder)
     if folder := folder_fitting(names, candidates):
         return Source(json, folder)
-    looked = ", ".join(os.path.relpath(c, json.parent) for c in candidates[:3]) + (
-        " and others" if len(candidates) > 3 else ""
-    )
+    looked = ", ".join(os.path.relpath(c, json.parent) for c in candidates[:3])
+    looked += " and others" * (len(candidates) > 3)
     hint = near(names[0], candidates)
     raise UserError(
         f"{json}: its images (the first is {names[0][:100]!r}) are not in {looked}.{hint} Give their folder."
@@ -133,10 +142,15 @@ def _is_coco(path: Path, broken: dict[Path, UserError] | None = None) -> bool:
             if "annotations" in stream.seen:
                 return "images" in stream.seen or "image_id" in element
     except UserError as e:
-        if broken is not None:
+        if broken is not None and _may_have_been(stream):
             broken[path] = e
         return False
     return {"images", "annotations"} <= set(stream.seen)
+
+
+def _may_have_been(stream: JsonStream) -> bool:
+    """Tell a COCO JSON that cannot be read from results, a log and others, which are lists or have other members."""
+    return stream.first != "[" and (not stream.seen or not _HEAD.isdisjoint(stream.seen))
 
 
 def _file_names(json: Path, limit: int | None) -> list[str]:
@@ -152,5 +166,5 @@ def _image_folders(json: Path, root: Path) -> Iterable[Path]:
     """Folders to look in, likely ones first; each once."""
     split = re.sub(rf"^(instances|{_KEYPOINTS})_", "", json.stem)
     near = (json.parent, root, root / split, json.parent / "images", root / "images", root / "images" / split)
-    below = (p for base in (json.parent, root) for p in sorted(base.iterdir()) if p.is_dir())
+    below = (p for base in (json.parent, root) for p in subfolders(base))
     return dict.fromkeys(p for p in (*near, *below) if p.is_dir())

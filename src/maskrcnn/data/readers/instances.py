@@ -73,13 +73,10 @@ def _image(folder: Path) -> Path:
 
 
 def _masks(folder: Path) -> list[dict[str, Any]]:
-    from PIL import Image
+    from maskrcnn.ops.image_io import stored_picture
 
     masks = []
     for path in image_files(folder / "masks"):
-        try:
-            with Image.open(path) as picture:
-                masks.append(rle_encode(foreground(picture)))
-        except Exception as e:  # Pillow's plug-ins raise nearly anything on a corrupt file
-            raise UserError(f"{path}: cannot read the mask: {' '.join(str(e).split())}.") from None
+        with stored_picture(path) as picture:
+            masks.append(rle_encode(foreground(picture)))
     return masks

@@ -35,7 +35,6 @@ LOOKS_FOR = "LabelMe JSONs (with shapes and imagePath) in it or in its subfolder
 _DEPTH = 3  # folders below the set's that are looked into
 _PEEK = 3  # files of a folder that show what it holds
 _NO_CLASS = ("__ignore__", "_background_")  # LabelMe's names for what is not to be learnt
-_MOST_PIXELS = 1 << 30  # of a picture with bitmap masks
 
 
 def find(path: Path, images: str | Path = "") -> dict[str, Source]:
@@ -111,9 +110,8 @@ def _content(path: Path) -> dict[str, Any] | None:
 def _image(path: Path, content: Mapping[str, Any], images: Path) -> tuple[str, dict[str, int]]:
     """The image's name in `images`, and its size: the JSON's if it has one, else the file's."""
     given = content.get("imagePath")
-    given = (
-        PureWindowsPath(given).as_posix() if isinstance(given, str) and given else ""
-    )  # takes / and \ alike
+    # Windows' paths take / and \ alike.
+    given = PureWindowsPath(given).as_posix() if isinstance(given, str) and given else ""
     beside = [image_like(folder / path.stem) for folder in (images, path.parent)]
     candidates = [path.parent / given, images / given, images / Path(given).name, *beside]
     found = next((p for p in candidates if p is not None and os.path.isfile(p)), None)
@@ -164,30 +162,22 @@ def _ring(shape: Mapping[str, Any]) -> list[float] | None:
 
 
 def _bitmap(shapes: list[Mapping[str, Any]], size: Mapping[str, int]) -> dict[str, Any]:
-    if size["height"] * size["width"] > _MOST_PIXELS:
+    from maskrcnn.ops.image_io import max_pixels, stored_picture
+
+    if size["height"] * size["width"] > max_pixels():
         raise ValueError("too large a picture")
     canvas = np.zeros((size["height"], size["width"]), bool)
     for shape in shapes:
         if shape.get("shape_type") != "mask":
             continue
-        mask = _window(shape["mask"])
+        with stored_picture(io.BytesIO(base64.b64decode(shape["mask"]))) as picture:
+            mask = foreground(picture)
         x, y = (round(v) for v in ring_of(shape["points"])[:2])
         # The window may reach outside the picture on any side.
         mask, x, y = mask[max(0, -y) :, max(0, -x) :], max(0, x), max(0, y)
         window = canvas[y : y + mask.shape[0], x : x + mask.shape[1]]
         window |= mask[: window.shape[0], : window.shape[1]]
     return rle_encode(canvas)
-
-
-def _window(text: Any) -> np.ndarray:
-    """(h, w) bool of a bitmap as base64. ValueError if it is none."""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
-            return foreground(picture)
-    except Exception as e:  # Pillow's plug-ins raise nearly anything on a corrupt file
-        raise ValueError(str(e)) from None
 
 
 def _class_order(labels: Path) -> list[str]:

@@ -72,16 +72,13 @@ def read_labels(path: Path) -> np.ndarray:
     """(H, W) the numbers in a grey or palette picture: a palette's indices, not its colours.
 
     Raises:
-        UserError: unreadable, a colour picture, a JPEG (its numbers are not what was saved), or numbers that are
-            none of 0 to 65535.
+        UserError: unreadable or too large, a colour picture, a JPEG (its numbers are not what was saved), or
+            numbers that are none of 0 to 65535.
     """
-    from PIL import Image
+    from maskrcnn.ops.image_io import stored_picture
 
-    try:
-        with Image.open(path) as picture:
-            form, mode, pixels = picture.format, picture.mode, np.asarray(picture)
-    except Exception as e:  # Pillow's plug-ins raise nearly anything on a corrupt file
-        raise UserError(f"{path}: cannot read the label picture: {' '.join(str(e).split())}.") from None
+    with stored_picture(path) as picture:
+        form, mode, pixels = picture.format, picture.mode, np.asarray(picture)
     if pixels.ndim != 2 or mode == "F":
         raise UserError(f"{path}: expected a label picture, grey or with a palette, got one of mode {mode}.")
     if form == "JPEG":

@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from maskrcnn.data.file_names import fitting, folder_fitting
-from maskrcnn.data.file_names import near as nearest
+from maskrcnn.data.file_names import fitting, folder_fitting, near
 from maskrcnn.data.label_text import encoding_of, read_json
 from maskrcnn.data.readers.shapes import BROKEN, ellipse, rectangle, ring_of, size_of
 from maskrcnn.data.source import Source, check_images, folder_with, listed, split_of, subfolders
@@ -79,14 +78,20 @@ def _source(json_path: Path, root: Path, images: str | Path, part: str = "") -> 
     check_images(images, json_path)
     names = [name for name, _ in _entries(json_path)]
     here = json_path.parent
-    near = [here, here / "images", root, root / "images", root / "images" / here.name]
-    near += subfolders(here)
-    candidates = [Path(images)] if images else near
+    candidates = [
+        here,
+        here / "images",
+        root,
+        root / "images",
+        root / "images" / here.name,
+        *subfolders(here),
+    ]
+    candidates = [Path(images)] if images else candidates
     folder = folder_with(names, candidates) or folder_fitting(names, candidates)
     if folder is None and names:
-        looked = f"{images or here}.{nearest(names[0], candidates)}"
         raise UserError(
-            f"{json_path}: its images (the first is {names[0]!r}) are not in {looked} Give their folder."
+            f"{json_path}: its images (the first is {names[0][:100]!r}) are not in {images or here}."
+            f"{near(names[0], candidates)} Give their folder."
         )
     return Source(json_path, folder or here, "via", part)
 

@@ -36,7 +36,7 @@ LOOKS_FOR = "a data.yaml with names and train, or images/ and labels/ with a tex
 _PARTS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _UNCOMMENTED = re.compile(r"""(?:"[^"]*"|'[^']*'|[^"'#]|(?<=\S)#|["'])*""")
 _MOST_CLASSES = 10_000  # a higher number is a mistake
-_NAMES = ("classes.txt",)
+_NAMES = "classes.txt"
 _ALL = "**/*"  # in subfolders too
 
 
@@ -55,7 +55,7 @@ def find(path: Path, images: str | Path = "") -> dict[str, Source]:
 def files(source: Source) -> list[Path]:
     """As `readers.Reader` says."""
     texts = [label for label in _label_files(source, _images(source)) if os.path.isfile(label)]
-    names = [source.labels] if source.labels.is_file() else list(_name_files(source.labels))
+    names = [source.labels] if source.labels.is_file() else _name_files(source.labels)
     return names + texts
 
 
@@ -64,7 +64,8 @@ def read(source: Source) -> Iterator[tuple[str, Any]]:
     names = _class_names(source)
     highest, number = -1, 0
     images = _images(source)
-    for image, label in zip(images, _label_files(source, images), strict=True):
+    labels = _label_files(source, images)
+    for image, label in zip(images, labels, strict=True):
         name = os.path.relpath(image, source.images)
         size = size_of(image)
         yield "images", {"id": name, "file_name": name, **size}
@@ -74,7 +75,7 @@ def read(source: Source) -> Iterator[tuple[str, Any]]:
                 annotation = _annotation(line, size.get("width", 0), size.get("height", 0))
                 highest = max(highest, annotation["category_id"] or 0)
                 yield "annotations", {"id": number, "image_id": name, **annotation}
-    yield from _unread(images, _label_files(source, images), source.labels)
+    yield from _unread(images, labels, source.labels)
     for k in names or range(highest + 1):
         yield "categories", {"id": k, "name": names.get(k, f"class {k}")}
 
@@ -84,12 +85,10 @@ def _unread(
 ) -> Iterator[tuple[str, tuple[str, str]]]:
     """Label files without a picture, and pictures in formats that are not read."""
     places = {label.parent: image.parent for image, label in zip(images, labels, strict=True)}
-    used = {*labels, source, *(source.parent / name for name in _NAMES)}
-    texts = [
-        p for folder in places for p in listed(folder, "*.txt") if p not in used and p.name not in _NAMES
-    ]
-    lost = [p for p in texts if image_like(places[p.parent] / p.stem) is None]
-    lost = [p for p in lost if p.stem not in ("train", "val", "valid", "test")]  # lists of images
+    used = {*labels, source}
+    texts = [p for folder in places for p in listed(folder, "*.txt") if p not in used and p.name != _NAMES]
+    lists = {word for words in _PARTS.values() for word in words}
+    lost = [p for p in texts if p.stem not in lists and image_like(places[p.parent] / p.stem) is None]
     yield from unread(lost, "label files without a picture")
     others = [p for folder in dict.fromkeys(places.values()) for p in other_pictures(folder)]
     yield from unread(others, "pictures in formats that are not read")
@@ -131,7 +130,7 @@ def _from_yaml(path: Path) -> dict[str, Source]:
 
 
 def _is_data(content: dict[str, Any]) -> bool:
-    """Whether it has YOLO's names and parts, and is no other program's settings with these words in them."""
+    """Tell YOLO's names and parts from another program's settings with these words in them."""
     parts = [content[p] for p in ("train", "val") if content.get(p)]
     places = [where for part in parts for where in (part if isinstance(part, list) else [part])]
     return (
@@ -150,7 +149,7 @@ def _is_there(source: Source) -> bool:
 
 
 def _root(path: Path, content: dict[str, Any]) -> Path:
-    """What the parts' paths are relative to: `path`, if that is a folder here, else the file's own folder."""
+    """Folder that the parts' paths start from: `path`, if that is one here, else the file's own."""
     given = path.parent / str(content.get("path") or "")
     return given if os.path.isdir(given) else path.parent
 
@@ -160,10 +159,9 @@ def _from_folders(path: Path) -> dict[str, Source]:
     parts: dict[str, Source] = {}
     for folder in _image_folders(path):
         labels = _label_file(folder / "x.jpg").parent
-        pattern = (
-            "*.txt" if folder == path / "images" else "**/*.txt"
-        )  # whose subfolders are parts of their own
-        if labels.is_dir() and any(p.name not in _NAMES for p in listed(labels, pattern)):
+        # The subfolders of images/ are parts of their own.
+        pattern = "*.txt" if folder == path / "images" else "**/*.txt"
+        if any(p.name != _NAMES for p in listed(labels, pattern)):
             part = split_of(folder.name, folder.parent.name if folder.parent != path else "")
             parts.setdefault(part, Source(path, path, "yolo", part))
     return parts
@@ -254,8 +252,8 @@ def _label_files(source: Source, images: Sequence[Path]) -> list[Path]:
 
 
 def _has_labels(images: Path) -> bool:
-    """Whether labels/ beside images/ has any, of whatever part."""
-    return any(p.name != "classes.txt" for p in listed(images.parent / "labels", "**/*.txt"))
+    """Look for texts in labels/ beside images/, of whatever part."""
+    return any(p.name != _NAMES for p in listed(images.parent / "labels", "**/*.txt"))
 
 
 def _label_file(image: Path, name: str = "labels") -> Path:
@@ -269,8 +267,8 @@ def _folder_of_images(image: Path) -> Path | None:
     return next((folder for folder in image.parents if folder.name == "images"), None)
 
 
-def _name_files(folder: Path) -> Iterator[Path]:
-    yield from (p for where in ("", "labels") for name in _NAMES if (p := folder / where / name).is_file())
+def _name_files(folder: Path) -> list[Path]:
+    return [p for where in ("", "labels") if (p := folder / where / _NAMES).is_file()]
 
 
 def _class_names(source: Source) -> dict[int, str]:
