@@ -28,7 +28,7 @@ from pycocotools.cocoeval import COCOeval
 from maskrcnn.engine.evaluate import evaluate_results
 from maskrcnn.errors import UserError
 from maskrcnn.ops.masks import rle_encode
-from tests.mutate import _changed as changed
+from tests.mutate import changed
 
 KINDS = ("bbox", "segm", "keypoints")
 FILES = ("COCO data", "COCO results")  # that `file_outcome` changes

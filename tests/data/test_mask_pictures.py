@@ -23,7 +23,7 @@ from tests.data.label_files import (
     picture,
     training_part,
 )  # fmt: skip
-from tests.mutate import place, valid
+from tests.valid_sets import place, valid
 
 
 def bitmap_shape(x: float, y: float, mask: Image.Image) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutate import READERS, label_files, outcome, place, read_all, valid
+from tests.mutate import label_files, outcome, read_all
+from tests.valid_sets import READERS, place, valid
 
 CASES = 60  # of each format here; `python -m tests.mutate --cases 10000` tries more
 

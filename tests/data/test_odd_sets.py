@@ -24,7 +24,7 @@ from tests.data.label_files import (
     write_json,
     write_text,
 )
-from tests.mutate import READERS, place, valid
+from tests.valid_sets import READERS, place, valid
 
 SQUARE = [[10, 5], [30, 5], [30, 15], [10, 15]]
 LINE = "0 0.25 0.25 0.5 0.25 0.5 0.5 0.25 0.5\n"  # 15, 10, 30, 20 of WIDTH x HEIGHT

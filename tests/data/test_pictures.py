@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskrcnn.data import advise, check, checked, pictures, read_coco
+from maskrcnn.data import advise, check, checked, find_data, pictures, read_coco, read_data
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.pictures import Picture, StillReadable, look_at
 from maskrcnn.errors import UserError
 from maskrcnn.ops import image_io
+from tests.data.data_sets import write_set
 
 NAMES = ("a.jpg", "b.png", "c.jpg")
 
@@ -105,6 +106,16 @@ def test_what_was_found_before_an_interruption_is_kept(
     decoded.clear()
     assert all(isinstance(p, Picture) for p in look_at(data))
     assert decoded == ["c.jpg"]
+
+
+def test_all_parts_and_sets_of_a_folder_of_pictures_know_them(
+    tmp_path: Path, decoded: list[str], kept: Path
+) -> None:
+    train, val = find_data(write_set(tmp_path / "set", "yolo"))
+    assert val is not None
+    for _ in range(2):
+        assert all(isinstance(p, Picture) for part in (train, val) for p in look_at(read_data(part)))
+    assert sorted(decoded) == ["a.png", "b.png", "c.png", "d.png", "e.png"]
 
 
 def test_small_sets_leave_nothing_in_the_cache(

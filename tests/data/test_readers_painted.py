@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from maskrcnn.data.readers.shapes import masks_of
 from maskrcnn.engine.evaluate import evaluate_results
 from maskrcnn.errors import UserError
 from maskrcnn.ops.rle import rle_decode
+from tests.data.data_sets import WRITERS, write_set
 from tests.data.label_files import (
     HEIGHT,
     WIDTH,
@@ -221,6 +223,19 @@ def test_large_sets_are_cached_until_a_label_file_changes(
     assert objects(first) == objects(again)
     label_map(folder / "x" / "masks" / "1.png", painted((255, 0, 0, 4, 4)))
     assert len(objects(training_part(folder))) == 2
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WRITERS if kind != "coco"])
+def test_cached_parts_of_one_set_lie_beside_each_other(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASKRCNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(finding, "SHARE_FROM_BYTES", 0)
+    train, val = find_data(write_set(tmp_path / "set", kind))
+    assert val is not None
+    first, _ = read_data(train), read_data(val)
+    assert objects(pickle.loads(pickle.dumps(first))) == objects(first)  # as a process for loading gets it
+    assert len(list((tmp_path / "cache").glob("*.arrays"))) == 2
 
 
 def scored_against_itself(data: CocoData) -> float:

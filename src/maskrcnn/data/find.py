@@ -91,7 +91,7 @@ def _read_other(source: Source) -> CocoData:
         return arrays, meta
 
     version = f"{VERSION}:{coco_arrays.VERSION}:{source}"
-    arrays = load_or_make(source.labels, version, make, SHARE_FROM_BYTES, reader.files(source))
+    arrays = load_or_make(source.labels, version, make, SHARE_FROM_BYTES, reader.files(source), source.part)
     return CocoData(arrays, source.labels, source.images)
 
 

@@ -18,10 +18,11 @@ from typing import NamedTuple
 import numpy as np
 
 from maskrcnn.data.coco import CocoData
-from maskrcnn.data.shared_arrays import keep, kept, locked
+from maskrcnn.data.shared_arrays import cache_name, keep, kept, locked
 from maskrcnn.errors import UserError
 
 VERSION = 1  # of what a picture has to stand
+_MOST_KNOWN = 1 << 22  # pictures in a file of the cache, those that have changed or gone among them
 KEEP_FROM_BYTES = 32 << 20  # files that are decoded in less than about a second are not worth a cache
 
 
@@ -36,10 +37,8 @@ def look_at(data: CocoData, num_threads: int = 8) -> list[Picture | str]:
     """Each image of the set, or why there is none: "no file ..." where it is missing."""
     paths = [data.image_path(i) if data.file_name(i) else None for i in range(data.num_images)]
     keys, sizes = _keys(paths)
-    digest = hashlib.sha256(
-        f"{data.json_path.resolve()}|{data.images_dir.resolve()}".encode(errors="surrogatepass")
-    ).hexdigest()
-    name = f"{data.json_path.stem}-{digest[:16]}.pictures"
+    folder = data.images_dir.resolve()
+    name = f"{cache_name(folder.name, folder)}.pictures"  # for all sets and parts with pictures there
     known = _known(name)
     if sum(size for key, size in zip(keys, sizes) if key not in known) < KEEP_FROM_BYTES:
         return list(_decoded(paths, keys, known, num_threads))
@@ -80,7 +79,9 @@ def _decoded_and_kept(
                 advance()
     finally:
         sound = {key: p.brightest for key, p in zip(keys, found) if isinstance(p, Picture)}
-        sound |= {key: known[key] for key in keys[len(found) :] if key in known}
+        sound |= (
+            known if len(known) < _MOST_KNOWN else {k: known[k] for k in keys[len(found) :] if k in known}
+        )
         table = {
             "keys": np.array(list(sound), np.uint64),
             "brightest": np.array(list(sound.values()), np.uint8),

@@ -75,9 +75,10 @@ def load_or_make(
     make: Callable[[], tuple[dict[str, np.ndarray], dict]],
     min_bytes: int,
     files: Sequence[Path] = (),
+    part: str = "",
 ) -> SharedArrays:
     """The arrays that `make()` makes from the file `source`, or from `files` in the folder `source`, shared through
-    a cache file.
+    a cache file: one for each `part` that is made from the same source.
 
     The cache is keyed by the files' paths, sizes and times of change and by `version`, the version of what `make`
     does. Of several processes that ask at once, one makes it and the others wait. It lies in MASKRCNN_CACHE,
@@ -89,7 +90,7 @@ def load_or_make(
         return SharedArrays(*make())
     texts = (f"{path.resolve()}:{state.st_size}:{state.st_mtime_ns}" for path, state in states)
     stamp = f"{_digest('|'.join(texts))}:{version}"
-    name = f"{source.stem}-{_digest(str(source.resolve()))[:16]}.arrays"
+    name = f"{cache_name(source.stem, source.resolve(), *filter(None, [part]))}.arrays"
     made = None
     for folder in _cache_folders():
         try:
@@ -104,6 +105,11 @@ def load_or_make(
         except OSError:  # not writable, or no space: the next folder
             continue
     return SharedArrays(*(made or make()))
+
+
+def cache_name(stem: str, *whose: object) -> str:
+    """Name of a file in the cache, without its ending: readable, and another one for each of `whose`."""
+    return f"{stem}-{_digest('|'.join(map(str, whose)))[:16]}"
 
 
 def _digest(text: str) -> str:
