@@ -71,7 +71,8 @@ def test_the_nearest_file_is_told(tmp_path: Path) -> None:
     assert near("photo.jpg", folders) == near("", folders) == ""
     path = coco(tmp_path, "scan_01.png")
     with pytest.raises(
-        UserError, match=r"not in .*\. Near is 'scan_001.png' in .*images\. Give their folder"
+        UserError,
+        match=r"not in its own folder, images\. Near is 'scan_001.png' in .*images\. Give their folder",
     ):
         find_data(path)
     picture(tmp_path / "b.png")

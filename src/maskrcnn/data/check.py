@@ -25,7 +25,7 @@ _RING_PROBLEM = (
     "",
     "an odd count of numbers",
     "fewer than 3 points",
-    "a number that is not finite, or is none",
+    "a value that is no finite number",
     "no area",
     "a point more than a million pixels away",
 )

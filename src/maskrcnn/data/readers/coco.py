@@ -116,7 +116,8 @@ def find_images(json: Path, images: str | Path = "", root: Path | None = None) -
             return Source(json, folder)
     if folder := folder_fitting(names, candidates):
         return Source(json, folder)
-    looked = ", ".join(os.path.relpath(c, json.parent) for c in candidates[:3])
+    folders = (os.path.relpath(c, json.parent) for c in candidates[:3])
+    looked = ", ".join("its own folder" if f == "." else f for f in folders)
     looked += " and others" * (len(candidates) > 3)
     hint = near(names[0], candidates)
     raise UserError(

@@ -17,7 +17,7 @@ from maskrcnn.data.file_names import fitting, folder_fitting, near
 from maskrcnn.data.label_text import encoding_of, read_json
 from maskrcnn.data.readers.shapes import BROKEN, ellipse, rectangle, ring_of, size_of
 from maskrcnn.data.source import Source, check_images, folder_with, listed, split_of, subfolders
-from maskrcnn.errors import UserError
+from maskrcnn.errors import UserError, described
 
 LOOKS_FOR = "a VGG Image Annotator JSON (via_region_data.json or a project) in it or in its subfolders"
 CLASS_ATTRIBUTES = ("class", "label", "category", "name", "type", "object")
@@ -115,11 +115,11 @@ def _entries(path: Path) -> Iterator[tuple[str, list[Region]]]:
         where = f"{path}: entry {key[:60]!r}"
         name = _object(entry).get("filename")
         if not isinstance(name, str):
-            raise UserError(f"{where}: expected an object with a filename, got {str(entry)[:60]}.")
+            raise UserError(f"{where}: expected an object with a filename, got {described(entry)}.")
         regions = entry.get("regions") or []
         regions = list(regions.values()) if isinstance(regions, dict) else regions  # version 1 numbers them
         if not isinstance(regions, list):
-            raise UserError(f"{where}: expected a list of regions, got {str(regions)[:60]}.")
+            raise UserError(f"{where}: expected a list of regions, got {described(regions)}.")
         yield name, [_region(_object(r)) for r in regions]
 
 
