@@ -130,7 +130,7 @@ def _is_label(name: str) -> bool:
 
 
 def changed(name: str, content: bytes, rng: random.Random) -> bytes:
-    """A label file with something in it changed: a value of a JSON, a picture's mode or size, or bytes of any file."""
+    """Change a label file: a value of a JSON, a picture's mode or size, or bytes of any file."""
     if name.endswith(".png"):
         return _changed_picture(content, rng) if rng.random() < 0.5 else _changed_bytes(content, rng)
     if name.endswith(".json") and rng.random() < 0.8:

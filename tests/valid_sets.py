@@ -186,5 +186,5 @@ READERS = tuple(_VALID)
 
 @cache
 def valid(reader: str) -> Files:
-    """The small data set of this format before anything is changed. Not to be written to."""
+    """Small data set of this format before anything is changed. Not to be written to."""
     return _VALID[reader]()
