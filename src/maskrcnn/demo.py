@@ -1,4 +1,4 @@
-"""The main job, small: a data set, a model trained on it from scratch, its scores and pictures on one page.
+"""Demonstration of the main job: a data set, a model trained on it from scratch, its scores and pictures on one page.
 
 Without a data set of one's own it makes a synthetic one. Needs no download and no GPU. Everything lands in one
 folder: `data/` (what was made), `run/` (the training run, which `maskrcnn predict --model OUT/run` takes) and
@@ -50,7 +50,7 @@ Say = Callable[[str], object]
 
 @dataclass(frozen=True)
 class DemoResult:
-    """Where the page is, what was reached on unseen images, and how long all of it took."""
+    """Result of a demo: the page, the scores on unseen images, and the time that all of it took."""
 
     page: Path
     box_ap: float
@@ -250,7 +250,7 @@ def _only(content: dict[str, Any], images: list[dict[str, Any]]) -> dict[str, An
 
 
 def _look(run: Path, config: Config) -> tuple[Any, list[Any]]:
-    """The scores on the validation images, and pictures of the first few of them, none left out."""
+    """Evaluate on the validation images, and draw pictures of the first few of them, none left out."""
     from maskrcnn import zoo
     from maskrcnn.engine.evaluate import RECALL_LEVELS, evaluate_results
     from maskrcnn.engine.inference import run_inference

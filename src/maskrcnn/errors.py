@@ -30,8 +30,9 @@ class UserIndexError(UserError, IndexError):
 
 
 def one_line(text: str, length: int = MAX_LENGTH) -> str:
-    """`text` in one printable line: white space is a space, `?` stands for what a terminal would obey or cannot
-    show, and `...` for the middle of what is longer than `length`."""
+    """Put `text` into one printable line: white space is a space, `?` stands for what a terminal would obey or cannot
+    show, and `...` for the middle of what is longer than `length`.
+    """
     if len(text) > 4 * length:  # of gigabytes only the ends are looked at
         text = text[: 2 * length] + text[-2 * length :]
     line = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
@@ -57,7 +58,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def check_number(value: Any, where: str, low: float, high: float = math.inf, *, whole: bool = False) -> Any:
-    """`value` as an int or a float, where it is a number (Python's, numpy's) from `low` to `high`.
+    """Check that `value` is a number (Python's, numpy's) from `low` to `high`; returns an int or a float.
 
     Raises:
         UserError: it is anything else, True and not-a-number among them.
@@ -72,7 +73,7 @@ def check_number(value: Any, where: str, low: float, high: float = math.inf, *, 
 
 
 def described(value: Any) -> str:
-    """A value as a message has it: numbers and short text as they are, of others the type."""
+    """Describe a value for a message: numbers and short text as they are, of others the type."""
     if value is None or isinstance(value, bool | float | str | bytes):
         text = repr(value[:99] if isinstance(value, str | bytes) else value)
         return text if len(text) <= 60 else text[:57] + "..."
@@ -83,7 +84,7 @@ def described(value: Any) -> str:
 
 
 def did_you_mean(word: str, allowed: Iterable[str], *, show_all_up_to: int = 8) -> str:
-    """The nearest of `allowed` to `word` as the tail of an error message, e.g. `Did you mean 'lr'?`.
+    """Name the nearest of `allowed` to `word` as the tail of an error message, e.g. `Did you mean 'lr'?`.
 
     Capitals and separators do not count: `mask_rcnn_r50_fpn_1x` is `mask_rcnn_R_50_FPN_1x` and no other.
     """

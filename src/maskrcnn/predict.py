@@ -35,7 +35,7 @@ _WINDOW = 4  # batches whose images are looked at together, to find some of one 
 
 
 def find_images(inputs: str | Path | Iterable[str | Path]) -> list[Path]:
-    """The image files that `inputs` name: files, folders and patterns with `*`, each file once, in this order.
+    """List the image files that `inputs` name: files, folders and patterns with `*`, each file once, in this order.
 
     Of a folder, the files in it that end in one of IMAGE_SUFFIXES, by name; not those of its subfolders
     (`folder/**/*.jpg` finds them). Of a pattern, likewise. A file named by itself may end in anything.
@@ -98,7 +98,7 @@ def predict_stream(
     max_size: int | None = None,
     tta: TTAConfig | None = None,
 ) -> Iterator[tuple[str | Path, Instances | UserError]]:
-    """Each path with its detections, or with what is wrong with the file, in the order of `paths`.
+    """Yield each path with its detections, or with the fault of the file, in the order of `paths`.
 
     Images are batched with others of the same padded size among the next few, so that what is found in an
     image does not depend on its neighbours. `num_threads` of them are read at a time, ahead of the model.
@@ -173,7 +173,7 @@ def write_predictions(
 
 @dataclass(slots=True)
 class Written:
-    """What `write_predictions` did."""
+    """Counts and errors of a call of `write_predictions`."""
 
     path: Path  # of predictions.json
     num_images: int = 0
@@ -183,7 +183,7 @@ class Written:
 
 
 class _JsonArray:
-    """Writes a JSON array item by item, one a line."""
+    """Writer of a JSON array item by item, one a line."""
 
     def __init__(self, file: IO[str]) -> None:
         self.file, self.length = file, 0
@@ -239,7 +239,7 @@ def _batches_of_one_size(
 
 
 def _on_cpu(instances: Instances, path: str | Path) -> Instances:
-    """The same off the GPU. The picture is read again when drawn: a path waits in less memory than pixels."""
+    """Move detections off the GPU. The picture is read again when drawn: a path waits in less memory than pixels."""
     return dataclasses.replace(
         instances,
         boxes=instances.boxes.cpu(),

@@ -48,17 +48,17 @@ def kind() -> Kind:
 
 
 def has_onednn() -> bool:
-    """Whether PyTorch has oneDNN and nobody has switched it off (`torch.backends.mkldnn.enabled`)."""
+    """Return True if PyTorch has oneDNN and nobody has switched it off (`torch.backends.mkldnn.enabled`)."""
     return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 def has_mkl() -> bool:
-    """Whether PyTorch has MKL: its builds for x86 have, those for ARM and macOS have not."""
+    """Return True if PyTorch has MKL: its builds for x86 have, those for ARM and macOS have not."""
     return torch.backends.mkl.is_available()
 
 
 def adds_in_convolution(dtype: torch.dtype) -> bool:
-    """Whether oneDNN adds a map to its convolution's output and takes the ReLU in the same pass."""
+    """Return True if oneDNN adds a map to its convolution's output and takes the ReLU in the same pass."""
     return has_onednn() and _adds_in_convolution(dtype)
 
 
@@ -110,7 +110,9 @@ def convolve_onto(
 
 
 def has_sparse_products(dtype: torch.dtype) -> bool:
-    """Whether products with sparse matrices are at hand on the CPU, written into a given tensor: by MKL, on x86."""
+    """Return True if products with sparse matrices are at hand on the CPU, written into a given tensor: by MKL, on
+    x86.
+    """
     return has_mkl() and _has_sparse_products(dtype)
 
 
@@ -137,7 +139,8 @@ def _has_sparse_products(dtype: torch.dtype) -> bool:
 
 
 def convolves_rows() -> bool:
-    """Whether fully connected layers are faster as convolutions: oneDNN has AVX-512, MKL on AMD's processors not.
+    """Return True if fully connected layers are faster as convolutions: oneDNN has AVX-512, MKL on AMD's processors
+    not.
 
     On AVX2 a convolution over whole RoIs takes five to eight times as long as the matrix product, on Intel's AVX-512
     as long, and small layers a third longer.
@@ -146,7 +149,7 @@ def convolves_rows() -> bool:
 
 
 def gradients_are_products() -> bool:
-    """Whether a 3x3 convolution's weights get their gradient faster from matrix products than from oneDNN.
+    """Return True if a 3x3 convolution's weights get their gradient faster from matrix products than from oneDNN.
 
     Without AVX-512 oneDNN takes 1.7 to 2.7 times as long as the products, with it four fifths to nine tenths.
     """

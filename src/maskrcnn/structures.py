@@ -1,4 +1,4 @@
-"""What goes into a model and what comes out.
+"""Inputs and outputs of a model: image batches, ground truth, detections.
 
 Shape letters: B images, N objects of one image, H x W pixels, M mask cells a side.
 Boxes are (x0, y0, x1, y1), absolute, continuous: pixel (i, j) covers [j, j+1] x [i, i+1].
@@ -46,7 +46,7 @@ class ImageBatch:
 
 @dataclass(slots=True, eq=False)
 class GroundTruth:
-    """The objects of one training image, in the network's pixels.
+    """Objects of one training image, in the network's pixels.
 
     boxes: (N, 4) float32; labels: (N,) int64; masks: N masks, or None where a model has no mask head;
     keypoints: (N, P, 3) float32 x, y, visibility (0: not labelled, 1: hidden, 2: seen), or None likewise.
@@ -65,7 +65,7 @@ class GroundTruth:
         return len(self.boxes)
 
     def to(self, device: torch.device | str) -> GroundTruth:
-        """The same, with its tensors on `device`; masks stay where they are rasterised, on the CPU."""
+        """Copy with its tensors on `device`; masks stay where they are rasterised, on the CPU."""
         points = self.keypoints
         return dataclasses.replace(
             self,
@@ -77,7 +77,7 @@ class GroundTruth:
 
 @dataclass(slots=True, eq=False)
 class Instances:
-    """The detections of one image, best first, in the picture's own pixels.
+    """Detections of one image, best first, in the picture's own pixels.
 
     boxes: (N, 4) float32; scores: (N,) float32; labels: (N,) int64;
     masks: N masks, kept small until someone asks for pixels (`np.asarray(masks)` is (N, H, W) bool);
@@ -98,7 +98,7 @@ class Instances:
         return len(self.boxes)
 
     def __getitem__(self, index: Any) -> Instances:
-        """The chosen detections: by a number, a slice, a sequence of numbers, or a mask with a bool for each.
+        """Select detections: by a number, a slice, a sequence of numbers, or a mask with a bool for each.
 
         Raises:
             UserIndexError: a number beyond the detections.
@@ -118,7 +118,7 @@ class Instances:
         return (self[i] for i in range(len(self)))
 
     def to_coco(self, image_id: int | str = 0, category_ids: Sequence[int] = ()) -> list[dict[str, Any]]:
-        """COCO results, one entry a detection: bbox as x, y, w, h and segmentation as compressed RLE.
+        """Convert to COCO results, one entry a detection: bbox as x, y, w, h and segmentation as compressed RLE.
 
         `category_ids` maps labels to a data set's ids, None for classes that it does not have; without it
         category_id is the label.
@@ -155,7 +155,7 @@ class Instances:
         return results
 
     def draw(self, path: str | Path | None = None, *, score_threshold: float = 0.5) -> np.ndarray:
-        """The picture with masks, boxes, class names and scores on it, (H, W, 3) uint8; saved if `path`."""
+        """Draw masks, boxes, class names and scores on the picture, (H, W, 3) uint8; saved if `path`."""
         from maskrcnn.visualize import draw_instances
 
         return draw_instances(self, path=path, score_threshold=score_threshold)

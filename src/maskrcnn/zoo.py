@@ -1,4 +1,4 @@
-"""The models by name: build one, load one with its weights. No torch until one is built."""
+"""Models by name: build one, load one with its weights. No torch until one is built."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _WEIGHT_SUFFIXES = (".safetensors", ".pkl", ".pth", ".pt", ".tar", ".npz")
 
 
 def build(name: str, num_classes: int | None = None, *, tiny: bool = False) -> MaskRCNN:
-    """A model with random weights, on the CPU, ready to train.
+    """Build a model with random weights, on the CPU, ready to train.
 
     Raises:
         UserError: no such model; the message has the nearest names. No number of classes from 1 to 100,000.
@@ -41,7 +41,7 @@ def load(
     device: str | None = None,
     precision: str = "fp32",
 ) -> MaskRCNN:
-    """A model with its weights, ready to predict.
+    """Load a model with its weights, ready to predict.
 
     name_or_path: a run folder or a safetensors file of ours, which need nothing else; or a model's name, with
     `weights` a file of ours or a published one; without, its published file is downloaded (see
@@ -66,7 +66,7 @@ def load(
 
 
 def restore(name_or_path: str | Path, weights: str | Path | None = None) -> MaskRCNN:
-    """`load` without its last step: on the CPU in float32, as trained, to be changed or saved."""
+    """Load a model as `load` does but on the CPU in float32, as trained, to be changed or saved."""
     from maskrcnn.engine.file_config import check_config
     from maskrcnn.engine.weights import load_weights, read_weights
     from maskrcnn.models.build import build_model
@@ -93,7 +93,7 @@ def restore(name_or_path: str | Path, weights: str | Path | None = None) -> Mask
 
 
 def published_weights(name: str) -> Path:
-    """The published file of a model, from the cache or else downloaded.
+    """Fetch the published file of a model, from the cache or else downloaded.
 
     Raises:
         UserError: no such model, none was published, or the download fails.
@@ -110,7 +110,7 @@ def published_weights(name: str) -> Path:
 
 
 def with_classes(config: ModelConfig, num_classes: int) -> ModelConfig:
-    """The same model for another number of classes; their names go where the number changes."""
+    """Copy of the model's config for another number of classes; their names go where the number changes."""
     import dataclasses
 
     if num_classes == config.num_classes:
@@ -119,7 +119,7 @@ def with_classes(config: ModelConfig, num_classes: int) -> ModelConfig:
 
 
 def _config_for(config: ModelConfig, file: WeightFile) -> ModelConfig:
-    """The config that a file's weights need, for a model asked for by name."""
+    """Config that a file's weights need, for a model asked for by name."""
     if file.config is not None:
         if file.config.name != config.name:
             raise UserError(

@@ -125,7 +125,7 @@ def _check_form(args: argparse.Namespace) -> None:
 
 
 def _kinds(asked: Sequence[str] | None, found: Sequence[str], truth: Truth) -> Sequence[str]:
-    """What to score of a model that finds `found`. What is wrong in the data is said before the model runs."""
+    """Kinds to score for a model that finds `found`. Faults of the data are told before the model runs."""
     for kind in asked or ():
         if kind not in found:
             raise UserError(f"--kinds {kind}: expected some of what the model finds, {', '.join(found)}.")

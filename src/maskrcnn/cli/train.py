@@ -121,7 +121,9 @@ def config_from(args: argparse.Namespace, extra: list[str]) -> Config:
 
 
 def choose_start(config: Config, given: Collection[str], args: argparse.Namespace) -> None:
-    """What the command leaves open: where the weights come from, and how much is kept for validation."""
+    """Choose the settings that the command leaves open: where the weights come from, and how much is kept for
+    validation.
+    """
     from maskrcnn import zoo, zoo_table
 
     if "data.val_fraction" not in given:
@@ -136,7 +138,7 @@ def choose_start(config: Config, given: Collection[str], args: argparse.Namespac
 
 
 def keep_choices(config: Config, saved: Config, given: Collection[str], args: argparse.Namespace) -> None:
-    """On resuming, what was chosen when the run began, whatever would be chosen now."""
+    """Keep, on resuming, the choices made when the run began, whatever would be chosen now."""
     from maskrcnn.engine.finetune import CHOSEN
 
     names = {*CHOSEN, "data.val_fraction", *(() if args.weights else ("train.weights",))}
@@ -146,7 +148,7 @@ def keep_choices(config: Config, saved: Config, given: Collection[str], args: ar
 
 
 def chosen_schedule(config: Config, num_images: int, process: Process, *, given: Collection[str]) -> str:
-    """`engine.finetune`'s choice, which depends on what the weights are."""
+    """Schedule that `engine.finetune` chooses, which depends on what the weights are."""
     from maskrcnn.engine.finetune import choose_schedule
     from maskrcnn.engine.weights import read_weights
 

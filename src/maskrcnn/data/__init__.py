@@ -1,4 +1,4 @@
-"""Data sets of several formats to samples, what is wrong with them, transforms and batches."""
+"""Data sets of several formats: reading, checks, transforms and batches."""
 
 from maskrcnn.data.advice import advise, compare
 from maskrcnn.data.check import check, checked

@@ -1,4 +1,4 @@
-"""What is odd about a data set but no defect: training takes it as it is. `defects.ADVICE` has the kinds.
+"""Oddities of a data set that are no defects: training takes it as it is. `defects.ADVICE` has the kinds.
 
 Findings of a kind come with the most striking first.
 """
@@ -33,7 +33,7 @@ T = TypeVar("T")
 def advise(
     data: CocoData, *, images: bool = True, brightest: np.ndarray | None = None, num_threads: int = 8
 ) -> Report:
-    """What is odd in one part; `images`: in its files too. `data` as `check` leaves it: repaired.
+    """Find the oddities of one part; `images`: in its files too. `data` as `check` leaves it: repaired.
 
     brightest: the `Report.brightest` of `check`.
     """
@@ -52,7 +52,7 @@ def advise(
 
 
 def compare(train: CocoData, val: CocoData, *, images: bool = True, num_threads: int = 8) -> Report:
-    """What is odd about two parts together, as findings about `val`."""
+    """Find the oddities of two parts together, as findings about `val`."""
     report = Report(val)
     of_train, of_val = _by_class(train), _by_class(val)
     for kind, names, there, here in (
@@ -191,7 +191,7 @@ def _ring(arrays: Mapping[str, np.ndarray], k: int) -> np.ndarray:
 
 
 def _contains(ring: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """(P,) bool: an odd number of the ring's edges lies to the right of each point."""
+    """Mask of the points (P,) inside the ring: an odd number of its edges lies to their right."""
     x0, y0 = ring.T
     x1, y1 = np.roll(ring, -1, axis=0).T
     px, py = points[:, :1], points[:, 1:]
@@ -222,7 +222,7 @@ def _bitmap_holes(report: Report, objects: np.ndarray) -> None:
 
 
 def euler_numbers(runs: Runs, heights: np.ndarray) -> np.ndarray:
-    """(N,) parts less holes of each mask, pixels joined by corners too.
+    """Euler number of each mask, (N,): its parts less its holes, pixels joined by corners too.
 
     Each column's runs are nodes, joined where runs of neighbouring columns touch. A loop of that graph is a hole,
     so that nodes less edges is the number wanted.
@@ -251,7 +251,7 @@ def euler_numbers(runs: Runs, heights: np.ndarray) -> np.ndarray:
 
 
 def _in_column(low: np.ndarray, high: np.ndarray, before: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """How many of the pieces low..high - 1 lie in the column that begins at `before`: keys of others are less."""
+    """Count the pieces low..high - 1 that lie in the column that begins at `before`: keys of others are less."""
     first = np.searchsorted(starts, before, side="left")
     return np.maximum(high - np.maximum(low, first), 0)
 

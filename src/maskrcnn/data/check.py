@@ -1,4 +1,4 @@
-"""Looks for what is wrong with a data set, before training; `defects` says what is done about each finding.
+"""Checks of a data set before training; `defects` holds the rule for each kind of finding.
 
 The checks are array arithmetic (seconds for a million objects); image files are decoded, in threads, the first time
 they are met (`pictures`).
@@ -34,7 +34,7 @@ _RING_PROBLEM = (
 def checked(
     data: CocoData, on_error: Literal["repair", "refuse"] = "repair", *, images: bool = True
 ) -> tuple[CocoData, Report]:
-    """The data set with its defects repaired by `RULES`, and what was found. `images`: look at the files too.
+    """Check a data set and repair its defects by `RULES`: the set, and the findings. `images`: look at the files too.
 
     Raises:
         UserError: a defect that has no repair; any defect, with on_error "refuse"; or nothing is left to learn from.
@@ -44,7 +44,7 @@ def checked(
 
 
 def check(data: CocoData, *, images: bool = True, num_threads: int = 8) -> Report:
-    """All that is wrong with the data set: its whole JSON, and the files of its images unless `images` is False."""
+    """Find all defects of the data set: in its whole JSON, and in the files of its images unless `images` is False."""
     report = Report(data)
     if not len(data.arrays["image_ids"]):
         report.add("no_images", -1, -1, "the JSON lists no images")
@@ -216,8 +216,9 @@ def _check_rles(report: Report, extents: np.ndarray) -> None:
 
 
 def _check_boxes(report: Report, extents: np.ndarray) -> None:
-    """Boxes against the image and against the mask's (`extents`; where masks are not needed, the boxes themselves).
-    Only of objects that nothing else is wrong with."""
+    """Check boxes against the image and against the mask's (`extents`; where masks are not needed, the boxes
+    themselves), for objects without another defect only.
+    """
     a = report.data.arrays
     kind = a["mask_kind"]
     alive = a["keep"].copy()
@@ -311,7 +312,7 @@ def _drop_points(
 
 
 def _known_sizes(report: Report) -> np.ndarray:
-    """(n, 2) the JSON's sizes, with the files' where the JSON has none."""
+    """Sizes of the images (n, 2) as the JSON has them, with the files' where it has none."""
     sizes = report.data.arrays["sizes"]
     for name, index, values in report.patches:
         if name == "sizes":

@@ -1,4 +1,4 @@
-"""Classes of one data set, or of a model, as another counts them: by their names, not by their numbers."""
+"""Mapping of a data set's or a model's classes to another's, by their names and not by their numbers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def ids_of_model(
 
 
 def unknown(where: object, names: Sequence[str], others: Sequence[str]) -> str:
-    """The message on classes `others` that a model of the classes `names` does not know."""
+    """Message on classes `others` that a model of the classes `names` does not know."""
     got = ", ".join(map(repr, others[:3])) + ", ..." * (len(others) > 3)
     near = did_you_mean(others[0], names, show_all_up_to=0) if others else ""
     advice = near or "Use a model trained on these classes, or give them its names."

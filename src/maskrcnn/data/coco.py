@@ -48,7 +48,7 @@ def read_coco(json_path: str | Path, images_dir: str | Path | None = None) -> Co
 
 
 class CocoData:
-    """n images with their objects, in the pictures' own pixels. Cheap to send to another process.
+    """Data set of n images with their objects, in the pictures' own pixels. Cheap to send to another process.
 
     Image numbers i = 0..n-1 are positions in this set, not COCO ids.
 
@@ -82,7 +82,7 @@ class CocoData:
         return CocoData, tuple(self._fields().values())
 
     def _fields(self) -> dict[str, Any]:
-        """Arguments that make the same set."""
+        """Arguments that make a copy of this set."""
         return {
             "arrays": self.arrays,
             "json_path": self.json_path,
@@ -105,33 +105,33 @@ class CocoData:
 
     @property
     def rows(self) -> np.ndarray:
-        """(n,) the images of this set as positions in `arrays`."""
+        """Positions of this set's images in `arrays`, (n,)."""
         return np.arange(self.num_images) if self._rows is None else self._rows
 
     @cached_property
     def image_ids(self) -> np.ndarray:
-        """(n,) COCO's ids: int64, or text where the JSON has text."""
+        """COCO's ids of the images, (n,): int64, or text where the JSON has text."""
         return self._of_images("image_ids")
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """(n, 2) int32, (H, W) as the JSON says."""
+        """Sizes of the images as the JSON says, (n, 2) int32, (H, W)."""
         return self._of_images("sizes")
 
     @cached_property
     def num_objects(self) -> np.ndarray:
-        """(n,) int64, objects to learn from in each image: what `ground_truth` returns."""
+        """Number of objects to learn from in each image, (n,) int64: those that `ground_truth` returns."""
         return self._per_image(np.flatnonzero(self.learnt))
 
     @cached_property
     def num_visible_keypoints(self) -> np.ndarray:
-        """(n,) int64, visible key points of these objects in each image."""
+        """Number of visible key points of each image's objects to learn from, (n,) int64."""
         index = np.flatnonzero(self.learnt & self.arrays["keep_keypoints"])
         return self._per_image(index, (self.points(index)[..., 2] > 0).sum(1))
 
     @property
     def learnt(self) -> np.ndarray:
-        """(m,) bool: the annotations that `ground_truth` returns."""
+        """Mask of the annotations that `ground_truth` returns, (m,) bool."""
         return self._sound(slice(None)) & ~self.arrays["crowd"]
 
     def file_name(self, i: int) -> str:
@@ -146,7 +146,7 @@ class CocoData:
         return self.fit(i) or self.images_dir / self.file_name(i)
 
     def fit(self, i: int) -> Path | None:
-        """The file that stands for the image's name, where that is no file."""
+        """File that stands for the image's name, where that is no file."""
         is_file = os.path.isfile(self.images_dir / self.file_name(i))
         return None if is_file else self.fits.get(self._row(i))
 
@@ -164,11 +164,11 @@ class CocoData:
         return index[self._sound(index) & (self.arrays["crowd"][index] == crowd)]
 
     def ground_truth(self, i: int) -> GroundTruth:
-        """What image i teaches: its objects without crowd regions, in the picture's own pixels."""
+        """Ground truth of image i: its objects without crowd regions, in the picture's own pixels."""
         return self._truth(i, self.annotations(i))
 
     def crowd(self, i: int) -> GroundTruth:
-        """The crowd regions of image i, in the same form."""
+        """Crowd regions of image i, as ground truth in the picture's own pixels."""
         return self._truth(i, self.annotations(i, crowd=True))
 
     def segmentations(self, index: np.ndarray) -> list[list[np.ndarray] | dict[str, Any]]:
@@ -181,11 +181,15 @@ class CocoData:
         return [self._segmentation(int(j)) for j in index]
 
     def keypoints(self, i: int) -> np.ndarray:
-        """(N, P, 3) float32 x, y, visibility of the objects of image i, at pixel centres (COCO's plus 0.5)."""
+        """Key points of the objects of image i, (N, P, 3) float32 x, y, visibility, at pixel centres (COCO's plus
+        0.5).
+        """
         return self.points(self.annotations(i))
 
     def points(self, index: np.ndarray) -> np.ndarray:
-        """(N, P, 3) float32 of these annotations, likewise; zeros where the JSON has none, or broken ones."""
+        """Key points of these annotations, (N, P, 3) float32 x, y, visibility, at pixel centres; zeros where the JSON
+        has none, or broken ones.
+        """
         a = self.arrays
         points = np.zeros((len(index), self.num_keypoints, 3), np.float32)
         sound = a["keep_keypoints"][index]
@@ -195,16 +199,16 @@ class CocoData:
         return points
 
     def subset(self, images: Sequence[int] | np.ndarray) -> CocoData:
-        """The set of these images, by position or as a mask, in this order."""
+        """Select these images, by position or as a mask, in this order."""
         rows = self.rows[np.asarray(images)]
         return self._with(rows=rows)
 
     def without_masks(self) -> CocoData:
-        """The same set for models without masks: every object counts that has a box."""
+        """Copy of the set for models without masks: every object counts that has a box."""
         return self._with(masks=False)
 
     def patched(self, patches: tuple[Patch, ...]) -> CocoData:
-        """The same set with some rows of the arrays replaced."""
+        """Copy of the set with some rows of the arrays replaced."""
         return self._with(arrays=self.arrays.patched(patches))
 
     def _sound(self, index: np.ndarray | slice) -> np.ndarray:
@@ -212,7 +216,7 @@ class CocoData:
         return keep & np.isin(self.arrays["mask_kind"][index], (POLYGONS, RLE)) if self.masks else keep
 
     def _per_image(self, index: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-        """(n,) int64: these annotations of each image, or the sum of their weights."""
+        """Count these annotations of each image, (n,) int64, or sum their weights."""
         counts = np.bincount(self.arrays["image"][index], weights, len(self.arrays["image_ids"]))
         counts = counts.astype(np.int64)
         return counts if self._rows is None else counts[self._rows]

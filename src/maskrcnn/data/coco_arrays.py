@@ -1,4 +1,4 @@
-"""A COCO JSON as flat arrays: what `maskrcnn.data.coco` maps and `maskrcnn.data.check` checks.
+"""Flat arrays of a COCO JSON, which `maskrcnn.data.coco` maps and `maskrcnn.data.check` checks.
 
 Legend: n images, m annotations (in the file's order), r polygon rings, c categories.
 
@@ -265,7 +265,7 @@ def _categories(path: Path, categories: list[Any]) -> tuple[list[int], list[str]
 
 
 def _keypoints_of(categories: list[Any], offsets: np.ndarray) -> dict[str, Any]:
-    """What the data set's key points are: their number, names and skeleton (pairs of points, from 0).
+    """Read the data set's kind of key points: their number, names and skeleton (pairs of points, from 0).
 
     As the category with the most of them says; without names in any category, as most annotations have.
     """

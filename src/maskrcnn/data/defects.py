@@ -1,4 +1,4 @@
-"""The kinds of defects of a data set with their rules, and the report of those that were found.
+"""Kinds of defects of a data set with their rules, and the report of those that were found.
 
 `RULES` says what is done about each kind, and which have no repair and stop the work.
 """
@@ -80,7 +80,7 @@ class Finding(NamedTuple):
 
     @property
     def line(self) -> str:
-        """Where and what, in one line of at most 300 characters."""
+        """Describe the finding with its place, in one line of at most 300 characters."""
         image = "" if self.image_id is None else f"image {self.image_id}"
         annotation = "" if self.annotation_id is None else f"annotation {self.annotation_id}"
         place = ", ".join(p for p in (image, annotation) if p)
@@ -127,7 +127,7 @@ class Report:
 
     @property
     def refused(self) -> bool:
-        """Whether something was found that has no repair."""
+        """True if something was found that has no repair."""
         return any(rule_of(g.kind) == REFUSED for g in self.groups)
 
     def findings(self, *, only_refused: bool = False) -> Iterator[Finding]:
@@ -168,7 +168,7 @@ class Report:
         return data.subset(~np.isin(data.rows, list(self.left_out)))
 
     def usable(self, on_error: Literal["repair", "refuse"] = "repair") -> CocoData:
-        """The repaired set. UserError as `checked` says."""
+        """Return the repaired set, or raise a UserError as `checked` says."""
         if self.refused or (on_error == "refuse" and len(self)):
             raise self._error(only_refused=on_error == "repair")
         repaired = self.repaired()
@@ -206,5 +206,5 @@ class Report:
 
 
 def rule_of(kind: str) -> str:
-    """What is done about findings of this kind."""
+    """Rule for findings of this kind: how they are dealt with."""
     return RULES.get(kind) or ADVICE[kind]

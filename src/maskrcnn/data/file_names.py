@@ -1,4 +1,4 @@
-"""Image files whose names are not to the letter those in the labels: what tools and systems change of a name.
+"""Matching of image names in labels with files whose names tools and systems have changed.
 
 Label Studio writes `images\\a.jpg`, `/data/upload/1/a.jpg` and `%20`; macOS takes letters with accents apart; cameras
 write .JPG; some labels have no ending. A file stands for a name where it is the only one that fits it, and the name

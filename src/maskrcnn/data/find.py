@@ -1,4 +1,4 @@
-"""What data set is in a folder: its format, its parts, and its arrays."""
+"""Recognition of the data set in a folder: its format, its parts, and its arrays."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def find_data(
 
 
 def is_other_format(path: str | Path, format: str = "") -> bool:
-    """Whether this is to be looked for with `find_data`: a folder, or a label file of another format than COCO's."""
+    """Return True if the path is for `find_data`: a folder, or a label file of another format than COCO's."""
     path = Path(path)
     if path.is_dir() or format not in ("", "coco"):
         return True

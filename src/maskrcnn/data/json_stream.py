@@ -19,7 +19,7 @@ _SPACE = " \t\r\n"
 
 
 class JsonStream:
-    """Iterates over `(member, element)` of the arrays `members` of the JSON object in a file.
+    """Iterator over `(member, element)` of the arrays `members` of the JSON object in a file.
 
     `seen` holds the names of all top-level members that have been passed, `first` the character that the text begins
     with. `errors`: what becomes of bytes that are no text, as `open` has it.

@@ -1,4 +1,4 @@
-"""What the names of key points tell."""
+"""Pairs of key points that a mirror swaps, found by their names."""
 
 from __future__ import annotations
 

@@ -28,18 +28,20 @@ TrainBatch = tuple[list[Tensor], list[GroundTruth], list[Any]]
 
 
 class ImageSource(Protocol):
-    """Annotated images, as `CocoData` offers them. Worker processes get a copy: it must be cheap to pickle."""
+    """Annotated images, with the members of `CocoData` that training needs. Worker processes get a copy: it must be
+    cheap to pickle.
+    """
 
     @property
     def num_images(self) -> int: ...
     @property
     def sizes(self) -> np.ndarray:
-        """(n, 2) of (H, W), upright."""
+        """Sizes of the upright images, (n, 2) of (H, W)."""
         ...
 
     @property
     def num_objects(self) -> np.ndarray:
-        """(n,) objects that `ground_truth` returns."""
+        """Number of objects that `ground_truth` returns for each image, (n,)."""
         ...
 
     def image_path(self, i: int, /) -> str | Path: ...

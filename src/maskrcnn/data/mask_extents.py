@@ -1,4 +1,4 @@
-"""What of each drawn mask is usable, and the box around it: array arithmetic over a whole data set."""
+"""Usable parts of drawn masks, and the boxes around them: array arithmetic over a whole data set."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _RLES_AT_A_TIME = 1 << 12
 
 
 def measure_rings(points: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(R,) uint8 what is wrong with each ring, and (R, 4) float32 boxes around the sound ones (others empty).
+    """Check and measure rings: (R,) uint8, the fault of each, and (R, 4) float32 boxes around the sound ones (others
+    empty).
 
     points: flat x, y, x, y, ...; offsets: (R + 1,) into the numbers.
     """
@@ -61,7 +62,7 @@ def _measure(points: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _thickness(xy: np.ndarray) -> float:
-    """How far points reach from the line through two of them that are far apart, in pixels."""
+    """Largest distance of points from the line through two of them that are far apart, in pixels."""
     from_first = xy - xy[0]
     along = from_first[np.argmax((from_first**2).sum(1))]
     length = np.hypot(*along)
@@ -70,7 +71,7 @@ def _thickness(xy: np.ndarray) -> float:
 
 
 def merge_rings(extents: np.ndarray, rings_of: np.ndarray) -> np.ndarray:
-    """(m, 4) boxes around the rings of each annotation; empty (inf, inf, -inf, -inf) without any."""
+    """Boxes (m, 4) around the rings of each annotation; empty (inf, inf, -inf, -inf) without any."""
     merged = np.tile(np.array([np.inf, np.inf, -np.inf, -np.inf], np.float32), (len(rings_of) - 1, 1))
     some = np.diff(rings_of) > 0
     if some.any():
@@ -81,7 +82,7 @@ def merge_rings(extents: np.ndarray, rings_of: np.ndarray) -> np.ndarray:
 
 
 def measure_rles(arrays: Mapping[str, np.ndarray], extents: np.ndarray) -> dict[int, str]:
-    """Write the box around each RLE mask into `extents` (m, 4); returns annotation -> what is wrong with its RLE."""
+    """Write the box around each RLE mask into `extents` (m, 4); returns annotation -> fault of its RLE."""
     problems: dict[int, str] = {}
     index = np.flatnonzero(arrays["mask_kind"] == RLE)
     for a in range(0, len(index), _RLES_AT_A_TIME):
@@ -108,7 +109,7 @@ def _runs(arrays: Mapping[str, np.ndarray], index: np.ndarray | list[int]) -> Ru
 
 
 def _run_boxes(runs: Runs, heights: np.ndarray) -> np.ndarray:
-    """(n, 4) boxes around the foreground of n masks; empty ones as above."""
+    """Boxes (n, 4) around the foreground of n masks; (inf, inf, -inf, -inf) for a mask without any."""
     height = heights[runs.owner]
     left, top = np.divmod(runs.starts, height)
     right, bottom = np.divmod(runs.ends - 1, height)

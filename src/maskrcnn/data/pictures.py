@@ -27,14 +27,14 @@ KEEP_FROM_BYTES = 32 << 20  # files that are decoded in less than about a second
 
 
 class Picture(NamedTuple):
-    """One that can be decoded. size: (H, W); brightest: its largest value, 0 to 255."""
+    """Picture that can be decoded. size: (H, W); brightest: its largest value, 0 to 255."""
 
     size: tuple[int, int]
     brightest: int
 
 
 def look_at(data: CocoData, num_threads: int = 8) -> list[Picture | str]:
-    """Each image of the set, or why there is none: "no file ..." where it is missing."""
+    """Yield a `Picture` for each image of the set, or a reason why there is none: "no file ..." where it is missing."""
     paths = [data.image_path(i) if data.file_name(i) else None for i in range(data.num_images)]
     keys, sizes = _keys(paths)
     folder = data.images_dir.resolve()
@@ -56,7 +56,7 @@ class StillReadable:
         self._keys = _keys(self._paths)[0]
 
     def lost(self) -> dict[int, str]:
-        """Image numbers, and what is wrong with each."""
+        """Image numbers of the lost pictures, and the fault of each."""
         now = _keys(self._paths)[0]
         changed = [i for i, (old, new) in enumerate(zip(self._keys, now)) if old != new]
         found = ((i, _look(self._paths[i], None)) for i in changed)

@@ -1,4 +1,4 @@
-"""Which images make up training batch n: a function of the seed alone.
+"""Choice of the images of training batch n: a function of the seed alone.
 
 Epochs follow each other without a break. Epoch e is a permutation of the images, drawn from (seed, e); its
 images are numbered on from those of the epochs before, and an image's number is its *place*. A place is
@@ -49,7 +49,7 @@ class BatchSampler:
             skip = max(0, skip - len(places))
 
     def _epochs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """For each epoch, the places and the images (m, world's batch) of the batches that it completes."""
+        """Yield for each epoch the places and the images (m, world's batch) of the batches that it completes."""
         whole = self.batch_size * self.world_size
         n = len(self.images)
         groups = self._groups(whole)
@@ -72,7 +72,7 @@ class BatchSampler:
             first_place += n
 
     def _groups(self, whole: int) -> list[np.ndarray]:
-        """Masks over `images` of what may share a batch.
+        """Groups of images that may share a batch, as masks over `images`.
 
         A group too small to fill a batch would fill it with views of the same few images: no groups then.
         """

@@ -56,7 +56,7 @@ class SharedArrays(Mapping[str, np.ndarray]):
         return sum(a.nbytes for a in self._arrays.values())
 
     def patched(self, patches: tuple[Patch, ...]) -> SharedArrays:
-        """The same arrays with some rows replaced; the pages that do not change stay shared."""
+        """Copy of the arrays with some rows replaced; the pages that do not change stay shared."""
         if not patches:
             return self
         if self.path is None:
@@ -135,7 +135,7 @@ def keep(name: str, arrays: dict[str, np.ndarray], stamp: str) -> None:
 
 @contextlib.contextmanager
 def locked(name: str) -> Iterator[None]:
-    """A block that one process of the machine is in at a time, by name; all are where no cache can be written."""
+    """Block that one process of the machine is in at a time, by name; all are where no cache can be written."""
     with contextlib.ExitStack() as stack:
         for folder in _cache_folders():
             with contextlib.suppress(OSError):
@@ -163,7 +163,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _write(path: Path, arrays: dict[str, np.ndarray], meta: dict[str, Any]) -> None:
-    """One file, whole or not at all: magic, length of the header, header as JSON, the arrays' bytes."""
+    """Write one file, whole or not at all: magic, length of the header, header as JSON, the arrays' bytes."""
     table, offset = {}, 0
     for name, array in arrays.items():
         table[name] = (array.dtype.str, array.shape, offset)

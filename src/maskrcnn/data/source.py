@@ -1,4 +1,4 @@
-"""Where a part of a data set lies on the disk, and what the readers of all formats need to find it."""
+"""Place of a data set's part on the disk, and the search for files that the readers of all formats share."""
 
 from __future__ import annotations
 
@@ -29,9 +29,10 @@ _JUNK = (
 
 
 class Source(NamedTuple):
-    """labels: the label file, or the folder of label files; images: where the images' names start;
-    format: a key of `readers.FORMATS`; part: "train", "val", "test", or "" where the data set is not divided;
-    folders: those of the label files, where there are several (below `labels`); notes: findings as `CocoData` has.
+    """Part of a data set on the disk. labels: the label file, or the folder of label files; images: where the images'
+    names start; format: a key of `readers.FORMATS`; part: "train", "val", "test", or "" where the data set is not
+    divided; folders: those of the label files, where there are several (below `labels`); notes: findings as
+    `CocoData` has.
     """
 
     labels: Path

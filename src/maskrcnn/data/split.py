@@ -1,4 +1,4 @@
-"""A validation part from a data set that has none."""
+"""Split of a validation part from a data set that has none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ MOST = 500  # images for validation: more make the number no more useful, and ev
 
 
 def split_off(data: CocoData, fraction: float) -> tuple[CocoData, CocoData]:
-    """(the rest, `fraction` of the images but at least one and at most `MOST`), whole images each.
+    """Split off a validation part: the rest, and `fraction` of the images but at least one and at most `MOST`, whole
+    images each.
 
     Drawn among the images with objects, in an order that depends on their file names alone: the same images every
     time, whatever the seed of the training, and a set that grows keeps most of them. Where that would leave no

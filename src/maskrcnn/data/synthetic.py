@@ -51,7 +51,7 @@ class Texture(Protocol):
 
 @dataclass(slots=True)
 class Shape:
-    """One object: its outline and holes in the picture's continuous pixels, (V, 2) x, y each."""
+    """Shape of one object: its outline and holes in the picture's continuous pixels, (V, 2) x, y each."""
 
     name: str
     outline: np.ndarray
@@ -71,7 +71,7 @@ class Placed:
 
     @property
     def mask(self) -> np.ndarray:
-        """(h, w) bool, of `window`."""
+        """Mask of the shape within `window`, (h, w) bool."""
         return self.visible >= 0.5
 
 
@@ -143,13 +143,13 @@ def _toggle_crossings(toggles: np.ndarray, points: np.ndarray) -> None:
 
 
 def flat(color: Iterable[float]) -> Texture:
-    """One colour: what tests paint with."""
+    """Texture of one colour, which tests paint with."""
     value = np.asarray(list(color), np.float32)
     return lambda rng, h, w: np.broadcast_to(value, (h, w, 3))
 
 
 def textured(first: np.ndarray, second: np.ndarray) -> Texture:
-    """A random pattern of two colours: clouds, gradient, stripes, checks or speckle."""
+    """Texture of a random pattern of two colours: clouds, gradient, stripes, checks or speckle."""
 
     def paint(rng: np.random.Generator, h: int, w: int) -> np.ndarray:
         pattern = _PATTERNS[int(rng.integers(len(_PATTERNS)))](rng, h, w)[..., None]
@@ -201,7 +201,7 @@ _PATTERNS: tuple[Callable[[np.random.Generator, int, int], np.ndarray], ...] = (
 
 
 def _around(rng: np.random.Generator, middle: np.ndarray, spread: float) -> tuple[np.ndarray, np.ndarray]:
-    """Two colours, `spread` apart, with `middle` between them."""
+    """Draw two colours, `spread` apart, with `middle` between them."""
     step = rng.normal(0, 1, 3)
     step *= spread / 2 / np.linalg.norm(step)
     return (middle - step).astype(np.float32), (middle + step).astype(np.float32)
@@ -211,7 +211,7 @@ def _around(rng: np.random.Generator, middle: np.ndarray, spread: float) -> tupl
 
 
 class Scene:
-    """A picture being painted, and what is left to see of each object in it."""
+    """Picture being painted, and the part of each object in it that can still be seen."""
 
     def __init__(self, size: tuple[int, int], background: Texture, rng: np.random.Generator):
         self.size, self.rng = size, rng
@@ -244,11 +244,11 @@ class Scene:
         return True
 
     def image(self) -> np.ndarray:
-        """(H, W, 3) uint8 RGB."""
+        """Picture as painted so far, (H, W, 3) uint8 RGB."""
         return self.pixels.round().clip(0, 255).astype(np.uint8)
 
     def full_mask(self, placed: Placed) -> np.ndarray:
-        """(H, W) bool."""
+        """Mask of an object in the whole picture, (H, W) bool."""
         mask = np.zeros(self.size, bool)
         mask[placed.window] = placed.mask
         return mask
@@ -332,20 +332,20 @@ def random_scene(rng: np.random.Generator, size: tuple[int, int]) -> Scene:
 
 
 def _object_texture(rng: np.random.Generator, name: str) -> Texture:
-    """Each class leans to a hue of its own, as things do, in any shade and pattern."""
+    """Texture of an object: each class leans to a hue of its own, as things do, in any shade and pattern."""
     hue = list(CLASSES).index(name) / len(CLASSES) + rng.normal(0, 0.03)
     rgb = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.55, 1.0), rng.uniform(0.4, 1.0))
     return textured(*_around(rng, 255 * np.asarray(rgb), spread=rng.uniform(10, 90)))
 
 
 def _ground_texture(rng: np.random.Generator) -> Texture:
-    """Paler than the objects, in any hue, shade and pattern."""
+    """Texture of the background: paler than the objects, in any hue, shade and pattern."""
     rgb = colorsys.hsv_to_rgb(rng.random(), rng.uniform(0.0, 0.3), rng.uniform(0.15, 0.95))
     return textured(*_around(rng, 255 * np.asarray(rgb), spread=rng.uniform(10, 70)))
 
 
 def _center(rng: np.random.Generator, scene: Scene, diameter: float) -> tuple[float, float]:
-    """Anywhere, or often close enough to another object to overlap it."""
+    """Draw an object's centre: anywhere, or often close enough to another object to overlap it."""
     h, w = scene.size
     if scene.placed and rng.random() < 0.35:
         near = scene.placed[int(rng.integers(len(scene.placed)))].shape.outline

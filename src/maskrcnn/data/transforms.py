@@ -62,8 +62,9 @@ def augment(
 
 
 def resize(image: Tensor, truth: GroundTruth, size: tuple[int, int], antialias: bool = True) -> Sample:
-    """To `size` (H, W), bilinear: with antialiasing within one level of Pillow's, without of OpenCV's; at an eighth
-    of Pillow's time."""
+    """Resize to `size` (H, W), bilinear: with antialiasing within one level of Pillow's, without of OpenCV's; at an
+    eighth of Pillow's time.
+    """
     height, width = image.shape[1:]
     if (height, width) == size:
         return image, truth
@@ -77,7 +78,7 @@ def resize(image: Tensor, truth: GroundTruth, size: tuple[int, int], antialias: 
 
 
 def crop(image: Tensor, truth: GroundTruth, corner: tuple[int, int], size: tuple[int, int]) -> Sample:
-    """The window of `size` (H, W) whose upper left pixel is `corner` (y, x); it must lie in the image.
+    """Crop to the window of `size` (H, W) whose upper left pixel is `corner` (y, x); it must lie in the image.
 
     Objects with nothing inside are left out. The box of an object that the window cuts becomes the
     tight box of the part of its mask inside; without masks, the part of its box inside. Key points outside
@@ -130,7 +131,7 @@ def flip_vertical(image: Tensor, truth: GroundTruth, flip_pairs: Pairs = ()) -> 
 
 
 def rotate90(image: Tensor, truth: GroundTruth, turns: int = 1) -> Sample:
-    """`turns` quarter turns counterclockwise, as `torch.rot90` over the image's (H, W)."""
+    """Rotate by `turns` quarter turns counterclockwise, as `torch.rot90` over the image's (H, W)."""
     height, width = image.shape[1:]
     masks = None if truth.masks is None else truth.masks.rotated90(height, width, turns)
     boxes, points, w, h = truth.boxes, truth.keypoints, width, height
@@ -164,8 +165,9 @@ def _draw_size(size: torch.Size, config: AugmentConfig, rng: np.random.Generator
 
 
 def _zoom(image: Tensor, truth: GroundTruth, config: AugmentConfig, rng: np.random.Generator) -> Sample:
-    """Shortest side one of `zoom_sizes`, then a window of a height and a width drawn from `zoom_crop`: so that the
-    resize to come enlarges what is in it (DETR's augmentation, Carion et al. 2020)."""
+    """Resize the shortest side to one of `zoom_sizes`, then crop a window of a height and a width drawn from
+    `zoom_crop`, so that the later resize enlarges it (DETR's augmentation, Carion et al. 2020).
+    """
     min_size = config.zoom_sizes[int(rng.random() * len(config.zoom_sizes))]
     size = resize_size(image.shape[1], image.shape[2], min_size, config.max_size)
     image, truth = resize(image, truth, size, config.antialias)
@@ -174,15 +176,16 @@ def _zoom(image: Tensor, truth: GroundTruth, config: AugmentConfig, rng: np.rand
 
 
 def _draw_window(size: torch.Size, share: tuple[float, float], rng: np.random.Generator) -> tuple[int, int]:
-    """The (H, W) of a window in an image of `size`, each side a share drawn from the range (detectron2's
-    `relative_range` crop)."""
+    """Draw the (H, W) of a window in an image of `size`, each side a share drawn from the range (detectron2's
+    `relative_range` crop).
+    """
     low, high = share
     height, width = (int(side * (low + (high - low) * rng.random()) + 0.5) for side in size)
     return max(1, height), max(1, width)
 
 
 def _draw_side(side: int, limits: tuple[int, int], rng: np.random.Generator) -> int:
-    """A whole number within `limits`, both of them included, and within `side`."""
+    """Draw a whole number within `limits`, both of them included, and within `side`."""
     low, high = min(side, limits[0]), min(side, limits[1])
     return low + int(rng.random() * (high - low + 1))
 
@@ -190,7 +193,7 @@ def _draw_side(side: int, limits: tuple[int, int], rng: np.random.Generator) -> 
 def _random_crop(
     image: Tensor, truth: GroundTruth, crop_size: tuple[int, int], rng: np.random.Generator
 ) -> Sample:
-    """A window of `crop_size` at a random place; along a side on which the image is smaller, all of it."""
+    """Crop a window of `crop_size` at a random place; along a side on which the image is smaller, all of it."""
     height, width = image.shape[1:]
     size = min(height, crop_size[0]), min(width, crop_size[1])
     top = int(rng.random() * (height - size[0] + 1))
@@ -201,7 +204,7 @@ def _random_crop(
 
 
 def _jitter_colour(image: Tensor, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
-    """Brightness, contrast, saturation, hue, grey: always in this order, unlike torchvision's ColorJitter."""
+    """Change brightness, contrast, saturation, hue, grey: always in this order, unlike torchvision's ColorJitter."""
     for strength, adjust in (
         (config.brightness, F.adjust_brightness),
         (config.contrast, F.adjust_contrast),
@@ -223,7 +226,7 @@ def _without_specks(truth: GroundTruth) -> GroundTruth:
 
 
 def _window(points: Tensor, window: Tensor) -> Tensor:
-    """(N, P, 3) in the pixels of a window (x0, y0, x1, y1); what lies outside becomes invisible."""
+    """Shift key points (N, P, 3) into a window (x0, y0, x1, y1); those outside become invisible."""
     xy, visible = points[..., :2], points[..., 2:]
     inside = ((xy >= window[:2]) & (xy <= window[2:])).all(dim=-1, keepdim=True)
     return torch.cat([xy - window[:2], visible * inside], dim=-1)

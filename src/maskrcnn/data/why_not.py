@@ -1,4 +1,4 @@
-"""Why a file that looks like labels is none of a known format: for the message that no data set was found."""
+"""Reasons why a file that looks like labels is of no known format, for the message that no data set was found."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def why_not(path: Path) -> str:
 
 
 def reason(path: Path) -> str:
-    """Why no reader takes this file, without its path."""
+    """Reason why no reader takes this file, without its path."""
     try:
         with open(path, "rb") as file:
             head = file.read(8)

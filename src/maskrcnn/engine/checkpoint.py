@@ -1,4 +1,4 @@
-"""What a run keeps on disk, written so that no moment of interruption leaves half a file behind.
+"""Files of a run, written so that no moment of interruption leaves half a file behind.
 
     RUN/config.json                       the resolved config
     RUN/log.jsonl                         see `engine.runlog`
@@ -108,7 +108,7 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, config: ModelConfig) -> P
 
 @contextmanager
 def _as_os_error() -> Iterator[None]:
-    """safetensors and torch.save hide the OSError of a full disk in errors of their own."""
+    """Raise a full disk as an OSError, which safetensors and torch.save hide in errors of their own."""
     try:
         yield
     except (SafetensorError, RuntimeError) as e:
@@ -170,7 +170,7 @@ def _read(folder: Path) -> Checkpoint:
 
 
 def newest_whole(run: Path, say: Callable[[str], object]) -> Path | None:
-    """The newest checkpoint whose files are what was written; None where there is none yet.
+    """Find the newest checkpoint whose files have the checksums they were written with; None where there is none yet.
 
     Damaged ones after it are told and renamed, so that the run can write its own in their places.
 

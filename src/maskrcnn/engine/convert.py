@@ -32,7 +32,7 @@ Origin = Literal["detectron2", "mmdetection", "torchvision"]
 
 
 def origin(config: ModelConfig) -> Origin | None:
-    """Whose model a config is of; None for our own."""
+    """Name of the project whose model a config is of; None for our own."""
     if isinstance(config.backbone, InternImageConfig | ViTConfig):
         return "mmdetection"
     if not isinstance(config.backbone, ResNetConfig):
@@ -97,7 +97,7 @@ def _write(out: Path, write: Callable[[Path], object]) -> None:
 
 
 def _pickled(state: Mapping[str, Tensor]) -> bytes:
-    """As detectron2's zoo: numpy arrays by name. numpy 1 reads it too."""
+    """Pickle the weights as detectron2's zoo does: numpy arrays by name. numpy 1 reads it too."""
     content = {"model": {k: v.numpy() for k, v in state.items()}, "__author__": AUTHOR}
     # Protocol 3 names a function once, at its first use, in a line of text; numpy 2 knows the old name as well.
     return pickle.dumps(content, protocol=3).replace(b"cnumpy._core.", b"cnumpy.core.", 1)

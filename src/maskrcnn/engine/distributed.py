@@ -1,4 +1,4 @@
-"""Several processes as `torchrun` starts them: who am I, and the few exchanges that training needs.
+"""Processes started by `torchrun`: their ranks, and the few exchanges that training needs.
 
 With one process every function here is the identity, so that callers need no second path.
 """

@@ -30,7 +30,7 @@ OTHER_SIGMA = 0.0635  # of each key point that is not COCO's: the mean of COCO's
 
 @dataclass(slots=True)
 class KindResult:
-    """What one kind (bbox, segm or keypoints) scored.
+    """Scores of one kind (bbox, segm or keypoints).
 
     numbers: COCO's, in COCO's order, -1 where the data has nothing to find;
     per_class: by class name AP, AP50, AP75 and `objects`, how many there are to find;
@@ -43,13 +43,13 @@ class KindResult:
     precision: np.ndarray
 
     def curve(self, iou: float = 0.5) -> np.ndarray:
-        """(101,) precision over RECALL_LEVELS at one IoU threshold, mean of the classes that have objects."""
+        """Precision (101,) over RECALL_LEVELS at one IoU threshold, mean of the classes that have objects."""
         curves = self.precision[round((iou - 0.5) / 0.05)]
         present = curves[0] > -1
         return curves[:, present].mean(1) if present.any() else np.full(len(RECALL_LEVELS), -1.0)
 
     def class_curve(self, class_name: str, iou: float = 0.5) -> np.ndarray:
-        """(101,) of one class; -1 where it has no objects."""
+        """Precision (101,) over RECALL_LEVELS of one class at one IoU threshold; -1 where it has no objects."""
         return self.precision[round((iou - 0.5) / 0.05), :, list(self.per_class).index(class_name)]
 
 
@@ -113,13 +113,13 @@ def evaluate_results(
 
 
 def scored_kinds(model: ModelConfig) -> tuple[str, ...]:
-    """What a model's detections are scored by: its heads decide."""
+    """Kinds that a model's detections are scored by: its heads decide."""
     heads = {"bbox": model.box_head, "segm": model.mask_head, "keypoints": model.keypoint_head}
     return tuple(kind for kind, head in heads.items() if head is not None)
 
 
 def check_limits(kinds: Sequence[str] | None, max_detections: int) -> None:
-    """What can be wrong before any file is read.
+    """Check the kinds and limits of an evaluation before any file is read.
 
     Raises:
         UserError: an unknown kind, or a limit that leaves COCO's AR10 without meaning.
@@ -223,7 +223,7 @@ def _keypoint_numbers(precision: np.ndarray, recall: np.ndarray) -> dict[str, fl
 
 
 def _mean(values: np.ndarray) -> float:
-    """Of what there is to find; -1 if there is nothing."""
+    """Mean of the valid values, or -1."""
     values = values[values > -1]
     return float(values.mean()) if values.size else -1.0
 

@@ -1,4 +1,4 @@
-"""The config that a weight file carries, compared with its tensors before a model is built from it.
+"""Check of the config that a weight file carries against its tensors, before a model is built from it.
 
 A number in it is enough to ask for a layer of 400 GB, or for ten million layers.
 """
@@ -42,7 +42,7 @@ def check_config(file: WeightFile) -> None:
 
 
 def _num_layers(config: ModelConfig) -> int:
-    """The most layers that a number of the config stands for."""
+    """Largest number of layers that a setting of the config stands for."""
     counts = [0]
     for part in (config.backbone, config.rpn, config.box_head, config.mask_head, config.keypoint_head):
         for name in ("num_convs", "num_fcs", "depth", "depths"):

@@ -1,4 +1,4 @@
-"""How long to fine-tune: a schedule for a data set that a preset was not made for.
+"""Length of fine-tuning: a schedule for a data set that a preset was not made for.
 
 Published schedules are for COCO's 118,000 images; 270,000 iterations of 16 would show each of 60 images 72,000
 times. Where a preset means more than `TOO_MANY` passes, the rule is:
@@ -65,14 +65,16 @@ def choose_schedule(
 
 
 def _too_short(config: Config) -> bool:
-    """Whether the run ends before the preset's warm-up or before the last drop of its rate."""
+    """Return True if the run ends before the preset's warm-up or before the last drop of its rate."""
     o, n = config.optim, config.train.iterations
     last = max(o.milestones, default=0) if o.schedule == "step" else 0
     return max(last, o.warmup_iterations) >= n
 
 
 def _published_length(config: Config, given: Collection[str]) -> int:
-    """The iterations that the preset's milestones are shares of: its own, or a tenth more than the last of them."""
+    """Number of iterations that the preset's milestones are shares of: its own, or a tenth more than the last of
+    them.
+    """
     own, last = config.train.iterations, max(config.optim.milestones, default=0)
     return round(1.1 * last) if "train.iterations" in given and last >= own else own
 

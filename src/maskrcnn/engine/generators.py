@@ -12,12 +12,12 @@ State = dict[str, Any]  # cpu: the generator's state; cuda: that of the process'
 
 
 def seed_generators(seed: int, process: Process) -> None:
-    """Begin anew: each process with numbers of its own."""
+    """Seed the random number generators, each process with numbers of its own."""
     torch.manual_seed(seed + process.rank)
 
 
 def generator_state(process: Process) -> State:
-    """This process's part of a checkpoint."""
+    """State of this process's generators, for a checkpoint."""
     cuda = process.device.type == "cuda"
     return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state(process.device) if cuda else None}
 

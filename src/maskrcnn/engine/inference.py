@@ -1,4 +1,4 @@
-"""A model over a data set: images read and resized in threads, detections streamed out as COCO results."""
+"""Inference over a data set: images read and resized in threads, detections streamed out as COCO results."""
 
 from __future__ import annotations
 

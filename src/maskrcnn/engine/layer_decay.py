@@ -1,4 +1,4 @@
-"""How far a parameter is from the end of its backbone, in layers, for rates that fall from layer to layer.
+"""Distance of a parameter from the end of its backbone, in layers, for rates that fall from layer to layer.
 
 As in the fine-tuning of BEiT (Bao et al. 2021), from where ViT-Adapter and InternImage have it. Necks and heads are
 at the end; so is all of a ViT-Adapter that is not the ViT.
@@ -15,7 +15,7 @@ Backbone = ResNetConfig | MobileNetV2Config | InternImageConfig | ViTConfig
 
 
 def layers_above(name: str, backbone: Backbone) -> int:
-    """The layers between the parameter `name` and the end: 0 for necks and heads, 1 for the last block, ...
+    """Count the layers between the parameter `name` and the end: 0 for necks and heads, 1 for the last block, ...
 
     Raises:
         UserError: the backbone has no layers to speak of.
@@ -36,7 +36,9 @@ def layers_above(name: str, backbone: Backbone) -> int:
 
 
 def _internimage_layer(part: str, depths: tuple[int, ...]) -> int | None:
-    """0 for the stem, from 1 the blocks; what ends a level counts with the next level's first block."""
+    """Number of an InternImage layer: 0 for the stem, from 1 the blocks; what ends a level counts with the next
+    level's first block.
+    """
     if part.startswith("patch_embed."):
         return 0
     found = re.match(r"levels\.(\d+)\.(?:blocks\.(\d+)|norm|downsample)\.", part)
@@ -51,7 +53,7 @@ def _internimage_layer(part: str, depths: tuple[int, ...]) -> int | None:
 
 
 def _vit_layer(part: str) -> int | None:
-    """0 for the embeddings, from 1 the blocks."""
+    """Number of a ViT layer: 0 for the embeddings, from 1 the blocks."""
     if part.startswith(("patch_embed.", "visual_embed.", "pos_embed")):
         return 0
     found = re.match(r"(?:blocks|layers)\.(\d+)\.", part)

@@ -1,4 +1,4 @@
-"""Files of `numpy.savez`, read by what their headers say, which is compared with the file before any array is made."""
+"""Files of `numpy.savez`, read by their headers, which are compared with the file before any array is made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CHUNK = 1 << 20
 
 
 def read_npz(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of a file that numpy or JAX saved; those of objects, which would be pickles, are refused.
+    """Read the arrays of a file that numpy or JAX saved; those of objects, which would be pickles, are refused.
 
     Raises:
         UserError: the file holds other things than numbers or more of them than it is large, or is damaged.

@@ -92,7 +92,7 @@ class Schedule:
     budget_seconds: float | None = None
 
     def position(self, iteration: int, seconds: float = 0.0) -> float:
-        """How far the run is, 0..iterations, after `seconds` of training."""
+        """Progress of the run, 0..iterations, after `seconds` of training."""
         if not self.budget_seconds:
             return iteration
         return min(self.iterations, max(iteration, seconds / self.budget_seconds * self.iterations))
@@ -120,7 +120,7 @@ class Schedule:
                 return 1.0
 
     def remark(self) -> str:
-        """What a person should know about this schedule, or nothing."""
+        """Sentence about this schedule that a person should know, or nothing."""
         c = self.config
         if c.schedule == "step" and all(m >= self.iterations for m in c.milestones):
             return (

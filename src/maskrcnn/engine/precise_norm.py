@@ -36,7 +36,7 @@ def renew_statistics(model: nn.Module, forward: Callable[[], object], num_batche
 
 
 class _Moments:
-    """What the batches so far say of one norm's input; a batch is one more call of the norm."""
+    """Moments of one norm's input over the batches so far; a batch is one more call of the norm."""
 
     def __init__(self, norm: _BatchNorm) -> None:
         self.norm, self.count = norm, 0
@@ -77,7 +77,7 @@ class _Moments:
 
 @contextmanager
 def _last_batch_only(norms: list[_BatchNorm]) -> Iterator[None]:
-    """Running statistics are those of the batch before, and of nothing else."""
+    """Have running statistics be those of the last batch alone within the block."""
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 1.0

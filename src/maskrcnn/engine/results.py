@@ -1,4 +1,4 @@
-"""COCO results as somebody wrote them: every entry is looked at, and what is wrong is told with its number."""
+"""Check of COCO results, which others may have written: every entry is looked at, faults are told with its number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from maskrcnn.errors import UserError, shown
 def check_results(
     results: Sequence[Any], truth: Truth, kinds: Sequence[str], name: str, num_keypoints: int = 0
 ) -> list[dict[str, Any]]:
-    """The results with numbers for ids (see Truth) and only the fields of `kinds`; RLE compressed.
+    """Check the results; they come back with numbers for ids (see Truth) and only the fields of `kinds`; RLE
+    compressed.
 
     num_keypoints: that each has.
 
@@ -52,7 +53,7 @@ def check_results(
 
 
 def points_of(results: Sequence[Any]) -> int:
-    """How many key points the first of the results has that has any; 0 if none has."""
+    """Count the key points of the first result that has any; 0 if none has."""
     held = (
         r["keypoints"] for r in results if isinstance(r, Mapping) and isinstance(r.get("keypoints"), list)
     )
@@ -77,7 +78,9 @@ def _check_ids(given: Any, truth: Truth, kinds: Sequence[str], where: str) -> di
 
 
 def _image(given: Any, truth: Truth, where: str) -> int:
-    """By id; text also as the stem of a file's name, which `maskrcnn predict` writes, or as a number."""
+    """Find an image's number by its id; text also as the stem of a file's name, which `maskrcnn predict` writes, or
+    as a number.
+    """
     if isinstance(given, (int, float, str)) and given in truth.image_number:
         return truth.image_number[given]
     if isinstance(given, str):

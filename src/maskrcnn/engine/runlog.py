@@ -1,4 +1,4 @@
-"""What a run says: to the record (`RUN/log.jsonl`) and to the person in front of it.
+"""Log of a run: the record (`RUN/log.jsonl`), and the lines and bar for the person in front of it.
 
 The record is one JSON object a line. Every line has `kind` and `iteration`; and by kind:
 
@@ -29,7 +29,9 @@ from maskrcnn.files import as_user_error, write_atomic
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a record. What is none is left out: one that a kill cut off, or that somebody else wrote."""
+    """Read the lines of a record; those that are none are left out: one that a kill cut off, or that somebody else
+    wrote.
+    """
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     entries = [_parsed(line) for line in lines]
     return [e for e in entries if isinstance(e, dict) and _is_entry(e)]
@@ -47,7 +49,7 @@ def _is_entry(entry: dict[str, Any]) -> bool:
 
 
 class RunLog:
-    """Appends to the record; with `active` False (ranks other than 0) does nothing.
+    """Writer of the record; with `active` False (ranks other than 0) it does nothing.
 
     resume_at: keep the lines up to this iteration; None starts anew.
     """
@@ -76,7 +78,7 @@ class RunLog:
                 self._board.add_scalar(f"{kind}/{name}", value, iteration)
 
     def sync(self) -> None:
-        """Put what was written on the disk: before a checkpoint that relies on it."""
+        """Sync the record to the disk, before a checkpoint that relies on it."""
         if self._file:
             with as_user_error(Path(self._file.name)):
                 os.fsync(self._file.fileno())
@@ -146,7 +148,7 @@ class Display:
 
 
 class Stopwatch:
-    """Seconds while it runs."""
+    """Clock of the seconds while it runs."""
 
     def __init__(self, seconds: float = 0.0):
         self._before = seconds
@@ -181,7 +183,7 @@ class Window:
             self._sums[name] = self._sums.get(name, 0.0) + value
 
     def close(self, seconds: float) -> tuple[dict[str, float], float]:
-        """The mean losses and the mean seconds an iteration, and start anew."""
+        """Return the mean losses and the mean seconds an iteration, and start anew."""
         means = {name: total / self._count for name, total in self._sums.items()}
         took = max(seconds - self.start, 1e-9) / self._count
         self.start, self._count, self._sums = seconds, 0, {}
@@ -195,7 +197,7 @@ def _clock(seconds: float) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same with NaN and infinities as None: JSON has no words for them."""
+    """Replace NaN and infinities by None: JSON has no words for them."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

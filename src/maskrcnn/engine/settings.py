@@ -1,4 +1,4 @@
-"""What a run's settings must satisfy, alone and against those that it was started with."""
+"""Checks of a run's settings, alone and against those that it was started with."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FROM_THE_DATA_SET = {
 
 
 def check_settings(config: Config, process: Process) -> None:
-    """Refuse what cannot work together, before any work.
+    """Refuse settings that cannot work together, before any work.
 
     Raises:
         UserError: one line that names the setting.

@@ -151,7 +151,7 @@ class _TorchReader(Reader):
 
 
 def _is_key(value: Any) -> bool:
-    """Whether it is a storage's name, which is a number: as text, or in files of Python 2 as such."""
+    """Return True for a storage's name, which is a number: as text, or in files of Python 2 as such."""
     return (type(value) is str and len(value) < 100) or is_shape((value,))
 
 
@@ -241,7 +241,7 @@ def _read_legacy(file: BinaryIO, path: str | Path) -> Any:
 
 
 def _mapped(file: BinaryIO) -> mmap.mmap:
-    """The whole file as memory that is read when it is looked at; what is written to it stays private."""
+    """Map the whole file as memory that is read when it is looked at; writes to it stay private."""
     return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
 

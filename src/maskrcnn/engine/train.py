@@ -1,4 +1,4 @@
-"""From a config to a run folder: data, model, validation, and the loop over them."""
+"""Training from a config to a run folder: data, model, validation, and the loop over them."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _open(
     masks: bool,
     like: CocoData | None = None,
 ) -> CocoData:
-    """A part, checked; with the classes of `like`, the training set."""
+    """Open and check one part; with the classes of `like`, the training set."""
     data = read_data(source, like.class_names, like.category_ids) if like else read_data(source)
     data, report = checked(data if masks else data.without_masks(), config.on_error)
     say(
@@ -244,7 +244,7 @@ def batches_of(config: Config, data: CocoData, process: Process) -> Callable[[in
 def validation(
     config: Config, data: CocoData, process: Process, say: Callable[[str], object]
 ) -> Callable[[MaskRCNN], dict[str, Any]]:
-    """What an evaluation during training measures: losses at the test-time size, and COCO's numbers.
+    """Make the evaluation during training: losses at the test-time size, and COCO's numbers.
 
     Each process takes a share of the images; rank 0 scores the results of all. Pictures that cannot be read any more
     are told and left out: they are no reason to end a training.

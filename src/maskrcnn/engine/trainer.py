@@ -1,4 +1,4 @@
-"""The training loop, given a model, batches and a validation function.
+"""Training loop, given a model, batches and a validation function.
 
 A run is a function of its config (on a CPU, with as many threads and processes): the batches come from the seed and
 the iteration, and a checkpoint holds every process's random numbers, so that a run which was killed and resumed ends
@@ -47,7 +47,7 @@ Batch = tuple[list[Tensor], list[GroundTruth], list[Any]]  # (3, h, w) uint8 ima
 
 @dataclass(frozen=True)
 class TrainResult:
-    """A finished run. evaluation, best: the last and the best `eval` line of the log, if any."""
+    """Result of a finished run. evaluation, best: the last and the best `eval` line of the log, if any."""
 
     out: Path
     iterations: int
@@ -65,7 +65,7 @@ class NonFiniteLossError(UserError):
 
 
 class Trainer:
-    """One run on this process.
+    """Training run on this process.
 
     batches: from an iteration, the endless batches of this process from there on.
     validate: a model in evaluation mode to the fields of an `eval` line (see `runlog`), alike on every process.
@@ -168,7 +168,7 @@ class Trainer:
     def _step(
         self, images: list[Tensor], targets: list[GroundTruth], ids: list[Any], lr: float
     ) -> dict[str, float]:
-        """One optimiser step; the mean losses over its micro-batches and over processes.
+        """Take one optimiser step; returns the mean losses over its micro-batches and over processes.
 
         With `accumulation_steps` n, the gradient is the mean of the gradients of n micro-batches of consecutive
         images, each of which normalises its losses itself. That equals the whole batch's gradient where the
@@ -217,7 +217,7 @@ class Trainer:
         return means
 
     def _finished(self) -> str:
-        """Why training is over, or nothing."""
+        """Reason why training is over, or nothing."""
         patience, evaluations = self.config.train.early_stopping, self.log.evaluations
         if patience and evaluations and len(evaluations) - 1 - best_of(evaluations) >= patience:
             return "early stopping"
@@ -268,7 +268,7 @@ class Trainer:
         self.display.start(self.iteration, config.train.iterations)
 
     def _check_folder(self, needed_bytes: int) -> None:
-        """Space for the run, and its `config.json`."""
+        """Check that the run has space, and write its `config.json`."""
         check_writable_folder(self.out, needs_bytes=needed_bytes)
         write_atomic(self.out / "config.json", to_json(self.config) + "\n")
 
@@ -330,7 +330,7 @@ class Trainer:
         self.watch.start()
 
     def _renew_norms(self) -> None:
-        """Batch norms' running statistics of the weights as they are now, where the config asks for it."""
+        """Renew batch norms' running statistics for the weights as they are now, where the config asks for it."""
         num_batches = self.config.train.precise_norm_batches
         if not num_batches or self.norms_renewed_at == self.iteration:
             return
@@ -461,14 +461,14 @@ class Trainer:
         return model
 
     def _exchange_gradients(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Processes exchange gradients once a step, with the last micro-batch."""
+        """Have processes exchange gradients once a step, with the last micro-batch."""
         if last or self.process.world_size == 1:
             return contextlib.nullcontext()
         return self.forward.no_sync()
 
 
 def score(evaluation: dict[str, Any]) -> float:
-    """What the best checkpoint is best at: AP of key points, else of masks, else of boxes: the first that there is."""
+    """AP that selects the best checkpoint: key points', else masks', else boxes'."""
     kind = next((kind for kind in ("keypoints", "segm", "bbox") if kind in evaluation), "")
     value = evaluation.get(kind, {}).get("AP")
     return -math.inf if value is None or math.isnan(value) else value

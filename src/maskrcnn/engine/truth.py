@@ -29,7 +29,7 @@ Where = Callable[[int], str]
 
 @dataclass(slots=True)
 class Truth:
-    """A COCO data set as scoring needs it.
+    """COCO data set in the form that scoring needs.
 
     name: for messages; annotations: COCO's, each with a bbox, of known images and classes;
     image_number, category_number: from ids to 1, 2, ... in the order of the ids;
@@ -52,7 +52,7 @@ class Truth:
         return next((len(points) // 3 for points in held if points), 0)
 
     def holds(self, kind: str) -> bool:
-        """Whether any object has what `kind` compares."""
+        """Return True if any object has what `kind` compares."""
         return any(a.get(FIELDS[kind]) for a in self.annotations)
 
     def where(self, i: int) -> str:
@@ -60,7 +60,7 @@ class Truth:
         return f"{self.name}: annotation {shown(self.annotations[i].get('id', i), 30)}"
 
     def for_scoring(self, kind: str, num_keypoints: int = 0) -> dict[str, Any]:
-        """A COCO dict with numbers for ids and only what scoring `kind` reads.
+        """Make a COCO dict with numbers for ids and only the fields that scoring `kind` reads.
 
         num_keypoints: of an object, where the data has none: such objects are not looked for.
 
@@ -89,7 +89,7 @@ class Truth:
         return {"info": {}, "images": images, "annotations": objects, "categories": categories}
 
     def _keypoints(self, i: int, num_keypoints: int) -> dict[str, Any]:
-        """Those of annotation i and how many are visible; none visible where it has none."""
+        """Key points of annotation i and how many are visible; none visible where it has none."""
         a, expected = self.annotations[i], 3 * num_keypoints
         points = a.get("keypoints") or [0] * expected
         if not isinstance(points, list) or len(points) != expected or not all(map(is_number, points)):
@@ -118,12 +118,12 @@ class Truth:
         return a.get("segmentation"), self.sizes[self.image_number[a["image_id"]] - 1]
 
     def _area(self, i: int) -> float:
-        """Of the mask, or of the box: COCO's `area` is not everywhere."""
+        """Area of the object's mask, or of its box: COCO's `area` is not everywhere."""
         mask, box = self.drawn(i), self.annotations[i]["bbox"]
         return box[2] * box[3] if mask is None else float(mask.areas()[0])
 
     def _masks(self) -> list[Any]:
-        """Each object's polygons, or RLE that has been looked through."""
+        """List each object's polygons, or its RLE, whose counts are checked."""
         masks: list[Any] = []
         rles: dict[int, Mapping[str, Any]] = {}
         for i in range(len(self.annotations)):
@@ -214,19 +214,19 @@ def read_json(path: str | Path, what: str) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number, finite and such that sums of its square are."""
+    """Return True for a finite number such that sums of its square are finite too."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e100
 
 
 def is_box(value: Any) -> bool:
-    """Whether it is x, y, width, height."""
+    """Return True for a list of four numbers: x, y, width, height."""
     if not isinstance(value, (list, tuple)) or len(value) != 4 or not all(map(is_number, value)):
         return False
     return value[2] >= 0 and value[3] >= 0
 
 
 def check_rle(rle: Any, size: tuple[int, int], where: str) -> None:
-    """The form alone; `compressed` looks into the counts.
+    """Check the form of an RLE; `compressed` looks into the counts.
 
     Raises:
         UserError: not an RLE, or not of this size.
@@ -243,7 +243,7 @@ def check_rle(rle: Any, size: tuple[int, int], where: str) -> None:
 
 
 def compressed(rles: Mapping[int, Mapping[str, Any]], where: Where) -> dict[int, dict[str, Any]]:
-    """The same masks, looked through, with compressed text as counts.
+    """Check the counts of RLE masks, and compress those that are not text.
 
     Raises:
         UserError: counts that are not those of a mask of their size.
@@ -268,7 +268,7 @@ def compressed(rles: Mapping[int, Mapping[str, Any]], where: Where) -> dict[int,
 
 
 def short(value: Any) -> str:
-    """For a message."""
+    """Shorten a value for a message."""
     return shown(repr(value), 60)
 
 

@@ -69,7 +69,7 @@ def read_pickle(path: str | Path) -> Any:
 
 
 class Budget:
-    """How much a file may still ask for: steps of its pickles, and bytes of what is made from them.
+    """Rest of what a file may ask for: steps of its pickles, and bytes of what is made from them.
 
     What a file holds is made once, or a few times where weights are shared; copies cost as if they were new.
     """
@@ -90,7 +90,7 @@ class Budget:
 
 
 class StandIn:
-    """An object that a file may describe, in its own way; any other keeps what it was made with."""
+    """Object that a file may describe, in its own way; any other keeps what it was made with."""
 
     __slots__ = ()
 
@@ -100,7 +100,7 @@ class StandIn:
 
 
 class _Counted(dict[int, Any]):
-    """The reader's table of operations, each of which costs a step."""
+    """Reader's table of operations, each of which costs a step."""
 
     __slots__ = ("budget",)
 
@@ -117,7 +117,7 @@ class _Counted(dict[int, Any]):
 
 # The reader in Python, not the one in C: in a damaged file a stray index makes that one reserve gigabytes.
 class Reader(pickle._Unpickler):
-    """Loads one pickle, in which `names` alone may be named: each is what a file gets for a (module, name)."""
+    """Reader of one pickle, in which `names` alone may be named: each is what a file gets for a (module, name)."""
 
     content = "arrays"  # for errors
     # The base class's own, which its type stubs do not know.
@@ -249,7 +249,7 @@ class Reader(pickle._Unpickler):
 
 
 def _plain(keys: Iterable[Any]) -> list[Any]:
-    """Keys that are text or small numbers; of any other, hashing alone may never end."""
+    """Check that keys are text or small numbers; of any other, hashing alone may never end."""
     keys = list(keys)
     for key in keys:
         if type(key) is int and key.bit_length() > 64:
@@ -260,7 +260,7 @@ def _plain(keys: Iterable[Any]) -> list[Any]:
 
 
 class _Callable:
-    """A fresh stand-in for each allowed name, so that nothing is shared between files."""
+    """Fresh stand-in for each allowed name, so that nothing is shared between files."""
 
     __slots__ = ("function",)
 
@@ -294,7 +294,7 @@ class _DType(StandIn):
 
 
 class Notes(StandIn):
-    """What an array or a tensor is to be made of."""
+    """Notes of what an array or a tensor is to be made of."""
 
     __slots__ = ()
 
@@ -328,7 +328,7 @@ class _Array(Notes):
 
 
 def is_shape(value: Any) -> bool:
-    """Whether it is a tuple of few whole numbers that sizes can be."""
+    """Return True for a tuple of few whole numbers that sizes can be."""
     return type(value) is tuple and len(value) <= 32 and all(type(n) is int and 0 <= n < 2**48 for n in value)
 
 
@@ -446,5 +446,5 @@ def built(value: Any, depth: int, budget: Budget) -> Any:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, short enough for an error in one line."""
+    """Reason of an exception, short enough for an error in one line."""
     return shown(str(error), 100) or type(error).__name__

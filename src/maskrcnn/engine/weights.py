@@ -61,7 +61,7 @@ TORCHVISION_RESNET = "strides in the 3x3 convolutions and RGB images of ImageNet
 
 @dataclass(slots=True)
 class WeightFile:
-    """Weights under our names, the config where the file holds it, and whose file it was."""
+    """Weights under our names, the config where the file holds it, and the project that wrote them."""
 
     path: Path
     state: dict[str, Tensor]
@@ -72,7 +72,7 @@ class WeightFile:
 
     @property
     def num_classes(self) -> int | None:
-        """As many as the classifier has, or None for a backbone."""
+        """Number of the classifier's classes, or None for a backbone."""
         biases = (self.state.get(f"{head}class_predictor.bias") for head in _BOX_HEADS)
         return next((len(bias) - 1 for bias in biases if bias is not None), None)
 
@@ -149,7 +149,9 @@ def without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def _damage_told(path: Path) -> Iterator[None]:
-    """Names of a known model with shapes that are not: renaming and resizing fail in any of a dozen ways."""
+    """Turn any failure in the block into an error of damage: names of a known model with shapes that are not make
+    renaming and resizing fail in any of a dozen ways.
+    """
     try:
         yield
     except UserError:
@@ -161,7 +163,7 @@ def _damage_told(path: Path) -> Iterator[None]:
 
 
 def _leave_out_heads(state: dict[str, Tensor], wanted: dict[str, Tensor], num_classes: int) -> list[str]:
-    """Take out of both what new heads do not share with the file's; sentences on it."""
+    """Take out of both `state` and `wanted` the heads that new heads do not share with the file's; sentences on it."""
     said = []
     for head, name in (("mask_head.", "masks"), ("keypoint_head.", "key points")):
         in_file, in_model = (any(k.startswith(head) for k in names) for names in (state, wanted))
@@ -319,7 +321,7 @@ def _tensors(path: Path, content: Any) -> dict[str, Tensor]:
 
 
 def _named(path: Path, state: dict[str, Tensor]) -> WeightFile:
-    """Whose names these are, and the same weights under ours."""
+    """Recognise whose names these are, and rename the weights to ours."""
     with _damage_told(path):
         return _renamed(path, state)
 
@@ -376,7 +378,7 @@ def _refuse_mismatch(file: WeightFile, state: Mapping[str, Tensor], wanted: Mapp
 
 
 def mismatches(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> str:
-    """What does not fit, counted and with some names; empty where all does."""
+    """List the misfits, counted and with some names; empty where all fits."""
     missing = [k for k in wanted if k not in state]
     unexpected = [k for k in state if k not in wanted]
     shapes = [f"{k} {_shape(state[k])}, not {_shape(wanted[k])}" for k in _misshapen(state, wanted)]

@@ -57,7 +57,7 @@ _BAND = 2**18  # pixels that are converted at a time
 
 
 def read_image(source: str | Path | IO[bytes]) -> np.ndarray:
-    """The picture in a file, (H, W, 3) uint8 RGB, by the rules at the head of this module.
+    """Read the picture in a file, (H, W, 3) uint8 RGB, by the rules at the head of this module.
 
     source: a path, or a file opened for reading bytes, which is read from where it stands.
 
@@ -91,7 +91,7 @@ def stored_picture(source: str | Path | IO[bytes]) -> Iterator[Image.Image]:
 
 
 def image_size(source: str | Path) -> tuple[int, int]:
-    """(H, W) of the picture as `read_image` returns it, from the file's header: pixels are not decoded.
+    """Read the (H, W) of the picture as `read_image` returns it, from the file's header: pixels are not decoded.
 
     Raises:
         UserError: the file is missing, its header cannot be read, or the picture is too large.
@@ -106,7 +106,7 @@ def image_size(source: str | Path) -> tuple[int, int]:
 
 
 def image_orientation(path: str | Path) -> int:
-    """The EXIF orientation of an image file, 1 to 8; 1, upright, where none can be read."""
+    """Read the EXIF orientation of an image file, 1 to 8; 1, upright, where none can be read."""
     try:
         with _opened(path) as file, _open(file) as picture:
             return _orientation(picture)
@@ -115,7 +115,7 @@ def image_orientation(path: str | Path) -> int:
 
 
 def pillow_pixels(picture: Image.Image) -> np.ndarray:
-    """The pixels of a Pillow image as they are, (H, W, 3) uint8 RGB: no orientation is applied to them.
+    """Convert a Pillow image to (H, W, 3) uint8 RGB, its pixels as they are: no orientation is applied to them.
 
     Raises:
         UserError: they cannot be decoded, or are floats or large integers.
@@ -127,7 +127,7 @@ def pillow_pixels(picture: Image.Image) -> np.ndarray:
 
 
 def max_pixels() -> int:
-    """How many pixels a picture in a file may have: MASKRCNN_MAX_PIXELS, by default 178,956,970.
+    """Largest number of pixels that a picture in a file may have: MASKRCNN_MAX_PIXELS, by default 178,956,970.
 
     Raises:
         UserError: the variable is no whole number from 1.
@@ -153,7 +153,7 @@ def set_max_pixels(count: int | None) -> None:
 def resize_size(
     height: int, width: int, min_size: int, max_size: int, resize: Resize = "pillow"
 ) -> tuple[int, int]:
-    """(H, W) with the shortest side `min_size`, or less where the longest would exceed `max_size`.
+    """Compute the (H, W) with the shortest side `min_size`, or less where the longest would exceed `max_size`.
 
     Rounded int(x + 0.5), with x computed as detectron2 does, or for "opencv" as MMDetection does: they can be a
     pixel apart. torchvision rounds down.
@@ -172,8 +172,8 @@ def resize_size(
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int], resize: Resize = "pillow") -> np.ndarray:
-    """(H, W, 3) uint8 to (*size, 3), by Pillow's antialiased bilinear filter or OpenCV's plain one, both uint8, or by
-    torchvision's detectors' plain one, float32.
+    """Resize (H, W, 3) uint8 to (*size, 3), by Pillow's antialiased bilinear filter or OpenCV's plain one, both
+    uint8, or by torchvision's detectors' plain one, float32.
 
     The original models were evaluated with one of these on uint8; torchvision's differ by up to 2 levels.
     """
@@ -219,7 +219,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def _read_bytes(file: IO[bytes]) -> np.ndarray:
-    """All of a file, (N,) uint8, which Torch's decoders take as it is."""
+    """Read all of a file, (N,) uint8, which Torch's decoders take as it is."""
     size = file.seek(0, os.SEEK_END)
     if size > 8 * max_pixels() + 2**26:
         raise ValueError(f"a file of {size} bytes is larger than any picture of {max_pixels()} pixels")
@@ -285,7 +285,7 @@ def _check_zeros(encoded: memoryview) -> None:
 
 
 def _open(file: IO[bytes], only: str = "") -> Image.Image:
-    """`PIL.Image.open` with our limit of pixels instead of Pillow's, which warns before it refuses."""
+    """Open an image by `PIL.Image.open` with our limit of pixels instead of Pillow's, which warns before it refuses."""
     from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
     Image.init()

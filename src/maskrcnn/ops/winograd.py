@@ -29,7 +29,7 @@ from maskrcnn import processor
 
 
 class Least(NamedTuple):
-    """From how many channels and places on it is faster than a direct convolution."""
+    """Least size from which on Winograd's convolution is faster than a direct one."""
 
     channels: int
     places: int
@@ -45,7 +45,7 @@ Where = tuple[slice, slice]  # images and rows of a map
 
 
 def _matrices(a: float, b: float) -> tuple[Tensor, Tensor, Tensor]:
-    """B^T (6, 6), G (6, 3) and A^T (4, 6) of the paper for the points 0, +-a, +-b and infinity."""
+    """Transforms B^T (6, 6), G (6, 3) and A^T (4, 6) of the paper for the points 0, +-a, +-b and infinity."""
     a2, b2 = a * a, b * b
     inputs = [
         [a2 * b2, 0, -(a2 + b2), 0, 1, 0],
@@ -64,7 +64,7 @@ WEIGHTS = torch.kron(_WEIGHTS, _WEIGHTS).float()  # (36, 9): both directions at 
 
 
 def applies(x: Tensor, weight: Tensor) -> bool:
-    """Whether `conv3x3` is the faster way for this map and these weights."""
+    """Return True if `conv3x3` is the faster way for this map and these weights."""
     K, C, *size = weight.shape
     return (
         size == [3, 3]
@@ -91,7 +91,7 @@ def conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = 
 
 
 class _Convolution(torch.autograd.Function):
-    """The gradient of the map is such a convolution again."""
+    """Differentiable Winograd convolution; the gradient of the map is such a convolution again."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -109,7 +109,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
-    """(K, C, 3, 3) from the maps (N, C, H, W) and (N, K, H, W)."""
+    """Gradient of the weights (K, C, 3, 3) from the maps (N, C, H, W) and (N, K, H, W)."""
     shape = (grad.shape[1], x.shape[1], 3, 3)
     if not processor.gradients_are_products():
         empty, ones = x.new_empty(1).expand(shape), [1, 1]
@@ -138,7 +138,8 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Ten
 def strips(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, relu: bool = False
 ) -> Iterator[tuple[Where, Tensor]]:
-    """Yield the convolution's output strip by strip, without gradient, for what can use one while it is in the cache.
+    """Yield the convolution's output strip by strip, without gradient, for a caller that uses each while it is in the
+    cache.
 
     Yields the images and rows of each strip, and (n, h, W, K), whose memory the next strip takes.
     """
@@ -151,8 +152,9 @@ def strips(
 
 
 def _cut(x: Tensor, tile: int, tiles: int) -> tuple[int, int, list[Where]]:
-    """Strips of about so many tiles of a map: several whole images or some rows of one. At most so many images and
-    rows of tiles, and where."""
+    """Cut a map into strips of about so many tiles: several whole images or some rows of one. At most so many images
+    and rows of tiles, and where.
+    """
     N, H, W, _ = x.shape
     down, across = -(-H // tile), -(-W // tile)
     rows = min(max(1, tiles // across), down)
@@ -205,11 +207,12 @@ _kept = threading.local()
 
 
 class _Strip:
-    """One strip after the other in the same memory, which is kept from call to call: fresh pages would cost as much as
-    the transforms. Maps have their channels last."""
+    """Memory for one strip after the other, kept from call to call: fresh pages would cost as much as the transforms.
+    Maps have their channels last.
+    """
 
     def __init__(self, n: int, h: int, w: int, C: int, K: int) -> None:
-        """For up to n images, h rows of tiles, w tiles a row."""
+        """Take memory for up to n images, h rows of tiles, w tiles a row."""
         self.w = w
         lines, widest = n * (4 * h + 2), max(C, K)
         sizes = [36 * C * K, lines * 4 * (w + 1) * widest + 2 * C, lines * 6 * (w + 1) * widest]
@@ -226,7 +229,7 @@ class _Strip:
         torch.mm(WEIGHTS, weight.permute(2, 3, 0, 1).reshape(9, -1), out=self.weights.flatten(1))
 
     def convolve(self, x: Tensor, rows: slice) -> Tensor:
-        """Of n images (n, H, W, C), these rows of the outputs: (n, h, W, K).
+        """Convolve these rows of n images (n, H, W, C): outputs (n, h, W, K).
 
         Each transform is one product for every tile, read from and written to places that overlap or lie apart: few
         passes, and nothing is moved in between.

@@ -43,7 +43,7 @@ def section(title: str, content: str, note: str = "") -> str:
 
 
 def cards_of(cards: Iterable[tuple[str, str]]) -> str:
-    """HTML cards side by side, each a value above its name."""
+    """HTML cards side by side, each a value with its name."""
     items = "".join(f"<div><b>{html.escape(v)}</b><span>{html.escape(k)}</span></div>" for v, k in cards)
     return f'<div class="cards">{items}</div>'
 

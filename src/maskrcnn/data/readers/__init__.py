@@ -1,4 +1,4 @@
-"""Label formats: one file each, all with the same three functions.
+"""Label formats: one file each, all with one interface, `Reader`.
 
 | format | signs |
 |---|---|
@@ -28,7 +28,7 @@ Element = tuple[str, Any]  # ("images" | "annotations" | "categories" | "classes
 
 
 class Reader(Protocol):
-    """What each module of a format has.
+    """Interface of the module of a label format.
 
     LOOKS_FOR: the signs of the format in a few words, for errors.
     find: the parts (by "train", "val", "test" or "") of the data set in a folder or file; {} if it is not of the

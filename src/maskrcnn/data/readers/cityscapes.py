@@ -33,7 +33,7 @@ _FILES_FOR_NAMES = 50  # that are read to learn the names of labels outside the 
 
 
 def find(path: Path, images: str | Path = "") -> dict[str, Source]:
-    """As `readers.Reader` says."""
+    """Find the parts of a data set (`readers.Reader.find`)."""
     if path.is_file():
         return {}
     found = _labels(path)
@@ -43,12 +43,12 @@ def find(path: Path, images: str | Path = "") -> dict[str, Source]:
 
 
 def files(source: Source) -> list[Path]:
-    """As `readers.Reader` says."""
+    """List the label files of a part (`readers.Reader.files`)."""
     return [p for p in _labels(source.labels) if _part(source.labels, p) == source.part]
 
 
 def read(source: Source) -> Iterator[tuple[str, Any]]:
-    """As `readers.Reader` says."""
+    """Yield the elements of a part (`readers.Reader.read`)."""
     paths, number = files(source), 0
     from_pictures = paths[0].name.endswith(_ENDINGS[0])
     labels: set[int] = set()
@@ -129,7 +129,7 @@ def _polygons(path: Path) -> dict[str, Any]:
 
 
 def _names_from_polygons(paths: list[Path], labels: set[int]) -> dict[int, str]:
-    """For each label, the name of the polygons that mostly lie on it."""
+    """Name each label after the polygons that mostly lie on it."""
     from PIL import Image, ImageDraw
 
     votes: dict[int, Counter[str]] = {k: Counter() for k in labels}
@@ -165,7 +165,7 @@ def _part(root: Path, path: Path) -> str:
 
 
 def _stem(path: Path) -> str:
-    """The name without _gtFine_instanceIds and the like."""
+    """Name of an image without _gtFine_instanceIds and the like."""
     name = path.name
     for ending in _ENDINGS:
         name = name.removesuffix(ending)

@@ -57,7 +57,9 @@ def find_coco(path: str | Path, images: str | Path = "") -> Sources:
 
 
 def find(path: Path, images: str | Path = "", keypoints: bool = False) -> dict[str, Source]:
-    """As `readers.Reader` says; with `keypoints`, of COCO's JSONs of one folder those that have them."""
+    """Find the parts of a COCO data set (`readers.Reader.find`); with `keypoints`, of COCO's JSONs of one folder
+    those that have them.
+    """
     if path.is_file():
         return {"": find_images(path, images)} if _is_coco(path) else {}
     found, broken = _instance_files(path, keypoints)
@@ -90,12 +92,12 @@ def find(path: Path, images: str | Path = "", keypoints: bool = False) -> dict[s
 
 
 def files(source: Source) -> list[Path]:
-    """As `readers.Reader` says."""
+    """List the label files of a part (`readers.Reader.files`)."""
     return [source.labels]
 
 
 def read(source: Source) -> Iterator[tuple[str, Any]]:
-    """As `readers.Reader` says."""
+    """Yield the elements of a part (`readers.Reader.read`)."""
     yield from JsonStream(source.labels, MEMBERS)
 
 

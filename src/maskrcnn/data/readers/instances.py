@@ -18,7 +18,7 @@ _DEPTH = 2  # folders below the set's that are looked into
 
 
 def find(path: Path, images: str | Path = "") -> dict[str, Source]:
-    """As `readers.Reader` says: the folder itself and those below it, by their names."""
+    """Find the parts of a data set (`readers.Reader.find`): the folder itself and those below it, by their names."""
     return {} if path.is_file() else sources_of(path, _sets(path, _DEPTH), "instances")
 
 
@@ -36,12 +36,12 @@ def _is_image(folder: Path) -> bool:
 
 
 def files(source: Source) -> list[Path]:
-    """As `readers.Reader` says."""
+    """List the label files of a part (`readers.Reader.files`)."""
     return [p for folder in _folders(source) for p in image_files(folder / "masks")]
 
 
 def read(source: Source) -> Iterator[tuple[str, Any]]:
-    """As `readers.Reader` says."""
+    """Yield the elements of a part (`readers.Reader.read`)."""
     yield "classes", CLASS_NAME
     number, folders = 0, _folders(source)
     with ThreadPoolExecutor(4) as pool:

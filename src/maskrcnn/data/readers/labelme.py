@@ -38,7 +38,7 @@ _NO_CLASS = ("__ignore__", "_background_")  # LabelMe's names for what is not to
 
 
 def find(path: Path, images: str | Path = "") -> dict[str, Source]:
-    """As `readers.Reader` says: the folder itself and those below it, by their names."""
+    """Find the parts of a data set (`readers.Reader.find`): the folder itself and those below it, by their names."""
     if path.is_file():
         return {"": Source(path, Path(images or path.parent), "labelme")} if _is_labelme(path) else {}
     folders = [f for f in _folders(path, _DEPTH) if any(map(_is_labelme, listed(f, "*.json")[:_PEEK]))]
@@ -46,14 +46,14 @@ def find(path: Path, images: str | Path = "") -> dict[str, Source]:
 
 
 def files(source: Source) -> list[Path]:
-    """As `readers.Reader` says."""
+    """List the label files of a part (`readers.Reader.files`)."""
     if source.labels.is_file():
         return [source.labels]
     return [p for folder in source.folders or (source.labels,) for p in listed(folder, "*.json")]
 
 
 def read(source: Source) -> Iterator[tuple[str, Any]]:
-    """As `readers.Reader` says."""
+    """Yield the elements of a part (`readers.Reader.read`)."""
     yield from (("classes", name) for name in _class_order(source.labels))
     number, used = 0, set()
     for path in files(source):

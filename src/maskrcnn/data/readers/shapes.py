@@ -22,12 +22,12 @@ _HALF = 128  # of 255
 
 
 def rectangle(x: float, y: float, width: float, height: float) -> list[float]:
-    """[x, y, x, y, ...] of the four corners."""
+    """Polygon [x, y, x, y, ...] of a rectangle's four corners."""
     return [x, y, x + width, y, x + width, y + height, x, y + height]
 
 
 def ellipse(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> list[float]:
-    """[x, y, ...] around; `angle` in radians turns it from x towards y."""
+    """Polygon [x, y, ...] around an ellipse; `angle` in radians turns it from x towards y."""
     ring = []
     for k in range(_AROUND):
         x, y = rx * math.cos(2 * math.pi * k / _AROUND), ry * math.sin(2 * math.pi * k / _AROUND)
@@ -39,7 +39,7 @@ def ellipse(cx: float, cy: float, rx: float, ry: float, angle: float = 0.0) -> l
 
 
 def ring_of(points: Any) -> list[float]:
-    """[x, y, x, y, ...] of a list of pairs of numbers (or of texts that are numbers).
+    """Flatten a list of pairs of numbers (or of texts that are numbers) to [x, y, x, y, ...].
 
     Raises:
         TypeError, ValueError, OverflowError: it is something else.
@@ -52,13 +52,15 @@ def ring_of(points: Any) -> list[float]:
 
 
 def size_from(height: Any, width: Any) -> dict[str, int]:
-    """{"height", "width"} of a label file's two values; {} if they are not whole numbers above 0."""
+    """Read a label file's two values to {"height", "width"}; {} if they are not whole numbers above 0."""
     good = all(isinstance(v, int) and not isinstance(v, bool) and 0 < v < 1 << 31 for v in (height, width))
     return {"height": height, "width": width} if good else {}
 
 
 def size_of(path: Path) -> dict[str, int]:
-    """{"height", "width"} of an image file for a COCO image; {} if it cannot be read, which the checks report."""
+    """Read an image file's size to {"height", "width"} for a COCO image; {} if it cannot be read, which the checks
+    report.
+    """
     from maskrcnn.ops.image_io import image_size
 
     try:
@@ -69,7 +71,7 @@ def size_of(path: Path) -> dict[str, int]:
 
 
 def read_labels(path: Path) -> np.ndarray:
-    """(H, W) the numbers in a grey or palette picture: a palette's indices, not its colours.
+    """Read the numbers in a grey or palette picture, (H, W): a palette's indices, not its colours.
 
     Raises:
         UserError: unreadable or too large, a colour picture, a JPEG (its numbers are not what was saved), or
@@ -94,7 +96,7 @@ def read_labels(path: Path) -> np.ndarray:
 
 
 def foreground(picture: Image.Image) -> np.ndarray:
-    """(H, W) bool of a mask picture: where it is not black and not transparent.
+    """Read a mask picture, (H, W) bool: True where it is not black and not transparent.
 
     In a JPEG, whose blacks are not quite black, from half of white on. Where it is black wherever it is opaque, what
     is opaque counts: an object painted in black on transparent ground.

@@ -30,7 +30,9 @@ _SHAPES = {2: "rect", 3: "circle", 4: "ellipse", 7: "polygon"}
 
 
 def find(path: Path, images: str | Path = "") -> dict[str, Source]:
-    """As `readers.Reader` says. Of several exports in one folder, via_region_data.json is taken."""
+    """Find the parts of a data set (`readers.Reader.find`). Of several exports in one folder, via_region_data.json is
+    taken.
+    """
     if path.is_file():
         return {"": _source(path, path.parent, images)} if _is_via(path) else {}
     parts: dict[str, list[Path]] = {}
@@ -49,12 +51,12 @@ def find(path: Path, images: str | Path = "") -> dict[str, Source]:
 
 
 def files(source: Source) -> list[Path]:
-    """As `readers.Reader` says."""
+    """List the label files of a part (`readers.Reader.files`)."""
     return [source.labels]
 
 
 def read(source: Source) -> Iterator[tuple[str, Any]]:
-    """As `readers.Reader` says."""
+    """Yield the elements of a part (`readers.Reader.read`)."""
     entries = list(_entries(source.labels))
     attribute = _class_attribute(source.labels, [r for _, regions in entries for r in regions])
     number, fits = 0, fitting([name for name, _ in entries], source.images)
@@ -160,7 +162,7 @@ def _entries_of_version_3(path: Path, content: Mapping[str, Any]) -> Iterator[tu
 
 
 def _shape_of_version_3(xy: Any) -> Any:
-    """A shape as versions 1 and 2 have it, of version 3's [kind, number, number, ...]; None if it is no such list."""
+    """Convert version 3's shape [kind, number, number, ...] to that of versions 1 and 2; None if it is no such list."""
     if not isinstance(xy, list):
         return None
     name = _SHAPES.get(xy[0], "other") if isinstance(xy[0], int) else "other"

@@ -31,7 +31,7 @@ _NAME_FILES = ("class_names.txt", "labels.txt")
 
 
 def find(path: Path, images: str | Path = "") -> dict[str, Source]:
-    """As `readers.Reader` says."""
+    """Find the parts of a data set (`readers.Reader.find`)."""
     if path.is_file():
         return {}
     patterns = ("SegmentationObject", "*/SegmentationObject", "*/*/SegmentationObject")
@@ -47,7 +47,7 @@ def find(path: Path, images: str | Path = "") -> dict[str, Source]:
 
 
 def files(source: Source) -> list[Path]:
-    """As `readers.Reader` says."""
+    """List the label files of a part (`readers.Reader.files`)."""
     root = source.labels
     extra = [root / name for name in _NAME_FILES if (root / name).is_file()]
     if source.part:
@@ -61,7 +61,7 @@ def files(source: Source) -> list[Path]:
 
 
 def read(source: Source) -> Iterator[tuple[str, Any]]:
-    """As `readers.Reader` says."""
+    """Yield the elements of a part (`readers.Reader.read`)."""
     names, number = _names(source), 0
     highest = 0
     with ThreadPoolExecutor(4) as pool:

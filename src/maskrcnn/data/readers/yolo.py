@@ -41,7 +41,7 @@ _ALL = "**/*"  # in subfolders too
 
 
 def find(path: Path, images: str | Path = "") -> dict[str, Source]:
-    """As `readers.Reader` says."""
+    """Find the parts of a data set (`readers.Reader.find`)."""
     if path.is_file():
         return _from_yaml(path) if path.suffix in (".yaml", ".yml") else {}
     yamls = sorted(p for end in ("yaml", "yml") for p in listed(path, f"*.{end}"))
@@ -53,14 +53,14 @@ def find(path: Path, images: str | Path = "") -> dict[str, Source]:
 
 
 def files(source: Source) -> list[Path]:
-    """As `readers.Reader` says."""
+    """List the label files of a part (`readers.Reader.files`)."""
     texts = [label for label in _label_files(source, _images(source)) if os.path.isfile(label)]
     names = [source.labels] if source.labels.is_file() else _name_files(source.labels)
     return names + texts
 
 
 def read(source: Source) -> Iterator[tuple[str, Any]]:
-    """As `readers.Reader` says."""
+    """Yield the elements of a part (`readers.Reader.read`)."""
     names = _class_names(source)
     highest, number = -1, 0
     images = _images(source)
@@ -155,7 +155,9 @@ def _root(path: Path, content: dict[str, Any]) -> Path:
 
 
 def _from_folders(path: Path) -> dict[str, Source]:
-    """images/train beside labels/train, train/images beside train/labels, or images beside labels."""
+    """Find parts by their folders: images/train beside labels/train, train/images beside train/labels, or images
+    beside labels.
+    """
     parts: dict[str, Source] = {}
     for folder in _image_folders(path):
         labels = _label_file(folder / "x.jpg").parent
@@ -211,7 +213,7 @@ def _image_folders(root: Path) -> list[Path]:
 
 
 def _existing(source: Source, entry: str) -> Path:
-    """Where a part is: beside the yaml too, and without the leading ../ that some exports have."""
+    """Find the path of a part: beside the yaml too, and without the leading ../ that some exports have."""
     base, own = source.images, source.labels.parent
     plain = re.sub(r"^(\.\./)+", "", entry)
     candidates = [base / entry, own / entry, base / plain, own / plain]
@@ -225,7 +227,8 @@ def _existing(source: Source, entry: str) -> Path:
 
 
 def _label_files(source: Source, images: Sequence[Path]) -> list[Path]:
-    """Where each image's labels are, or would be: all in labels/, all beside the images, or all in one other folder.
+    """Find each image's label file, which may be missing: all in labels/, all beside the images, or all in one other
+    folder.
 
     Raises:
         UserError: several other folders beside images/ have some.
@@ -257,7 +260,7 @@ def _has_labels(images: Path) -> bool:
 
 
 def _label_file(image: Path, name: str = "labels") -> Path:
-    """images/ becomes labels/ (the last one of the path) and the suffix .txt."""
+    """Path of an image's label file: images/ becomes labels/ (the last one of the path), the suffix .txt."""
     folder = _folder_of_images(image)
     below = image.parent if folder is None else folder.parent / name / image.parent.relative_to(folder)
     return below / f"{image.stem}.txt"
@@ -318,7 +321,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _flow(text: str) -> Any:
-    """[a, b] and {0: a} on one line; an open bracket stays text until its lines have come."""
+    """Parse [a, b] and {0: a} on one line; an open bracket stays text until its lines have come."""
     if text[:1] == "[" and text.endswith("]"):
         return [_scalar(word) for word in _split(text[1:-1])]
     if text[:1] == "{" and text.endswith("}"):
@@ -328,7 +331,7 @@ def _flow(text: str) -> Any:
 
 
 def _split(text: str) -> list[str]:
-    """At commas outside quotes."""
+    """Split text at commas outside quotes."""
     words = re.findall(r"""(?:"[^"]*"|'[^']*'|[^,])+""", text)
     return [w for w in (word.strip() for word in words) if w]
 
