@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OUT ?= runs/demo
 
-.PHONY: setup demo test parity lint wheel dist smoke clean
+.PHONY: setup demo test parity lint docs wheel dist smoke clean
 
 setup: $(READY)
 
@@ -41,6 +41,11 @@ lint: $(READY)
 	@$(BIN)/pyright --pythonversion 3.11
 	@$(BIN)/pyright --pythonversion 3.14
 	@$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory docs
+
+# The manual, into build/site. A link that leads nowhere is an error.
+docs: $(READY)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # What people install: built, checked, and tried where nothing else is installed.
 wheel: dist smoke
