@@ -216,7 +216,7 @@ IMAGE_DEFECTS = {
     "missing": (image(file_name="9.png"), "image_missing", "9.png", 1),
     "no name": (image(file_name=...), "image_missing", "no file name", 1),
     "corrupt": (image(file_name="train.json"), "image_unreadable", "not an image", 1),
-    "another size": (image(width=31), "size_differs", "says (H, W) (20, 31), the file has (20, 30)", 1),
+    "another size": (image(width=31), "size_differs", "say (H, W) (20, 31), the file has (20, 30)", 1),
     "turned": (image(width=20, height=30), "size_differs", "EXIF", 1),
     "listed twice": (more_images(), "duplicate_image", "listed twice", 1),
     "file listed twice": (more_images(id=8), "duplicate_image", "1.png is the file of image 1 too", 8),
@@ -270,8 +270,8 @@ def split_image(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (no_annotations, "no_annotations: the JSON has no annotations"),
-        (no_images, "no_images: the JSON lists no images"),
+        (no_annotations, "no_annotations: the labels have no annotations"),
+        (no_images, "no_images: the labels list no images"),
         (split_image, "split_image: image 2: 1.png is the file of image 1 too"),
         (
             more_images(file_name="2.png"),

@@ -47,9 +47,9 @@ def check(data: CocoData, *, images: bool = True, num_threads: int = 8) -> Repor
     """Find all defects of the data set: in its whole JSON, and in the files of its images unless `images` is False."""
     report = Report(data)
     if not len(data.arrays["image_ids"]):
-        report.add("no_images", -1, -1, "the JSON lists no images")
+        report.add("no_images", -1, -1, "the labels list no images")
     elif not len(data.arrays["ids"]):
-        report.add("no_annotations", -1, -1, "the JSON has no annotations")
+        report.add("no_annotations", -1, -1, "the labels have no annotations")
     for kind, text in data.notes:
         report.add(kind, -1, -1, "{}", [text])
     _check_classes(report)
@@ -131,11 +131,11 @@ def _check_files(report: Report, num_threads: int) -> None:
         size, expected = picture.size, tuple(sizes[row].tolist())
         report.brightest[row] = picture.brightest
         if 0 in expected:
-            report.add("size_absent", row, -1, "the JSON has no height and width; the file has {}", [size])
+            report.add("size_absent", row, -1, "the labels have no height and width; the file has {}", [size])
             filled.append((row, size))
         elif size != expected:
             turned = " (turned by its EXIF orientation?)" if size == expected[::-1] else ""
-            message = f"the JSON says (H, W) {expected}, the file has {size}{turned}"
+            message = f"the labels say (H, W) {expected}, the file has {size}{turned}"
             report.add("size_differs", row, -1, "{}", [message])
             report.left_out.add(row)
     if filled:

@@ -125,7 +125,7 @@ def _look(path: Path | None, brightest: int | None) -> Picture | str:
     from maskrcnn.ops.image_io import image_size, read_image
 
     if path is None:
-        return "no file name in the JSON"
+        return "no file name in the labels"
     if not os.path.isfile(path):
         return f"no file {path}"
     try:

@@ -178,9 +178,8 @@ def _image(source: Source, path: Path) -> str:
     mirrored = [
         "leftImg8bit" if _GROUND_TRUTH.match(f) else "images" if f == "labels" else f for f in folders
     ]
-    inside = (
-        mirrored[1:] if mirrored[:1] == ["leftImg8bit"] else mirrored
-    )  # where `images` is leftImg8bit itself
+    # `images` may be leftImg8bit itself.
+    inside = mirrored[1:] if mirrored[:1] == ["leftImg8bit"] else mirrored
     places = [Path(*parts) for parts in (mirrored, inside, folders, ["images"], [])]
     for place in places:
         for name in (f"{stem}_leftImg8bit", stem):
