@@ -105,6 +105,18 @@ def test_make_targets_exist() -> None:
     assert named <= targets
 
 
+def test_hooks_are_the_tools_of_make_lint() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    lint = makefile[makefile.index("\nlint:") : makefile.index("# What people install")]
+    tools = [line.removesuffix(" .") for line in re.findall(r"\$\(BIN\)/(.+)", lint)]
+    hooks = re.findall(r"entry: \.venv/bin/(.+)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert [hook.removesuffix(" --force-exclude") for hook in hooks] == tools
+
+
+def test_the_citation_is_of_this_version() -> None:
+    assert f"\nversion: {maskrcnn.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the pages' Python speaks of: photo.jpg, labels/ and a run."""
