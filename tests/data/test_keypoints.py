@@ -71,6 +71,16 @@ class TestData:
         data = data_of(folder, changed)
         assert (data.num_keypoints, data.keypoint_names) == (3, ())
 
+    def test_counts_none_where_there_are_none(self, folder: Path) -> None:
+        changed = content()
+        del changed["categories"][0]["keypoints"]
+        for annotation in changed["annotations"]:
+            annotation.pop("keypoints", None)
+        data = data_of(folder, changed)
+        assert data.num_keypoints == 0
+        assert data.num_visible_keypoints.tolist() == [0, 0]
+        assert data.keypoints(0).shape == (1, 0, 3)
+
     def test_needs_masks_only_for_models_that_have_them(self, folder: Path) -> None:
         without = data_of(folder, content())
         assert without.num_objects.tolist() == [1, 1]

@@ -194,7 +194,7 @@ class CocoData:
         points = np.zeros((len(index), self.num_keypoints, 3), np.float32)
         sound = a["keep_keypoints"][index]
         places = a["keypoint_offsets"][index[sound], None] + np.arange(3 * self.num_keypoints)
-        points[sound] = a["keypoints"][places].reshape(-1, self.num_keypoints, 3)
+        points[sound] = a["keypoints"][places].reshape(len(places), self.num_keypoints, 3)
         points[..., :2] += 0.5
         return points
 

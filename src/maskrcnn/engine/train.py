@@ -191,7 +191,7 @@ def adopt_keypoints(config: Config, data: CocoData, say: Callable[[str], object]
     head = config.model.keypoint_head
     if head is None:
         return data
-    if not data.num_keypoints or not data.num_visible_keypoints.any():
+    if not data.num_visible_keypoints.any():
         raise UserError(
             f"{data.json_path}: expected objects with key points for this model, got none. Give a data set that has "
             "`keypoints`, or train a model without them."
