@@ -16,7 +16,8 @@ from maskrcnn.cli.main import main
 from maskrcnn.config import Config, to_json
 from maskrcnn.data.synthetic import make_synthetic
 from maskrcnn.engine import checkpoint as disk
-from maskrcnn.engine import distributed
+from maskrcnn.engine import distributed, trainer
+from maskrcnn.engine.interrupt import StopRequest
 from maskrcnn.engine.trainer import Trainer
 from maskrcnn.errors import Interrupted
 from tests.engine.kills import differences
@@ -81,6 +82,27 @@ def test_a_second_interrupt_ends_at_once(tmp_path):
         small_run(tmp_path, small_config(), batches=signalling(signal.SIGINT, signal.SIGINT))
     assert not isinstance(caught.value, Interrupted)
     assert disk.checkpoints(tmp_path)[-1].name == "iteration_000006"
+
+
+def test_a_signal_that_a_launcher_passes_on_does_not_end_the_writing(tmp_path, monkeypatch):
+    """In several processes; in one, a second signal ends it wherever it is."""
+    original = disk.save_checkpoint
+
+    def echoing(run, checkpoint, config):
+        if checkpoint.state["iteration"] == 7:
+            signal.raise_signal(signal.SIGINT)
+        return original(run, checkpoint, config)
+
+    monkeypatch.setattr(disk, "save_checkpoint", echoing)
+    monkeypatch.setattr(trainer, "StopRequest", lambda *, echoes: StopRequest(echoes=True))
+    with pytest.raises(Interrupted, match="stopped after 7 of 12"):
+        small_run(tmp_path, small_config(), batches=signalling(signal.SIGINT))
+    assert disk.checkpoints(tmp_path)[-1].name == "iteration_000007"
+    monkeypatch.undo()
+    monkeypatch.setattr(disk, "save_checkpoint", echoing)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        small_run(tmp_path / "one", small_config(), batches=signalling(signal.SIGINT))
+    assert not isinstance(caught.value, Interrupted)
 
 
 def test_signals_are_as_before_after_a_run(tmp_path):

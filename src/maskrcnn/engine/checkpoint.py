@@ -148,7 +148,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
         return _read(folder)
     except DamagedError as e:
         raise UserError(
-            f"{e.path}: damaged checkpoint file ({e.reason}). Delete {folder} to go on from the one before."
+            f"{e.path}: damaged checkpoint file ({e.reason}). Delete its folder to go on from the one before."
         ) from None
 
 
@@ -194,7 +194,7 @@ def newest_whole(run: Path, say: Callable[[str], object]) -> Path | None:
     if damaged:
         raise UserError(
             f"{damaged[0].path}: damaged checkpoint file ({damaged[0].reason}), and no other checkpoint is whole. "
-            f"Start another run, or delete {run / 'checkpoints'} to start this one again."
+            "Start another run, or delete the folder checkpoints to start this one again."
         )
     return None
 

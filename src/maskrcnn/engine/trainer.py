@@ -138,9 +138,10 @@ class Trainer:
         self._begin()
         try:
             with self.stop:
-                return self._loop()
-        except Interrupted as e:
-            self._leave(e.signal)
+                try:
+                    return self._loop()
+                except Interrupted as e:
+                    self._leave(e.signal)  # within the block: an echo must not end the writing
         finally:
             self.display.stop()
             self.log.close()
