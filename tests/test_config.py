@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,12 @@ def test_overrides_parse_as_the_fields_type(name: str, text: str, value: object)
         ("data.augment.crop_size", "1,2,3", "crop_size"),
         ("model.rpn.anchor_sizes", "32,64", r"Write it like \(\("),
         ("optim.lr", "[" * 100_000, "--optim.lr "),
+        ("optim.lr", "inf", "--optim.lr 'inf': expected a finite number, got inf"),
+        ("optim.clip_grad_norm", "1e999", "expected a finite number, got inf"),
+        ("model.input.pixel_mean", "1,2,1e999", "expected a finite number, got inf"),
+        ("model.rpn.nms_threshold", "nan", "expected a number from 0 to 1, got nan"),
+        ("model.rpn.anchor_sizes", "((8,), (-1,))", "expected a number from .*, got -1"),
+        ("model.box_head.pool_size", "100000000", "expected a number from 1 to 256"),
     ],
 )
 def test_wrong_overrides_are_one_line(name: str, text: str, message: str) -> None:
@@ -94,6 +101,30 @@ def test_unknown_and_wrong_fields_of_a_file_name_their_place() -> None:
     values["optim"]["lr"] = "fast"
     with pytest.raises(UserError, match=r"run.json: optim.lr"):
         from_dict(Config, values, "run.json")
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_no_number_of_a_file_is_without_end(value: float) -> None:
+    """In any of its floats, those of lists and of parts that may be absent among them."""
+    good = to_dict(presets.get("cascade_mask_rcnn_R_50_FPN_3x"))
+    good["train"]["max_minutes"] = good["train"]["ema_decay"] = 0.5
+    for place in floats_of(good):
+        values = json.loads(json.dumps(good))
+        part = values
+        for key in place[:-1]:
+            part = part[key]
+        part[place[-1]] = value
+        with pytest.raises(UserError, match=f"run.json: .*got {value}"):
+            from_dict(Config, values, "run.json")
+
+
+def floats_of(values: object) -> list[tuple[str | int, ...]]:
+    if isinstance(values, float):
+        return [()]
+    items = (
+        values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, tuple) else ()
+    )
+    return [(key, *rest) for key, value in items for rest in floats_of(value)]
 
 
 @pytest.mark.parametrize(("text", "message"), [("{", "not valid JSON"), ("[]", "expected an object")])

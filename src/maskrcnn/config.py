@@ -12,11 +12,12 @@ from __future__ import annotations
 import ast
 import dataclasses
 import json
+import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from maskrcnn.errors import UserError, did_you_mean, shown
 
@@ -24,16 +25,42 @@ T = TypeVar("T")
 Norm = Literal["none", "frozen_bn", "bn", "sync_bn", "gn"]
 
 
+@dataclass(frozen=True)
+class Between:
+    """Bounds of a setting, themselves allowed, which are looked at where it comes from a file or a command line."""
+
+    low: float
+    high: float = math.inf
+
+    def __get_pydantic_core_schema__(self, kind: Any, schema_of: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(self.check, schema_of(kind))
+
+    def check(self, value: float) -> float:
+        if not self.low <= value <= self.high:
+            reach = f"from {self.low:g}" if self.high == math.inf else f"from {self.low:g} to {self.high:g}"
+            raise ValueError(f"expected a number {reach}, got {value:g}")
+        return value
+
+
+Count = Annotated[int, Between(1)]
+Share = Annotated[float, Between(0, 1)]
+NotNegative = Annotated[float, Between(0)]
+Positive = Annotated[float, Between(1e-9)]
+Cells = Annotated[int, Between(1, 256)]  # along a side of a pooled RoI
+
+
 @dataclass(kw_only=True, slots=True)
 class InputConfig:
     """Image format that the network expects, and the test-time size."""
 
     pixel_mean: tuple[float, float, float] = (103.530, 116.280, 123.675)  # in channel_order
-    pixel_std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    pixel_std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
     channel_order: Literal["BGR", "RGB"] = "BGR"
-    min_size: int = 800  # shortest side at test time
-    max_size: int = 1333  # longest side at test time
-    size_divisor: int = 32  # padded height and width are multiples of this
+    min_size: Annotated[int, Between(1, 2**14)] = 800  # shortest side at test time
+    max_size: Annotated[int, Between(1, 2**20)] = 1333  # longest side at test time
+    size_divisor: Annotated[int, Between(1, 1024)] = 32  # padded height and width are multiples of this
     # Whose bilinear resize, and whose rule for the size.
     resize: Literal["pillow", "opencv", "torchvision"] = "pillow"
 
@@ -48,10 +75,12 @@ class ResNetConfig:
     width_per_group: int = 64
     stride_in_1x1: bool = True  # MSRA's original; False is torchvision's "v1.5" and ResNeXt
     norm: Norm = "frozen_bn"
-    norm_epsilon: float = 1e-5  # of batch normalisations
-    frozen_stages: int = 2  # 0: none, 1: the stem, 2: the stem and res2, ... 5: all
+    norm_epsilon: NotNegative = 1e-5  # of batch normalisations
+    frozen_stages: Annotated[int, Between(0, 5)] = 2  # 0: none, 1: the stem, 2: the stem and res2, ... 5: all
     last_stage: Literal["res4", "res5"] = "res5"  # res4: C4, whose res5 is the head of every RoI
-    res5_dilation: int = 1  # 2: DC5, whose res5 has stride 1 and dilated 3x3 convolutions
+    res5_dilation: Annotated[int, Between(1, 16)] = (
+        1  # 2: DC5, whose res5 has stride 1 and dilated 3x3 convolutions
+    )
     deformable_stages: tuple[
         int, ...
     ] = ()  # e.g. (3, 4, 5): deformable 3x3 convolutions there (Dai et al. 2017)
@@ -65,7 +94,9 @@ class MobileNetV2Config:
     kind: Literal["mobilenet_v2"] = "mobilenet_v2"
     width: float = 1.0
     norm: Norm = "frozen_bn"
-    frozen_stages: int = 0  # 0: none, 1: the stride-2 features, 2: those and the stride-4 ones, ... 5: all
+    frozen_stages: Annotated[int, Between(0, 5)] = (
+        0  # 0: none, 1: the stride-2 features, 2: those and the stride-4 ones, ... 5: all
+    )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -79,7 +110,7 @@ class InternImageConfig:
     post_norm: bool = False
     mlp_ratio: float = 4.0
     offset_scale: float = 1.0
-    drop_path: float = 0.2  # the last block's rate; it rises linearly from 0
+    drop_path: Share = 0.2  # the last block's rate; it rises linearly from 0
     checkpointing: bool = False  # recompute each block in the backward pass: less memory, more time
 
 
@@ -110,11 +141,11 @@ class ViTConfig:
     num_heads: int = 3
     mlp_ratio: float = 4.0
     patch_size: int = 16
-    window_size: int = 14
+    window_size: Count = 14
     global_blocks: tuple[int, ...] = (2, 5, 8, 11)
     pretrain_size: int = 224  # side of the images that the position embedding was made for
     uni_perceiver: bool = False  # its names, embeddings and order of normalisation
-    drop_path: float = 0.1
+    drop_path: Share = 0.1
     adapter: AdapterConfig | None = None
     checkpointing: bool = False
 
@@ -126,44 +157,46 @@ class FPNConfig:
     out_channels: int = 256
     norm: Norm = "none"
     top_down: bool = True  # False: one 1x1 convolution and ReLU a level; P6 is P5 max-pooled by 2
-    level_epsilon: float = 1e-8  # in the rule that gives a RoI its level, see `models.pooling`
+    level_epsilon: NotNegative = 1e-8  # in the rule that gives a RoI its level, see `models.pooling`
     roi_aligned: bool = True  # RoIAlign with pixel centres at .5; False: half a pixel off, as at first
-    roi_sampling_ratio: int = 0  # RoIAlign's samples along a bin; 0: as many as it has pixels
+    roi_sampling_ratio: Annotated[int, Between(0, 32)] = (
+        0  # RoIAlign's samples along a bin; 0: as many as it has pixels
+    )
 
 
 @dataclass(kw_only=True, slots=True)
 class RPNConfig:
     """Region proposal network (Ren et al. 2015)."""
 
-    anchor_sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
-    aspect_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)  # height / width
+    anchor_sizes: tuple[tuple[Positive, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
+    aspect_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)  # height / width
     anchors: Literal["exact", "torchvision"] = "exact"  # see `RPN.anchors`
     num_convs: int = 1  # 3x3 convolutions before the predictions
-    iou_negative: float = 0.3  # below: background
-    iou_positive: float = 0.7  # from here: object; between the two: ignored
-    iou_best: float = 0.0  # an object whose best anchor overlaps less than this gets none
+    iou_negative: Share = 0.3  # below: background
+    iou_positive: Share = 0.7  # from here: object; between the two: ignored
+    iou_best: Share = 0.0  # an object whose best anchor overlaps less than this gets none
     best_reassigns: bool = False  # an object's best anchor learns it even where it overlaps another one more
     limit_shrinking: bool = False  # decoded sizes may shrink only as far as they may grow, 1000 / 16
-    num_samples: int = 256  # anchors per image in the loss
-    positive_fraction: float = 0.5
-    pre_nms_topk_train: int = 2000  # per level
-    pre_nms_topk_test: int = 1000
-    post_nms_topk_train: int = 1000  # per image
-    post_nms_topk_test: int = 1000
-    min_box_side: float = 0.0  # pixels; thinner proposals are dropped, and empty ones always
-    nms_threshold: float = 0.7
-    smooth_l1_beta: float = 0.0  # 0: plain L1
+    num_samples: Count = 256  # anchors per image in the loss
+    positive_fraction: Share = 0.5
+    pre_nms_topk_train: Count = 2000  # per level
+    pre_nms_topk_test: Count = 1000
+    post_nms_topk_train: Count = 1000  # per image
+    post_nms_topk_test: Count = 1000
+    min_box_side: NotNegative = 0.0  # pixels; thinner proposals are dropped, and empty ones always
+    nms_threshold: Share = 0.7
+    smooth_l1_beta: NotNegative = 0.0  # 0: plain L1
     normalize_by: Literal["num_samples", "sampled"] = "num_samples"  # sampled: those that there were
     ignore_padding: bool = False  # anchors beyond an image's own padded size are not in the loss
-    loss_weight: float = 1.0
+    loss_weight: NotNegative = 1.0
 
 
 @dataclass(kw_only=True, slots=True)
 class CascadeConfig:
     """Cascade R-CNN (Cai and Vasconcelos 2017): one box head a stage, each on the boxes of the one before."""
 
-    iou_positive: tuple[float, ...] = (0.5, 0.6, 0.7)
-    box_weights: tuple[tuple[float, float, float, float], ...] = (
+    iou_positive: tuple[Share, ...] = (0.5, 0.6, 0.7)
+    box_weights: tuple[tuple[Positive, Positive, Positive, Positive], ...] = (
         (10.0, 10.0, 5.0, 5.0),
         (20.0, 20.0, 10.0, 10.0),
         (30.0, 30.0, 15.0, 15.0),
@@ -174,43 +207,43 @@ class CascadeConfig:
 class BoxHeadConfig:
     """Second stage: classification and class-specific box regression of the proposals."""
 
-    pool_size: int = 7
+    pool_size: Cells = 7
     num_convs: int = 0
     conv_channels: int = 256
     num_fcs: int = 2  # 0: the mean over the pooled cells (C4)
     fc_channels: int = 1024
     norm: Norm = "none"
     class_agnostic: bool = False  # one box for all classes
-    box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
-    num_samples: int = 512  # RoIs per image in the loss
-    positive_fraction: float = 0.25
-    iou_positive: float = 0.5
+    box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
+    num_samples: Count = 512  # RoIs per image in the loss
+    positive_fraction: Share = 0.25
+    iou_positive: Share = 0.5
     best_reassigns: bool = False  # as for anchors
     limit_shrinking: bool = False  # as for anchors
-    smooth_l1_beta: float = 0.0
-    score_threshold: float = 0.05
-    min_box_side: float = 0.0  # pixels; thinner detections are dropped before they suppress others
-    nms_threshold: float = 0.5
+    smooth_l1_beta: NotNegative = 0.0
+    score_threshold: Share = 0.05
+    min_box_side: NotNegative = 0.0  # pixels; thinner detections are dropped before they suppress others
+    nms_threshold: Share = 0.5
     class_agnostic_nms: bool = False  # boxes of different classes suppress each other too
     nms_in_original: bool = False  # boxes are compared in the picture's own pixels, not in the network's
-    detections_per_image: int = 100
+    detections_per_image: Count = 100
     cascade: CascadeConfig | None = None
-    loss_weight: float = 1.0
+    loss_weight: NotNegative = 1.0
 
 
 @dataclass(kw_only=True, slots=True)
 class MaskHeadConfig:
     """Fully convolutional mask branch (He et al. 2017, section 3)."""
 
-    pool_size: int = 14  # the mask has twice this many cells a side
+    pool_size: Cells = 14  # the mask has twice this many cells a side
     num_convs: int = 4
     conv_channels: int = 256
     norm: Norm = "none"
     class_agnostic: bool = False
-    threshold: float = 0.5  # probability from which a pixel belongs to the mask
+    threshold: Share = 0.5  # probability from which a pixel belongs to the mask
     paste: Literal["exact", "torchvision"] = "exact"  # torchvision: at whole pixels
     targets: Literal["polygons", "bitmaps"] = "polygons"  # bitmaps: of polygons too, read by RoIAlign
-    loss_weight: float = 1.0
+    loss_weight: NotNegative = 1.0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -221,10 +254,10 @@ class KeypointHeadConfig:
     names: tuple[str, ...] = ()  # of the points
     flip_pairs: tuple[tuple[int, int], ...] = ()  # points that change places in a mirrored image
     skeleton: tuple[tuple[int, int], ...] = ()  # points to join in pictures
-    pool_size: int = 14  # the heat map has four times as many cells a side
+    pool_size: Cells = 14  # the heat map has four times as many cells a side
     num_convs: int = 8
     conv_channels: int = 512
-    loss_weight: float = 1.0
+    loss_weight: NotNegative = 1.0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -262,21 +295,21 @@ class AugmentConfig:
     window_share: tuple[float, float] | None = (
         None  # random window: of height and width, each a share of this range
     )
-    min_sizes: tuple[int, ...] = (640, 672, 704, 736, 768, 800)  # one is drawn for the shortest side
-    max_size: int = 1333
+    min_sizes: tuple[Count, ...] = (640, 672, 704, 736, 768, 800)  # one is drawn for the shortest side
+    max_size: Count = 1333
     jitter_scale: tuple[float, float] | None = None  # large-scale jitter: the image's size times this range
     antialias: bool = True  # False: plain bilinear, as OpenCV's
     zoom_sizes: tuple[int, ...] = ()  # if any: half of the images first get one of these shortest sides
     zoom_crop: tuple[int, int] = (384, 600)  # ... and are cropped to a height and a width of this range
     crop_size: tuple[int, int] | None = None  # (H, W) random crop, after resizing; padded if smaller
-    horizontal_flip: float = 0.5  # probability
-    vertical_flip: float = 0.0
-    rotate90: float = 0.0  # probability of a quarter turn
+    horizontal_flip: Share = 0.5  # probability
+    vertical_flip: Share = 0.0
+    rotate90: Share = 0.0  # probability of a quarter turn
     brightness: float = 0.0  # factor drawn from 1 - x .. 1 + x; likewise the next three
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
-    grayscale: float = 0.0  # probability
+    grayscale: Share = 0.0  # probability
 
 
 @dataclass(kw_only=True, slots=True)
@@ -302,10 +335,10 @@ class OptimConfig:
     """Optimiser and schedule. Rates are for `reference_batch_size` images and scale linearly from there."""
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.02
-    reference_batch_size: int = 16
+    lr: NotNegative = 0.02
+    reference_batch_size: Count = 16
     scale_lr: bool = True
-    momentum: float = 0.9
+    momentum: Share = 0.9
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 1e-4  # biases too
     weight_decay_norm: float = 0.0
@@ -315,9 +348,9 @@ class OptimConfig:
     schedule: Literal["step", "cosine", "constant"] = "step"
     milestones: tuple[int, ...] = (60_000, 80_000)  # iterations
     gamma: float = 0.1
-    final_lr_fraction: float = 0.0  # where cosine ends
-    warmup_iterations: int = 1000
-    warmup_factor: float = 1e-3
+    final_lr_fraction: NotNegative = 0.0  # where cosine ends
+    warmup_iterations: Annotated[int, Between(0)] = 1000
+    warmup_factor: Share = 1e-3
     clip_grad_norm: float | None = None
     accumulation_steps: int = 1
 
@@ -378,7 +411,9 @@ def override(config: Any, name: str, value: Any) -> None:
     target = config
     for parent in parents:
         target = getattr(target, parent, None) if dataclasses.is_dataclass(target) else None
-    hints = typing.get_type_hints(type(target)) if dataclasses.is_dataclass(target) else {}
+    hints = (
+        typing.get_type_hints(type(target), include_extras=True) if dataclasses.is_dataclass(target) else {}
+    )
     if leaf not in hints or dataclasses.is_dataclass(getattr(target, leaf)):
         known = field_names(config)
         near = did_you_mean(name, known) or "See `maskrcnn train --help` for the fields."
@@ -438,13 +473,29 @@ def _validate(kind: Any, value: Any, where: str, given: str = "", advice: str = 
     from pydantic import TypeAdapter, ValidationError
 
     try:
-        return TypeAdapter(kind).validate_python(value)
+        valid = TypeAdapter(kind).validate_python(value)
     except ValidationError as e:
         first = e.errors()[0]
         place = shown(".".join(str(p) for p in first["loc"] if not str(p).endswith("Config")))
-        raise UserError(
-            f"{where}{': ' + place if place else given}: {shown(first['msg'], 120)}.{advice}"
-        ) from None
+        said = shown(first["msg"].removeprefix("Value error, "), 120)
+        raise UserError(f"{where}{': ' + place if place else given}: {said}.{advice}") from None
+    for place, number in _floats(valid):
+        if not math.isfinite(number):
+            at = f": {place}" if place else given
+            raise UserError(f"{where}{at}: expected a finite number, got {number}.")
+    return valid
+
+
+def _floats(value: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Each float in a setting or a config, with its dotted place."""
+    if isinstance(value, float):
+        yield place, value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _floats(item, place)
+    elif dataclasses.is_dataclass(value):
+        for f in dataclasses.fields(value):
+            yield from _floats(getattr(value, f.name), f"{place}.{f.name}".removeprefix("."))
 
 
 def _refuse_unknown(kind: Any, values: Any, where: str) -> None:

@@ -275,6 +275,16 @@ def change(*keys: str, to: Any) -> Any:
         (change("backbone", "width", to=1e300), "is of no model that can be built"),
         (change("box_head", "fc_channels", to=-1), "is of no model that can be built"),
         (change("mask_head", to=None), "unexpected (mask_head."),
+        (
+            change("mask_head", "pool_size", to=10**8),
+            "config: mask_head.pool_size: expected a number from 1 to 256",
+        ),
+        (change("input", "min_size", to=10**8), "config: input.min_size: expected a number from 1 to"),
+        (
+            change("rpn", "post_nms_topk_test", to=0),
+            "config: rpn.post_nms_topk_test: expected a number from 1",
+        ),
+        (change("input", "pixel_std", to=[1, 0, 1]), "config: input.pixel_std.1: expected a number from"),
         (change("x" * 10_000, to=1), "no such setting"),
     ],
 )
