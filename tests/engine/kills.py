@@ -29,13 +29,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "averaged": {"ema_decay": 0.9},
     "accumulated": {"accumulation_steps": 2, "ema_decay": 0.9},
-    "precise norms": {"precise_norm_batches": 2, "checkpoint_every": 2},
-    "few kept": {"keep_checkpoints": 1, "checkpoint_every": 2, "log_every": 5},
+    "precise norms": {"precise_norm_batches": 2, "checkpoint_every": 3},
+    "few kept": {"keep_checkpoints": 1, "log_every": 5},
 }
 
 
 def config_of(settings: str) -> Config:
-    values = {"keep_checkpoints": 2, **SETTINGS[settings]}
+    """Short runs, of two checkpoints that stay and one that is removed, and two evaluations."""
+    short = {"iterations": 6, "checkpoint_every": 2, "evaluate_every": 3, "keep_checkpoints": 2}
+    values = {**short, **SETTINGS[settings]}
     steps = values.pop("accumulation_steps", 1)
     config = small_config(**values)
     config.optim.accumulation_steps = steps

@@ -161,7 +161,7 @@ def command(out: Path, config: Config, event: tuple[Any, ...]) -> None:
 def config(tmp_path) -> Config:
     data = make_synthetic(tmp_path / "data", num_train=4, num_val=1, size=(64, 64), seed=1)
     config = family_config("mask_rcnn_mobilenet_v2_FPN", data, {"num_workers": 1})
-    config.train.checkpoint_every, config.train.evaluate_every = 10, 0
+    config.train.iterations, config.train.checkpoint_every, config.train.evaluate_every = 3, 10, 0
     return config
 
 

@@ -25,7 +25,7 @@ from tests.engine.small_run import batches, small_run
 WRITES = {
     "config": r"(fsync|replace) (new )?config.json|fsync \.$",
     "log": r"log.jsonl",
-    "first checkpoint": r"iteration_000003|last",
+    "first checkpoint": r"iteration_000002|last",
     "files of a checkpoint": r"iteration_N\.tmp/|fsync .*iteration_N\.tmp$",
     "later checkpoint": r"replace .*iteration_N$|fsync checkpoints$",
     "removal": r"(replace|rmtree) .*\.iteration_N\.tmp$",

@@ -52,7 +52,7 @@ def family_config(preset: str, data: Path, settings: dict[str, Any]) -> Config:
     config.optim.warmup_iterations, config.optim.clip_grad_norm = 2, 1.0
     config.optim.accumulation_steps = settings.get("accumulation_steps", 1)
     t = config.train
-    t.iterations, t.checkpoint_every, t.keep_checkpoints, t.log_every, t.evaluate_every = 3, 1, 9, 2, 1
+    t.iterations, t.checkpoint_every, t.keep_checkpoints, t.log_every, t.evaluate_every = 2, 1, 9, 2, 1
     t.ema_decay = settings.get("ema_decay")
     t.precise_norm_batches = settings.get("precise_norm_batches", 0)
     return config
@@ -182,7 +182,7 @@ def test_a_checkpoint_of_an_older_version_goes_on(tmp_path):
         state = torch.load(folder / "state.pt", weights_only=True)
         clock = json.loads((folder / "clock.json").read_text())
         (folder / "clock.json").unlink()
-        old = {name: state[name] for name in ("iteration", "optimizer", "scaler")}
+        old = {name: state[name] for name in ("iteration", "optimizer", "scaler")}  # nor the pictures' names
         rng = state["generators"][0]["cpu"]
         torch.save({**old, "seconds": clock["seconds"], "rng": rng, "cuda_rng": None}, folder / "state.pt")
     small_run(run, config, resume=True)
@@ -234,6 +234,25 @@ def test_a_data_set_whose_classes_changed_is_refused_in_one_line(tmp_path, data)
     with pytest.raises(UserError, match=r"--data: expected the classes .* got .*comet") as caught:
         train_quietly(tmp_path / "run", config)
     assert "\n" not in str(caught.value)
+
+
+def test_other_pictures_of_the_same_classes_are_told(tmp_path, data):
+    folder, told = tmp_path / "data", "--data: other training pictures, or another order of them, than before"
+    shutil.copytree(data, folder)
+    config = family_config("mask_rcnn_mobilenet_v2_FPN", folder, {})
+    config.train.iterations = 1
+    train_quietly(tmp_path / "run", config)
+    config.train.iterations = 2
+    train_quietly(tmp_path / "run", config)
+    assert told not in events(tmp_path / "run")
+    path = folder / "annotations" / "train.json"
+    content = json.loads(path.read_text())
+    left_out = content["images"].pop()
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != left_out["id"]]
+    path.write_text(json.dumps(content))
+    config.train.iterations = 3
+    train_quietly(tmp_path / "run", config)
+    assert told in events(tmp_path / "run")
 
 
 def events(run: Path) -> list[str]:

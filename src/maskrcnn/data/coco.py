@@ -7,6 +7,7 @@ of the category ids, as detectron2 counts them. Nothing here opens an image.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from functools import cached_property
@@ -140,6 +141,13 @@ class CocoData:
     def _name(self, row: int) -> str:
         first, last = self.arrays["name_offsets"][row : row + 2]
         return self.arrays["names"][first:last].tobytes().decode(errors="surrogateescape")
+
+    def names_digest(self) -> str:
+        """Hexadecimal digest of the images' names in their order, which tells other pictures from these."""
+        names = hashlib.sha256()
+        for i in range(self.num_images):
+            names.update(self.file_name(i).encode(errors="surrogateescape") + b"\0")
+        return names.hexdigest()
 
     def image_path(self, i: int) -> Path:
         """The image's file: that of its name, or else the one that fits the name (`file_names`)."""

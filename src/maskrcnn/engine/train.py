@@ -99,6 +99,7 @@ def _train(config: Config, out: Path, process: Process, resume: bool, choose: Ch
         resume_from=start,
         display=display,
         notes=notes,
+        pictures=train_data.names_digest(),
     )
     return trainer.run()
 

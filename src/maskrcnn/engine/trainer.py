@@ -70,6 +70,7 @@ class Trainer:
     batches: from an iteration, the endless batches of this process from there on.
     validate: a model in evaluation mode to the fields of an `eval` line (see `runlog`), alike on every process.
     resume_from: the folder of the checkpoint to go on from; notes: what to say and log at the start.
+    pictures: a digest of the training images' names, kept to tell a resumed run of other ones; empty: unknown.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Trainer:
         resume_from: Path | None = None,
         display: Display | None = None,
         notes: Sequence[str] = (),
+        pictures: str = "",
     ):
         self.config, self.out, self.batches, self.validate = config, out, batches, validate
         self.process = process or Process(torch.device("cpu"))
@@ -115,7 +117,7 @@ class Trainer:
         self.norms_renewed_at: int | None = None
         self.seconds = 0.0  # of training, without evaluations
         self.window = Window()
-        self.notes = list(notes)
+        self.notes, self.pictures = list(notes), pictures
         self.resume_from = resume_from
         self.resumed: dict[str, Any] | None = None  # the state in the checkpoint
         self.stop = StopRequest(echoes=self.process.world_size > 1)
@@ -376,6 +378,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "generators": generators,
             "threads": torch.get_num_threads(),
+            "pictures": self.pictures,
             "norms_renewed_at": self.norms_renewed_at,
             "window": self.window.state(),
         }
@@ -396,6 +399,9 @@ class Trainer:
         self.norms_renewed_at = kept.state.get("norms_renewed_at")
         self.window = Window(kept.clock.get("window", self.seconds), **kept.state.get("window", {}))
         self.resumed = kept.state
+        pictures = kept.state.get("pictures")  # older checkpoints do not know
+        if pictures and self.pictures and pictures != self.pictures:
+            self.notes.append("--data: other training pictures, or another order of them, than before")
         for what, before, now in (
             ("processes", len(kept.state.get("generators", ())), self.process.world_size),
             ("threads", kept.state.get("threads"), torch.get_num_threads()),
