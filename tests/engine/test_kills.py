@@ -13,14 +13,13 @@ import torch
 from maskrcnn.engine import checkpoint as disk
 from maskrcnn.errors import UserError
 from tests.engine.kills import (
-    config_of,
     differences,
     first_of_each_kind,
     kill_and_resume,
     killed_runs,
     writes_of,
 )
-from tests.engine.small_run import batches, small_run
+from tests.engine.small_run import batches, small_config, small_run
 
 WRITES = {
     "config": r"(fsync|replace) (new )?config.json|fsync \.$",
@@ -84,7 +83,7 @@ def small_disk(tmp_path) -> Iterator[Path]:
 def test_a_full_disk_ends_a_run_in_one_line_and_it_goes_on_when_there_is_room(tmp_path, small_disk):
     """Filled in the fifth iteration, up to a few pages, the disk refuses another write each time."""
     torch.set_num_threads(1)
-    config = config_of("averaged")
+    config = small_config(ema_decay=0.9, keep_checkpoints=2)
     small_run(tmp_path / "whole", config)
     ballast, refused = small_disk / "ballast", set[str]()
 
