@@ -85,9 +85,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
                 temporary.chmod(
                     mode
                 )  # some writers, as safetensors', make files that only the owner can read
-            _sync(temporary)
+            sync(temporary)
             os.replace(temporary, target)
-            _sync(target.parent)
+            sync(target.parent)
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -141,7 +141,8 @@ def _usual_mode(path: Path) -> int:
     return mode
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Put a file, or the names in a folder, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -138,3 +139,21 @@ def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
     lines = read_log(tmp_path / "log.jsonl")
     assert [e["iteration"] for e in lines] == [0, 1, 2, 3]
     assert lines[0]["loss"] is None
+
+
+@pytest.mark.parametrize("call", ["mkdir", "replace"])
+def test_a_folder_that_cannot_be_made_is_told_and_leaves_nothing(tmp_path, monkeypatch, call):
+    """Every process hears of a `UserError`; of anything else only that the first one is lost."""
+    disk.save_checkpoint(tmp_path, some_checkpoint(3), CONFIG)
+
+    def full(*args, **kwargs):
+        if Path(args[0]).name == ".iteration_000004.tmp":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(*args, **kwargs)
+
+    owner = Path if call == "mkdir" else os
+    original = getattr(owner, call)
+    monkeypatch.setattr(owner, call, full)
+    with pytest.raises(UserError, match="iteration_000004: cannot write: no space left on device"):
+        disk.save_checkpoint(tmp_path, some_checkpoint(4), CONFIG)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["iteration_000003"]

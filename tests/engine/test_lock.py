@@ -23,6 +23,12 @@ def hold(run: Path, ready: multiprocessing.connection.Connection) -> None:
         signal.pause()
 
 
+def test_a_lock_that_cannot_be_made_is_told(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match=r"\.lock: cannot write"), run_lock(tmp_path):
+        pass
+
+
 def test_a_second_training_is_refused_and_a_kill_frees_the_folder(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)

@@ -38,7 +38,7 @@ from maskrcnn.config import ModelConfig, to_json
 from maskrcnn.engine.checksums import NAME as CHECKSUMS
 from maskrcnn.engine.checksums import DamagedError, check_folder, write_checksums
 from maskrcnn.errors import UserError
-from maskrcnn.files import atomic_path, check_writable_folder, write_atomic
+from maskrcnn.files import as_user_error, atomic_path, check_writable_folder, sync, write_atomic
 
 
 @dataclass(slots=True)
@@ -89,17 +89,18 @@ def save_checkpoint(run: Path, checkpoint: Checkpoint, config: ModelConfig) -> P
     folder = run / "checkpoints" / f"iteration_{checkpoint.state['iteration']:06d}"
     temporary = folder.with_name(f".{folder.name}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        write_weights(temporary / "model.safetensors", checkpoint.model, config)
-        if checkpoint.average is not None:
-            write_weights(temporary / "ema.safetensors", checkpoint.average, config)
-        # Into an open file: given a path, torch.save writes its (random) name into the file.
-        with atomic_path(temporary / "state.pt") as path, path.open("wb") as file, _as_os_error():
-            torch.save(checkpoint.state, file)
-        write_atomic(temporary / "clock.json", json.dumps(checkpoint.clock) + "\n")
-        write_checksums(temporary)
-        os.replace(temporary, folder)
-        _sync(folder.parent)
+        with as_user_error(folder):
+            temporary.mkdir(parents=True)
+            write_weights(temporary / "model.safetensors", checkpoint.model, config)
+            if checkpoint.average is not None:
+                write_weights(temporary / "ema.safetensors", checkpoint.average, config)
+            # Into an open file: given a path, torch.save writes its (random) name into the file.
+            with atomic_path(temporary / "state.pt") as path, path.open("wb") as file, _as_os_error():
+                torch.save(checkpoint.state, file)
+            write_atomic(temporary / "clock.json", json.dumps(checkpoint.clock) + "\n")
+            write_checksums(temporary)
+            os.replace(temporary, folder)
+            sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     write_atomic(run / "last", f"{folder.relative_to(run)}\n")
@@ -112,15 +113,7 @@ def _as_os_error() -> Iterator[None]:
     try:
         yield
     except (SafetensorError, RuntimeError) as e:
-        raise OSError(None, f"{e}".splitlines()[0]) from e
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        raise OSError(None, f"{e}") from e
 
 
 # --- reading back
@@ -210,7 +203,8 @@ def remove_old(run: Path, keep: int) -> None:
     """Leave the newest `keep` checkpoints."""
     for folder in checkpoints(run)[: -max(keep, 1)]:
         doomed = folder.with_name(f".{folder.name}.tmp")  # so that half a removal is no checkpoint
-        os.replace(folder, doomed)
+        with as_user_error(folder):
+            os.replace(folder, doomed)
         shutil.rmtree(doomed, ignore_errors=True)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from maskrcnn.errors import UserError
-from maskrcnn.files import check_writable_folder
+from maskrcnn.files import as_user_error, check_writable_folder
 
 NAME = ".lock"
 
@@ -32,7 +32,8 @@ def run_lock(run: Path) -> Iterator[None]:
     check_writable_folder(run)
     path = run / NAME
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        with as_user_error(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

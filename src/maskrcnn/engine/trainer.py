@@ -38,7 +38,7 @@ from maskrcnn.engine.optim import Schedule, WeightAverage, build_optimizer, scal
 from maskrcnn.engine.precise_norm import renew_statistics
 from maskrcnn.engine.runlog import Display, RunLog, Stopwatch, Window
 from maskrcnn.engine.settings import check_settings, compare_configs
-from maskrcnn.errors import Interrupted, UserError
+from maskrcnn.errors import Interrupted, UserError, shown
 from maskrcnn.files import check_writable_folder, write_atomic
 from maskrcnn.structures import GroundTruth
 
@@ -444,15 +444,15 @@ class Trainer:
         """End the run at a loss that is not finite; nothing is written over."""
         term, iteration = terms[0], self.iteration + 1
         if self.process.is_main:
-            shown = {name: str(value) if name in terms else value for name, value in losses.items()}
-            details = {"iteration": iteration, "terms": terms, "losses": shown, "image_ids": ids, "lr": lr}
+            told = {name: str(value) if name in terms else value for name, value in losses.items()}
+            details = {"iteration": iteration, "terms": terms, "losses": told, "image_ids": ids, "lr": lr}
             write_atomic(self.out / "nonfinite.json", json.dumps(details, indent=1) + "\n")
             self.log.write(
                 "event", self.iteration, message=f"{term} is {losses[term]} at iteration {iteration}"
             )
         raise NonFiniteLossError(
-            f"iteration {iteration}: {term} is {losses[term]} on the images {', '.join(map(str, ids))} "
-            f"(details in {self.out / 'nonfinite.json'}). {_last_good(self.out)}"
+            f"iteration {iteration}: {term} is {losses[term]} on the images {shown(', '.join(map(str, ids)))} "
+            f"(all in nonfinite.json). {_last_good(self.out)}"
         )
 
     # --- processes
@@ -491,8 +491,8 @@ def _last_good(out: Path) -> str:
     if not found:
         return "There is no checkpoint yet. Start again with a lower --optim.lr, or with --optim.clip_grad_norm 10."
     return (
-        f"The last good checkpoint is {found[-1]}: start a new run with --weights "
-        f"{found[-1] / 'model.safetensors'} and a lower --optim.lr, or with --optim.clip_grad_norm 10."
+        f"Start a new run with --weights {found[-1]}, the last good checkpoint, and a lower --optim.lr, or with "
+        "--optim.clip_grad_norm 10."
     )
 
 
