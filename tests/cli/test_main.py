@@ -190,3 +190,19 @@ def test_a_limit_of_pixels_holds_for_the_verb(tmp_path, capsys, monkeypatch):
     captured = capsys.readouterr()
     assert "limit of 199" in captured.out + captured.err
     assert cli.main(["doctor", str(tmp_path), "--max-pixels", "0"]) == 2
+
+
+def test_a_fault_of_ours_names_the_machine(monkeypatch, capsys):
+    """The traceback follows, with Python's status 1."""
+
+    def fail(argv):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "main", fail)
+    monkeypatch.setattr("sys.argv", ["maskrcnn", "list"])
+    with pytest.raises(ZeroDivisionError):
+        cli.run()
+    said = capsys.readouterr().err
+    assert said.startswith("A fault of maskrcnn")
+    assert "torch" in said
+    assert said.count("\n") == 1

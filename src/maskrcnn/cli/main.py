@@ -60,7 +60,25 @@ def run() -> NoReturn:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names of classes and files may have letters that the terminal has not.
         sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(main(sys.argv[1:]))
+    try:
+        status = main(sys.argv[1:])
+    except Exception:
+        print(
+            f"A fault of maskrcnn {__version__}. Please report it with {_machine()} and this:",
+            file=sys.stderr,
+        )
+        raise
+    sys.exit(status)
+
+
+def _machine() -> str:
+    """Facts of the machine for the report of a fault, as far as they can be told."""
+    try:
+        from maskrcnn import processor
+
+        return processor.describe().line()
+    except Exception as e:  # whatever has failed may fail here, too, and the traceback is worth more
+        return f"what this machine is ({one_line(str(e))})"
 
 
 def main(argv: Sequence[str]) -> int:
