@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import signal
 from collections.abc import Iterable
 from typing import Any
 
 MAX_LENGTH = 300  # characters of a message
+# Of a path with more parts than these the last two.
+_DEEP_PATH = re.compile(r"(?<![\w.])(?:/[^/\s:;,'\"]+){2,}((?:/[^/\s:;,'\"]+){2})")
 
 
 class UserError(ValueError):
@@ -30,12 +33,15 @@ class UserIndexError(UserError, IndexError):
 
 
 def one_line(text: str, length: int = MAX_LENGTH) -> str:
-    """Put `text` into one printable line: white space is a space, `?` stands for what a terminal would obey or cannot
-    show, and `...` for the middle of what is longer than `length`.
+    """Put `text` into one printable line, with `?` for what a terminal would obey or cannot show.
+
+    Of a line longer than `length`, deep paths keep their last two parts, and then `...` stands for its middle.
     """
     if len(text) > 4 * length:  # of gigabytes only the ends are looked at
         text = text[: 2 * length] + text[-2 * length :]
     line = "".join(c if c.isprintable() else " " if c.isspace() else "?" for c in text)
+    if len(line) > length:
+        line = _DEEP_PATH.sub(r"...\1", line)
     if len(line) <= length:
         return line
     tail = length // 3

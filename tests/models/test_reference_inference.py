@@ -159,6 +159,20 @@ def worst_place(actual: torch.Tensor, expected: np.ndarray, tolerance: float, ti
     return float(distance[~beyond].max())
 
 
+def enlarged_alike(boxes: torch.Tensor, expected: np.ndarray) -> np.ndarray:
+    """Detections whose heat maps are enlarged to one size in both programs: all, but for at most one.
+
+    A map is enlarged to its box's size, rounded up: a box 151.0019 pixels high in the original and 150.9995 here, by
+    rounding, has all its points elsewhere.
+    """
+    ours, theirs = (
+        np.ceil(b[:, 2:] - b[:, :2]) for b in (boxes.double().numpy(), expected.astype(np.float64))
+    )
+    alike = (ours == theirs).all(1)
+    assert (~alike).sum() <= 1
+    return alike
+
+
 @pytest.mark.slow
 class TestInference:
     def test_parameters(self, model: MaskRCNN, case: dict[str, np.ndarray]) -> None:
@@ -238,12 +252,15 @@ class TestInference:
             parity(name, CASES[tag], "mask logits", difference, tolerance.mask)
         if stages.heatmaps is not None:
             heatmaps = stages.heatmaps[stages.order]
-            keypoints = decode_heatmaps(heatmaps, stages.detections.boxes[stages.order])
+            boxes = stages.detections.boxes[stages.order]
+            keypoints = decode_heatmaps(heatmaps, boxes)
             # Of the float32 run alone: in float64 their own rounding is the difference.
             logits = worst(heatmaps[:2], case["coffee_s/keypoint_heatmaps_first2"])
             parity(name, CASES[tag], "heat maps", logits, FP32_HEATMAPS)
-            places = worst_place(keypoints, case[f"{tag}/keypoints_net"], tolerance.mask, ties=2)
-            scores = worst(keypoints[..., 2], case[f"{tag}/keypoints_net"][..., 2])
+            alike = enlarged_alike(boxes, case[f"{tag}/det_boxes"])
+            expected = case[f"{tag}/keypoints_net"][alike]
+            places = worst_place(keypoints[alike], expected, tolerance.mask, ties=2)
+            scores = worst(keypoints[alike][..., 2], expected[..., 2])
             parity(name, CASES[tag], "key points", places, tolerance.mask, "px")
             parity(name, CASES[tag], "key-point scores", scores, tolerance.mask)
 
@@ -263,7 +280,9 @@ class TestInference:
         parity(name, CASES[tag], "final boxes", boxes, tolerance.box * enlarged, "px")
         if instances.keypoints is not None:
             bound = tolerance.mask * enlarged
-            places = worst_place(instances.keypoints[order], case[f"{tag}/keypoints_final"], bound, ties=2)
+            alike = enlarged_alike(stages.detections.boxes[order], case[f"{tag}/det_boxes"])
+            expected = case[f"{tag}/keypoints_final"][alike]
+            places = worst_place(instances.keypoints[order][alike], expected, bound, ties=2)
             parity(name, CASES[tag], "final key points", places, bound, "px")
         if instances.masks is None:
             return

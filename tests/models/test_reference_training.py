@@ -1,6 +1,6 @@
 """Losses, sampled anchors and RoIs, mask targets and gradients against a training step of detectron2.
 
-Case A replaces random sampling by "the first in index order"; case B samples everything. Losses agree to 4e-5
+Case A replaces random sampling by "the first in index order"; case B samples everything. Losses agree to 1e-4
 (most to 2e-6). Gradient norms agree to 3e-3: a proposal that changes places with its neighbour by float32 rounding
 changes which RoIs are sampled, in the original's own reruns too.
 """
@@ -34,9 +34,9 @@ NAMES = (
     "cascade_mask_rcnn_R_50_FPN_3x",
     "keypoint_rcnn_R_50_FPN_3x",
 )
-# Most are within 2e-6; the last box loss of a cascade, 5 objects of 4,011 RoIs, is 1.2e-5 off with AVX-512 and 2.4e-5
-# with AVX2, whose sums round more.
-LOSS_TOLERANCE = 4e-5
+# Most are within 2e-6. Those of a cascade's last stage, 5 objects of 4,011 RoIs, and of C4 were 1.2e-5 off with direct
+# convolutions and AVX-512, 2.4e-5 with AVX2, 7.9e-5 with Winograd's, whose rounding is 1e-5 of a map's spread.
+LOSS_TOLERANCE = 1e-4
 GRADIENT_TOLERANCE = 3e-3  # 1.7e-3 with AVX-512, 2.03e-3 with AVX2: norms of gradients that nearly cancel
 # Of the largest norm. A softmax over cells does not feel a bias of all of them: its gradient is rounding alone.
 NO_GRADIENT = 1e-7
