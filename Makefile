@@ -43,9 +43,9 @@ lint: $(READY)
 	@$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory docs
 
-# The manual, into build/site. A link that leads nowhere is an error.
+# The manual, into build/site. A link that leads nowhere is an error (not with --quiet, which hides it from --strict).
 docs: $(READY)
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # What people install: built, checked, and tried where nothing else is installed.
 wheel: dist smoke

@@ -9,6 +9,8 @@ import importlib
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -111,6 +113,22 @@ def test_hooks_are_the_tools_of_make_lint() -> None:
     tools = [line.removesuffix(" .") for line in re.findall(r"\$\(BIN\)/(.+)", lint)]
     hooks = re.findall(r"entry: \.venv/bin/(.+)", (ROOT / ".pre-commit-config.yaml").read_text())
     assert [hook.removesuffix(" --force-exclude") for hook in hooks] == tools
+
+
+def test_a_link_that_leads_nowhere_fails_the_manual(tmp_path: Path) -> None:
+    (command,) = re.findall(r"\$\(BIN\)/(mkdocs .+)", (ROOT / "Makefile").read_text())
+    text = (ROOT / "mkdocs.yml").read_text()
+    settings = text[text.index("validation:") : text.index("\nnav:\n")]
+    (tmp_path / "mkdocs.yml").write_text(f"site_name: one\ntheme: mkdocs\n{settings}\n")
+    (tmp_path / "docs").mkdir()
+    statuses = []
+    for page in ("# One\n", "# One\n\n[two](two.md)\n", "# One\n\n[there](#nowhere)\n"):
+        (tmp_path / "docs" / "index.md").write_text(page)
+        done = subprocess.run(
+            [sys.executable, "-m", *command.split()], cwd=tmp_path, capture_output=True, text=True
+        )
+        statuses.append(done.returncode)
+    assert statuses == [0, 1, 1], done.stderr
 
 
 def test_the_citation_is_of_this_version() -> None:
