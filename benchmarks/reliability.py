@@ -219,9 +219,7 @@ class Watch:
 
     def _wait(self) -> None:
         while not self.over:
-            if self.limit and time.monotonic() - self.last > self.limit + 60 * (
-                not self.said and self.last == 0
-            ):
+            if self.limit and time.monotonic() - self.last > self.limit:
                 self.stopped = f"no answer in {self.limit:.0f} s"
                 self.worker.kill()
                 return

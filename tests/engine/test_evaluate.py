@@ -327,12 +327,15 @@ class TestMistakes:
         ("content", "message"),
         [
             ("", "got an empty file"),
-            ("[1, 2", "got no JSON"),
+            ("[1, 2", "got no JSON: .* in line 1, column"),
+            ("[" * 100_000, "got no JSON: its lists or objects are nested too deeply"),
+            ("9" * 10_000, "got no JSON: a whole number of thousands of digits"),
+            ("[\udcff]", "got no JSON: invalid start byte for utf-8 at byte 1"),
             ('{"images": 3}', "expected COCO results, a list of detections, got dict"),
         ],
     )
     def test_in_files_are_told(self, tmp_path: Path, content: str, message: str) -> None:
-        (tmp_path / "results.json").write_text(content)
+        (tmp_path / "results.json").write_text(content, errors="surrogateescape")
         with pytest.raises(UserError, match=f"results.json: .*{message}"):
             evaluate_results(simple_case()[0], tmp_path / "results.json")
         with pytest.raises(UserError, match=r"other.json: expected a COCO data set, got no such file"):

@@ -71,6 +71,8 @@ def json_fault(error: Exception) -> str:
         return "its lists or objects are nested too deeply"
     if isinstance(error, json.JSONDecodeError):
         return f"{error.msg} in line {error.lineno}, column {error.colno}"
+    if isinstance(error, UnicodeDecodeError):  # of bytes that were given as they are
+        return f"{error.reason} for {error.encoding} at byte {error.start}"
     return "a whole number of thousands of digits"  # the one other thing that Python's parser refuses
 
 

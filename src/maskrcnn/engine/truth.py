@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from maskrcnn.data.coco_arrays import category_id, category_name, find_id, is_crowd
+from maskrcnn.data.label_text import json_fault
 from maskrcnn.data.mask_extents import FARTHEST
 from maskrcnn.errors import UserError, shown
 from maskrcnn.ops.masks import InstanceMasks
@@ -204,13 +205,16 @@ def read_json(path: str | Path, what: str) -> Any:
     if not path.is_file():
         got = "a folder" if path.is_dir() else "no such file"
         raise UserError(f"{path}: expected {what}, got {got}.")
-    content = path.read_bytes()
+    try:
+        content = path.read_bytes()
+    except OSError as e:
+        raise UserError(f"{path}: cannot read: {(e.strerror or str(e)).lower()}.") from None
     if not content.strip():
         raise UserError(f"{path}: expected {what}, got an empty file.")
     try:
         return json.loads(content)
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{path}: expected {what}, got no JSON: {e}.") from None
+        raise UserError(f"{path}: expected {what}, got no JSON: {json_fault(e)}.") from None
 
 
 def is_number(value: Any) -> bool:
