@@ -33,6 +33,7 @@ FAMILIES = (
 )
 # Each of the operators that a processor may lack or be slow in is in one of these.
 EACH_OPERATOR = (FAMILIES[0], FAMILIES[1], FAMILIES[4], FAMILIES[7], FAMILIES[9])
+IN_FP16 = (FAMILIES[0], FAMILIES[9])
 ROIS = torch.tensor([[8.0, 10.0, 90.0, 120.0], [100.0, 20.0, 180.0, 60.0], [30.0, 30.0, 50.0, 70.0]])
 
 
@@ -85,7 +86,7 @@ def main(path: str, *names: str) -> None:
     found = {
         f"{name} {precision} {key}": value
         for name in names or FAMILIES
-        for precision in ("fp32", "bf16")
+        for precision in ("fp32", "bf16", "fp16")[: 3 if name in IN_FP16 else 2]
         for key, value in say(name, precision).items()
     }
     with open(path, "wb") as file:
