@@ -16,8 +16,6 @@ import random
 import sys
 import tempfile
 import time
-import traceback
-import warnings
 from collections import Counter
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from tests.outcome import outcome_of
 from tests.valid_sets import HEIGHT, READERS, WIDTH, Files, place, valid
 
 LABELS = (".json", ".txt", ".yaml")  # and the pictures in folders of labels
@@ -104,21 +103,8 @@ def _look(data: Any, i: int) -> int:
 
 def outcome(reader: str, seed: int, folder: Path) -> str:
     """Read one mutated set: "read", "refused" (one line of at most 300 characters) or a failure's last lines."""
-    from maskrcnn.errors import UserError
-
     place(label_files(reader, seed), folder)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            read_all(folder)
-    except UserError as e:
-        line = str(e)
-        fits = len(line.splitlines()) == 1 and len(line) <= 300
-        return "refused" if fits else f"not one line of 300 characters: {line[:400]!r}"
-    except Exception as e:
-        where = traceback.extract_tb(e.__traceback__)[-1]
-        return f"{type(e).__name__}: {str(e)[:200]} ({Path(where.filename).name}:{where.lineno})"
-    return "read"
+    return outcome_of(lambda: read_all(folder))
 
 
 def _is_label(name: str) -> bool:

@@ -10,8 +10,6 @@ import pickle
 import random
 import re
 import struct
-import traceback
-import warnings
 import zipfile
 from collections.abc import Callable
 from functools import cache
@@ -25,9 +23,9 @@ from safetensors.torch import save
 from maskrcnn import zoo
 from maskrcnn.config import to_json
 from maskrcnn.engine.weights import load_weights, read_weights
-from maskrcnn.errors import UserError
 from maskrcnn.models.detectron2_keys import to_detectron2
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from tests.outcome import outcome_of
 
 MODEL = "mask_rcnn_R_50_FPN_3x"
 BACKBONE = "mask_rcnn_deit_tiny_fpn_3x_coco"
@@ -91,17 +89,7 @@ def outcome(kind: str, seed: int, folder: Path) -> str:
     """Read one damaged file: "read", "refused" (one line of at most 300 characters) or what went wrong."""
     path = folder / "weights"
     path.write_bytes(damaged(kind, originals()[kind], seed))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            use(path)
-    except UserError as e:
-        line = str(e).replace(str(path), "FILE")
-        return "refused" if len(line) <= 300 and line.isprintable() else f"not one short line: {line[:400]!r}"
-    except Exception as e:
-        where = traceback.extract_tb(e.__traceback__)[-1]
-        return f"{type(e).__name__}: {str(e)[:200]} ({Path(where.filename).name}:{where.lineno})"
-    return "read"
+    return outcome_of(lambda: use(path))
 
 
 @cache

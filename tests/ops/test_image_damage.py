@@ -21,15 +21,6 @@ from tests.mutate_pictures import FORMS, cut, cut_and_closed, encoded, ended_in_
 NOISE, SMOOTH = made_pictures()
 
 
-@pytest.fixture(params=["torchcodec", "pillow"])
-def decoder(request, monkeypatch) -> str:
-    if request.param == "pillow":
-        monkeypatch.setattr(image_io, "_torchcodec_decoder", lambda: None)
-    elif image_io._torchcodec_decoder() is None:
-        pytest.skip("torchcodec is not installed")
-    return request.param
-
-
 @pytest.fixture
 def limit():
     """Restore the limit of pixels after the test."""

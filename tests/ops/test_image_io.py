@@ -17,17 +17,6 @@ from maskrcnn.ops.image_io import image_size, read_image, resize_image, resize_s
 HEIGHT, WIDTH = 40, 56
 
 
-@pytest.fixture(params=["torchcodec", "pillow"])
-def decoder(request, monkeypatch) -> str:
-    """Decoder of images that the test runs with: each in turn."""
-    if request.param == "pillow":
-        monkeypatch.setattr(image_io, "_torchcodec_decoder", lambda: None)
-    elif image_io._torchcodec_decoder() is None:
-        # An optional extra, which `make test` installs: there both decoders are tested.
-        pytest.skip("torchcodec is not installed")
-    return request.param
-
-
 def picture() -> Image.Image:
     """Smooth picture without symmetry, so that every wrong turn shows."""
     ramp = np.add.outer(np.arange(HEIGHT) * 3, np.arange(WIDTH) * 2)
