@@ -16,7 +16,7 @@ from pathlib import Path
 import maskrcnn
 from maskrcnn import presets, processor
 from maskrcnn.data.synthetic import make_synthetic
-from maskrcnn.engine.convert import write_as
+from maskrcnn.weights.convert import write_as
 
 NAME = "mask_rcnn_mobilenet_v2_FPN"
 

@@ -43,7 +43,7 @@ WAYS = {
 
 def write_json(path: Path, num_images: int) -> None:
     """Streams a data set of `num_images` images to `path`: 8 objects each."""
-    from maskrcnn.ops.masks import rle_encode
+    from maskrcnn.masks import rle_encode
 
     rng = np.random.default_rng(0)
     angles = np.linspace(0, 2 * np.pi, 24, endpoint=False)
@@ -153,7 +153,7 @@ def measure(way: str, path: Path, num_images: int, num_workers: int) -> dict[str
     peak = next(line for line in status if line.startswith("VmHWM")).split()[1]
     result |= {"read_peak": int(peak) * 1024 / MB, "after_reading": memory()}
     if way == "maskrcnn-spawn":
-        from maskrcnn.data import check
+        from maskrcnn.data.quality import check
 
         start = time.process_time()
         read(way, path)

@@ -44,10 +44,10 @@ from torch import Tensor, nn
 from torchvision_twin import make_twins, objects, photograph
 
 from maskrcnn import processor
-from maskrcnn.cli.heap import keep_freed_memory
+from maskrcnn.engines.heap import keep_freed_memory
+from maskrcnn.images.resize import resize_size
 from maskrcnn.models import mask_rcnn
 from maskrcnn.models.mask_rcnn import MaskRCNN
-from maskrcnn.ops.image_io import resize_size
 
 RESULTS = Path(__file__).parent / "results"
 IMAGE = (480, 640)

@@ -5,7 +5,7 @@
 Writes benchmarks/results/deformable_models.json and .md. Same weights, image (800x1216) and code; only the operator
 differs: ours, or what the original code falls back to without its CUDA operators (`deformable.py` measures the
 operators alone). Offsets get random weights, as a trained model's would be. 100 proposals stand in for detections
-(`maskrcnn.bench`). Each form is measured with the small pages of a plain PyTorch process and with the large ones that
+(`bench.measure`). Each form is measured with the small pages of a plain PyTorch process and with the large ones that
 `import maskrcnn` sets; each of these four has a process of its own, and the processes take turns. Before that, both
 forms have to give the same feature maps. In bf16 the other form samples in float32, as the original code does in half
 precision (PyTorch's `grid_sample` gives NaN for bf16 on this CPU).

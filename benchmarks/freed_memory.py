@@ -1,4 +1,4 @@
-"""What keeping freed memory (`maskrcnn.cli.heap`, as `maskrcnn predict` and `evaluate` do) and large pages
+"""What keeping freed memory (`maskrcnn.engines.heap`, as `maskrcnn predict` and `evaluate` do) and large pages
 (`THP_MEM_ALLOC_ENABLE`, as `import maskrcnn` sets) save and cost: R50-FPN on one image of 800x1067.
 
     python benchmarks/freed_memory.py [--rounds 3] [--threads 2]     # writes benchmarks/results/freed_memory.json
@@ -33,7 +33,7 @@ def child(precision: str, kept: bool, threads: int) -> None:
     import torch
 
     import maskrcnn
-    from maskrcnn.cli.heap import keep_freed_memory
+    from maskrcnn.engines.heap import keep_freed_memory
 
     if kept:
         assert keep_freed_memory(), "the C library does not keep memory"

@@ -92,7 +92,7 @@ def ours(count: int) -> dict[str, Any]:
     import torch
     from PIL import Image
 
-    from maskrcnn.ops.masks import PredictedMasks
+    from maskrcnn.masks import PredictedMasks
     from maskrcnn.predict import predict_stream, write_predictions
     from maskrcnn.structures import Instances
     from maskrcnn.zoo import build
@@ -133,7 +133,7 @@ def ours(count: int) -> dict[str, Any]:
 def full_masks(count: int) -> dict[str, Any]:
     from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-    from maskrcnn.ops.masks import rle_encode
+    from maskrcnn.masks import rle_encode
 
     probs, boxes = random_masks(count)
     masks = paste_masks_in_image(probs[:, None], boxes, (H, W))

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 
 from maskrcnn import presets
-from maskrcnn.bench import Measurement, from_dict
+from maskrcnn.bench.flops import count_macs
+from maskrcnn.bench.measure import Measurement, from_dict
 from maskrcnn.config import to_json
-from maskrcnn.flops import count_macs
 from maskrcnn.models.build import build_model
-from maskrcnn.zoo_table import ENTRIES
+from maskrcnn.zoo.table import ENTRIES
 
 ROOT = Path(__file__).parents[1]
 

@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from maskrcnn.config import Config, from_dict, to_dict
-from maskrcnn.engine.runlog import read_log
 from maskrcnn.files import check_writable_folder, write_atomic
 from maskrcnn.report import Curve, line_chart
+from maskrcnn.training.runlog import read_log
 
 HERE = Path(__file__).parent
 RECIPE = HERE / "nuclei.json"

@@ -18,8 +18,8 @@ from PIL import Image
 import maskrcnn
 from maskrcnn.data.coco import CocoData, read_coco
 from maskrcnn.files import check_writable, write_atomic
+from maskrcnn.images.read import read_image
 from maskrcnn.models.mask_rcnn import MaskRCNN
-from maskrcnn.ops.image_io import read_image
 from maskrcnn.visualize import draw_ground_truth, draw_instances, side_by_side
 
 IMAGES = (16, 30, 23, 9)  # positions in val.json

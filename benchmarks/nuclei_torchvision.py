@@ -12,7 +12,7 @@ with a short warm-up, and a cosine that follows the clock (`--schedule constant`
 size, in training and evaluation. All pictures and annotations are read into memory before the clock starts, so
 that reading costs it next to nothing.
 
-`OUT/log.jsonl` has the layout of our own runs (`maskrcnn.engine.runlog`); `nuclei_compare.py` sets both side by side.
+`OUT/log.jsonl` has the layout of our own runs (`maskrcnn.training.runlog`); `nuclei_compare.py` sets both side by side.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from maskrcnn.data import transforms
 from maskrcnn.data.coco import CocoData, read_coco
-from maskrcnn.engine.evaluate import evaluate_results
-from maskrcnn.engine.runlog import RunLog, Stopwatch, Window
+from maskrcnn.evaluation.scores import evaluate_results
 from maskrcnn.files import atomic_path, check_writable_folder
-from maskrcnn.ops.image_io import read_image
-from maskrcnn.ops.rle import rle_encode
+from maskrcnn.images.read import read_image
+from maskrcnn.masks.rle import rle_encode
+from maskrcnn.training.runlog import RunLog, Stopwatch, Window
 
 CROP = 256
 WARMUP_ITERATIONS = 20

@@ -16,8 +16,8 @@ from pathlib import Path
 import torch
 
 from maskrcnn import presets
-from maskrcnn.engine.train import train
 from maskrcnn.files import write_atomic
+from maskrcnn.training.train import train
 
 NUM_IMAGES, GOAL = 20, 0.8
 RESULT = Path(__file__).parent / "results" / "overfit_coco.json"

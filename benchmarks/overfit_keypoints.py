@@ -20,8 +20,8 @@ import torch
 
 from maskrcnn import presets
 from maskrcnn.config import Config
-from maskrcnn.engine.train import train
 from maskrcnn.files import write_atomic
+from maskrcnn.training.train import train
 
 NUM_IMAGES, GOAL = 24, 0.6
 RESULT = Path(__file__).parent / "results" / "overfit_keypoints.json"

@@ -89,7 +89,7 @@ def coco(count: int, first: int, folder: Path) -> Iterator[Case]:
 
 
 def weights(count: int, first: int, folder: Path) -> Iterator[Case]:
-    from tests import mutate_weights
+    from tests.weights import mutate_weights
 
     for kind in mutate_weights.KINDS:
         for seed in range(first, first + count // len(mutate_weights.KINDS)):
@@ -105,7 +105,7 @@ def evaluator(count: int, first: int, folder: Path) -> Iterator[Case]:
 
 
 def kills(count: int, first: int, folder: Path) -> Iterator[Case]:
-    from tests.engine.kills import killed_runs
+    from tests.training.kills import killed_runs
 
     def kill(number: int, seed: int) -> list[str]:
         killed, failed = killed_runs(number, seed)

@@ -17,9 +17,9 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from maskrcnn import presets
 from maskrcnn.config import ResNetConfig
+from maskrcnn.masks import InstanceMasks
 from maskrcnn.models.build import build_model
 from maskrcnn.models.mask_rcnn import MaskRCNN
-from maskrcnn.ops.masks import InstanceMasks
 from maskrcnn.structures import GroundTruth
 
 NUM_CLASSES = 90  # torchvision's 91 hold the background

@@ -23,8 +23,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from maskrcnn.engine.evaluate import evaluate_results
-from maskrcnn.ops.masks import rle_encode
+from maskrcnn.evaluation.scores import evaluate_results
+from maskrcnn.masks import rle_encode
 from tests.mutate import changed
 from tests.outcome import outcome_of
 

@@ -65,7 +65,8 @@ def read_all(folder: Path) -> int:
         UserError: the data set is refused, as it may be.
         AssertionError: nonsense reached a sample.
     """
-    from maskrcnn.data import check, find_data, read_data
+    from maskrcnn.data import find_data, read_data
+    from maskrcnn.data.quality import check
 
     count, classes = 0, ()
     for source in find_data(folder):

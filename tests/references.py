@@ -18,9 +18,9 @@ import torch
 
 from maskrcnn import presets
 from maskrcnn.models.build import build_model
-from maskrcnn.models.detectron2_keys import to_detectron2
 from maskrcnn.models.mask_rcnn import MaskRCNN
-from maskrcnn.models.mmdetection_keys import to_mmdetection
+from maskrcnn.weights.names.detectron2 import to_detectron2
+from maskrcnn.weights.names.mmdetection import to_mmdetection
 
 
 def load_module(path: Path) -> ModuleType:

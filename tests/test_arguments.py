@@ -14,8 +14,8 @@ from PIL import Image
 import maskrcnn
 from maskrcnn.config import TTAConfig
 from maskrcnn.errors import UserError, UserIndexError
+from maskrcnn.masks import PredictedMasks
 from maskrcnn.models.mask_rcnn import MaskRCNN
-from maskrcnn.ops.masks import PredictedMasks
 from maskrcnn.structures import GroundTruth, ImageBatch, Instances
 from maskrcnn.visualize import save_picture
 

@@ -13,9 +13,9 @@ from maskrcnn.cli.main import main
 from maskrcnn.config import Config
 from maskrcnn.data.synthetic import make_synthetic
 from maskrcnn.demo import demo, recipe, split
-from maskrcnn.engine.weights import read_weights
 from maskrcnn.errors import UserError
 from maskrcnn.presets import shrink
+from maskrcnn.weights.load import read_weights
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from maskrcnn import presets
 from maskrcnn.cli.main import VERBS, Parser, _add_max_pixels
 from maskrcnn.config import field_names
 from maskrcnn.data.synthetic import make_synthetic
-from maskrcnn.engine.convert import write_as
+from maskrcnn.weights.convert import write_as
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -156,7 +156,7 @@ PYTHON = [page for page in PAGES if blocks(page, "python")]
 def test_python_blocks_run(page: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(home)
     monkeypatch.setattr("maskrcnn.presets.get", _tiny(presets.get))
-    monkeypatch.setattr("maskrcnn.zoo.published_weights", lambda name: _weights_of(home, name))
+    monkeypatch.setattr("maskrcnn.zoo.by_name.published_weights", lambda name: _weights_of(home, name))
     names: dict[str, object] = {"__name__": "page"}
     for text in blocks(page, "python"):  # a page's blocks go on where the one before ended
         exec(compile(text, str(page), "exec"), names)

@@ -175,9 +175,9 @@ class TestDevices:
 def test_a_config_keeps_the_precision_that_was_chosen(tmp_path: Path) -> None:
     """A run that began in float32 goes on in it, also where bfloat16 would be chosen now."""
     from maskrcnn import presets
-    from maskrcnn.engine.distributed import Process
-    from maskrcnn.engine.train import settle_precision
     from maskrcnn.files import write_atomic
+    from maskrcnn.training.distributed import Process
+    from maskrcnn.training.train import settle_precision
 
     config = presets.get("mask_rcnn_mobilenet_v2_FPN")
     assert config.train.precision == "auto"

@@ -9,7 +9,7 @@ from PIL import Image
 
 from maskrcnn import visualize
 from maskrcnn.errors import UserError
-from maskrcnn.ops.masks import InstanceMasks, PredictedMasks
+from maskrcnn.masks import InstanceMasks, PredictedMasks
 from maskrcnn.structures import GroundTruth, Instances
 from maskrcnn.visualize import draw_ground_truth, draw_instances, save_picture, side_by_side
 

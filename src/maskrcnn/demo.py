@@ -75,8 +75,8 @@ def demo(
     Raises:
         UserError: the folder holds something else or cannot be written; the data set cannot be used.
     """
-    from maskrcnn.engine.train import train
     from maskrcnn.report import write_report
+    from maskrcnn.training.train import train
 
     if not minutes > 0:
         raise UserError(f"--minutes: expected more than 0, got {minutes:g}.")
@@ -252,11 +252,11 @@ def _only(content: dict[str, Any], images: list[dict[str, Any]]) -> dict[str, An
 def _look(run: Path, config: Config) -> tuple[Any, list[Any]]:
     """Evaluate on the validation images, and draw pictures of the first few of them, none left out."""
     from maskrcnn import zoo
-    from maskrcnn.engine.evaluate import RECALL_LEVELS, evaluate_results
-    from maskrcnn.engine.inference import run_inference
-    from maskrcnn.engine.train import open_data
-    from maskrcnn.ops.image_io import read_image
+    from maskrcnn.evaluation.inference import run_inference
+    from maskrcnn.evaluation.scores import RECALL_LEVELS, evaluate_results
+    from maskrcnn.images.read import read_image
     from maskrcnn.report import Curve, Panel, Scores
+    from maskrcnn.training.train import open_data
     from maskrcnn.visualize import draw_ground_truth, draw_instances
 
     _, data = open_data(config.data, lambda text: None, config.model)
@@ -293,7 +293,7 @@ def _lead(config: Config, steps: int, seconds: float, *, synthetic: bool) -> str
 
 
 def _evaluation_seconds(log_path: Path) -> float:
-    from maskrcnn.engine.runlog import read_log
+    from maskrcnn.training.runlog import read_log
 
     return sum(entry["took"] for entry in read_log(log_path) if entry["kind"] == "eval")
 

@@ -360,3 +360,18 @@ def _onednn_says(question: str) -> bool:
         return bool(getattr(torch.ops.mkldnn, question)())
     except (RuntimeError, AttributeError):
         return False
+
+
+@cache
+def let_forks_compute() -> None:
+    """Give processes that are forked from this one a single CPU thread.
+
+    OpenMP's threads do not survive a fork: once several have worked, a forked process that asks for several waits
+    for ever. `DataLoader` does this for its workers; a pool over `predict` needs it as well.
+    """
+    if hasattr(os, "register_at_fork"):  # Windows has no fork
+        os.register_at_fork(after_in_child=_use_one_thread)
+
+
+def _use_one_thread() -> None:
+    torch.set_num_threads(1)

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from maskrcnn.errors import UserError, described
+from maskrcnn.masks import InstanceMasks, PredictedMasks
 from maskrcnn.ops.indexing import chosen
-from maskrcnn.ops.masks import InstanceMasks, PredictedMasks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from maskrcnn.ops.pictures import Picture
+    from maskrcnn.images.pictures import Picture
 
 
 @dataclass(slots=True, eq=False)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskrcnn.errors import UserError, check_number, described
-from maskrcnn.ops.pictures import checked_pixels, pixels_of
+from maskrcnn.images.pictures import checked_pixels, pixels_of
 
 if TYPE_CHECKING:
     from PIL import ImageDraw

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from maskrcnn.cli.main import main
-from maskrcnn.ops.masks import rle_encode
+from maskrcnn.masks import rle_encode
 
 NAMES = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 Captured = pytest.CaptureFixture[str]
@@ -97,8 +97,8 @@ class TestModel:
     @staticmethod
     def write_model(tmp_path: Path, name: str) -> Path:
         from maskrcnn import presets
-        from maskrcnn.engine.checkpoint import write_weights
         from maskrcnn.models.build import build_model
+        from maskrcnn.weights.write import write_weights
 
         config = presets.get(name, tiny=True).model
         config.num_classes, config.class_names, config.category_ids = 1, ("[bold]cat",), (5,)

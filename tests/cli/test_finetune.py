@@ -13,10 +13,10 @@ from maskrcnn import presets, zoo
 from maskrcnn.cli import train
 from maskrcnn.cli.main import main
 from maskrcnn.config import Config, from_file
-from maskrcnn.engine.checkpoint import write_weights
 from maskrcnn.errors import UserError
 from maskrcnn.models.build import build_model
 from maskrcnn.presets.tiny import shrink
+from maskrcnn.weights.write import write_weights
 from tests.data.label_files import picture, write_json
 
 NAME = "mask_rcnn_R_50_FPN_3x"

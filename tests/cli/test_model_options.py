@@ -13,8 +13,8 @@ from PIL import Image
 
 from maskrcnn import zoo
 from maskrcnn.cli.main import main
+from maskrcnn.masks import rle_decode
 from maskrcnn.models.mask_rcnn import MaskRCNN
-from maskrcnn.ops.masks import rle_decode
 
 Run = Callable[..., int]
 
@@ -122,7 +122,7 @@ def test_test_time_augmentation_is_asked_for(
         asked.append((image.shape, tta_config))
         return model.predict(image, min_size=32)
 
-    monkeypatch.setattr("maskrcnn.engine.inference.detect_in_views", views)
+    monkeypatch.setattr("maskrcnn.evaluation.inference.detect_in_views", views)
     assert run("--model", "tiny", *options) == 0
     ((shape, config),) = asked
     assert shape == (50, 60, 3), "the whole picture: each view is resized from it"

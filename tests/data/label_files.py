@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from maskrcnn.data import CocoData, check, find_data, read_data
+from maskrcnn.data import CocoData, find_data, read_data
+from maskrcnn.data.quality import check
 
 HEIGHT, WIDTH = 40, 60
 

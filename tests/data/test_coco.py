@@ -15,7 +15,7 @@ from PIL import Image
 from maskrcnn.data import coco, find_coco, read_coco, read_data
 from maskrcnn.data.json_stream import JsonStream
 from maskrcnn.errors import UserError
-from maskrcnn.ops.masks import rle_encode
+from maskrcnn.masks import rle_encode
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,7 @@ from maskrcnn.config import AugmentConfig, DataConfig
 from maskrcnn.data.loader import TrainLoader
 from maskrcnn.data.sampler import BatchSampler, view_seed
 from maskrcnn.errors import UserError
-from maskrcnn.ops.masks import InstanceMasks
+from maskrcnn.masks import InstanceMasks
 from maskrcnn.structures import GroundTruth
 
 

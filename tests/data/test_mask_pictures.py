@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from maskrcnn.errors import UserError
-from maskrcnn.ops.image_io import MAX_PIXELS_VARIABLE
+from maskrcnn.images.read import MAX_PIXELS_VARIABLE
 from tests.data.label_files import (
     HEIGHT,
     WIDTH,

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from maskrcnn.cli.main import main
-from maskrcnn.data import CocoData, check, read_coco
+from maskrcnn.data import CocoData, read_coco
 from maskrcnn.data.coco_arrays import category_name, find_id, is_crowd
-from maskrcnn.data.defects import REFUSED, RULES
-from maskrcnn.engine.evaluate import evaluate_results
-from maskrcnn.engine.truth import load_truth
+from maskrcnn.data.quality import check
+from maskrcnn.data.quality.defects import REFUSED, RULES
+from maskrcnn.evaluation.scores import evaluate_results
+from maskrcnn.evaluation.truth import load_truth
 from tests.data.label_files import picture, write_json
 
 SQUARE = [[2, 2, 8, 2, 8, 8, 2, 8]]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from maskrcnn.cli.main import main
-from maskrcnn.data import check, find_data, read_data
+from maskrcnn.data import find_data, read_data
+from maskrcnn.data.quality import check
 from maskrcnn.errors import UserError
 from tests.data.label_files import (
     HEIGHT,

@@ -13,9 +13,9 @@ from maskrcnn.data import FORMATS, find_data, read_data, to_coco
 from maskrcnn.data import find as finding
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.readers.shapes import masks_of
-from maskrcnn.engine.evaluate import evaluate_results
 from maskrcnn.errors import UserError
-from maskrcnn.ops.rle import rle_decode
+from maskrcnn.evaluation.scores import evaluate_results
+from maskrcnn.masks.rle import rle_decode
 from tests.data.data_sets import WRITERS, write_set
 from tests.data.label_files import (
     HEIGHT,

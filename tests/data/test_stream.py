@@ -8,7 +8,8 @@ from PIL import Image
 
 from maskrcnn.data import stream
 from maskrcnn.data.stream import stream_images
-from maskrcnn.ops.image_io import read_image, resize_image
+from maskrcnn.images.read import read_image
+from maskrcnn.images.resize import resize_image
 
 
 @pytest.fixture

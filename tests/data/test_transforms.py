@@ -10,8 +10,8 @@ from PIL import Image, ImageDraw
 from maskrcnn import presets
 from maskrcnn.config import AugmentConfig
 from maskrcnn.data.transforms import augment, crop, flip_horizontal, flip_vertical, resize, rotate90
-from maskrcnn.ops.image_io import resize_image
-from maskrcnn.ops.masks import InstanceMasks
+from maskrcnn.images.resize import resize_image
+from maskrcnn.masks import InstanceMasks
 from maskrcnn.structures import GroundTruth
 
 HEIGHT, WIDTH = 120, 160

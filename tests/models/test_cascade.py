@@ -11,8 +11,6 @@ from torch import Tensor
 
 from maskrcnn import presets, zoo
 from maskrcnn.config import CascadeConfig
-from maskrcnn.engine.checkpoint import write_weights
-from maskrcnn.engine.weights import load_weights, read_weights
 from maskrcnn.errors import UserError
 from maskrcnn.models.box_head import SampledRoIs
 from maskrcnn.models.build import build_model
@@ -22,6 +20,8 @@ from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import Proposals
 from maskrcnn.ops.boxes import clip_boxes, decode_boxes
 from maskrcnn.structures import GroundTruth
+from maskrcnn.weights.load import load_weights, read_weights
+from maskrcnn.weights.write import write_weights
 from tests.models.tiny import tiny
 
 NAME = "cascade_mask_rcnn_R_50_FPN_3x"

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 
 from maskrcnn import presets
-from maskrcnn.engine.weights import load_weights, read_weights
+from maskrcnn.masks import InstanceMasks
 from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.build import build_model
-from maskrcnn.models.mmdetection_keys import from_mmdetection, is_mmdetection, to_mmdetection
 from maskrcnn.models.rpn import RPN, Proposals
-from maskrcnn.ops.masks import InstanceMasks
 from maskrcnn.ops.sampling import roi_align
 from maskrcnn.structures import GroundTruth
+from maskrcnn.weights.load import load_weights, read_weights
+from maskrcnn.weights.names.mmdetection import from_mmdetection, is_mmdetection, to_mmdetection
 
 NAME = "mask_rcnn_internimage_t_fpn_1x_coco"
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from maskrcnn.images.resize import resize_image
+from maskrcnn.masks import InstanceMasks
 from maskrcnn.models.mask_rcnn import MaskRCNN
-from maskrcnn.ops.image_io import resize_image
-from maskrcnn.ops.masks import InstanceMasks
 from maskrcnn.structures import GroundTruth, ImageBatch
 from tests.parity import Parity
 from tests.references import filled_mmdetection_model, image_tensor, read_npz
@@ -93,7 +93,7 @@ def test_training_step(
 
 
 def _check_gradients(model: MaskRCNN, case: dict[str, np.ndarray], name: str, parity: Parity) -> None:
-    from maskrcnn.models.mmdetection_keys import to_mmdetection
+    from maskrcnn.weights.names.mmdetection import to_mmdetection
 
     fpn = model.config.fpn
     assert fpn is not None

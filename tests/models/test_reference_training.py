@@ -18,13 +18,13 @@ import pytest
 import torch
 from PIL import Image
 
+from maskrcnn.masks import InstanceMasks
 from maskrcnn.models.box_head import SampledRoIs
 from maskrcnn.models.cascade import CascadeHead
-from maskrcnn.models.detectron2_keys import to_detectron2
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.ops import matching
-from maskrcnn.ops.masks import InstanceMasks
 from maskrcnn.structures import GroundTruth, ImageBatch
+from maskrcnn.weights.names.detectron2 import to_detectron2
 from tests.parity import Parity
 from tests.references import filled_detectron2_model, image_tensor, read_npz
 

@@ -17,12 +17,12 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from maskrcnn import zoo
 from maskrcnn.backbones.layers import FrozenBatchNorm
-from maskrcnn.engine.weights import load_weights, read_weights
+from maskrcnn.images.resize import resize_image, resize_size
+from maskrcnn.masks import PredictedMasks, whole_pixel_boxes
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.rpn import Proposals
-from maskrcnn.models.torchvision_keys import from_torchvision, to_torchvision
-from maskrcnn.ops.image_io import resize_image, resize_size
-from maskrcnn.ops.masks import PredictedMasks, whole_pixel_boxes
+from maskrcnn.weights.load import load_weights, read_weights
+from maskrcnn.weights.names.torchvision import from_torchvision, to_torchvision
 from tests.parity import Parity
 
 NAMES = ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "keypointrcnn_resnet50_fpn")

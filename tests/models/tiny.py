@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from maskrcnn import presets
+from maskrcnn.masks import InstanceMasks
 from maskrcnn.models.build import build_model
 from maskrcnn.models.mask_rcnn import MaskRCNN
-from maskrcnn.ops.masks import InstanceMasks
 from maskrcnn.structures import GroundTruth
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from maskrcnn.ops import image_io
+from maskrcnn.images import read as image_io
 
 
 @pytest.fixture(params=["torchcodec", "pillow"])

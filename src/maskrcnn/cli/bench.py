@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
-    from maskrcnn.bench import Measurement, Task
+    from maskrcnn.bench.measure import Measurement, Task
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from maskrcnn import bench
+    from maskrcnn.bench import measure as bench
     from maskrcnn.files import check_writable_folder
 
     tasks = _tasks(args)
@@ -82,7 +82,7 @@ def main(args: argparse.Namespace) -> int:
 
 def _tasks(args: argparse.Namespace) -> list[Task]:
     from maskrcnn import presets, processor
-    from maskrcnn.bench import Task
+    from maskrcnn.bench.measure import Task
 
     for name in args.models or ():
         presets.get(name)
@@ -124,7 +124,7 @@ def _structures() -> list[str]:
 
 
 def _read(path: Path) -> list[Measurement]:
-    from maskrcnn.bench import from_dict
+    from maskrcnn.bench.measure import from_dict
 
     if not path.exists():
         return []
@@ -137,7 +137,7 @@ def _read(path: Path) -> list[Measurement]:
 def _write(out: Path, found: list[Measurement]) -> None:
     from dataclasses import asdict
 
-    from maskrcnn.bench import chart, table
+    from maskrcnn.bench.measure import chart, table
     from maskrcnn.files import write_atomic
 
     write_atomic(out / "bench.json", json.dumps([asdict(m) for m in found], indent=1) + "\n")

@@ -23,7 +23,7 @@ def main(args: argparse.Namespace) -> int:
 
     config = presets.get(args.model).model  # a misspelt name is said before torch is loaded
 
-    from maskrcnn.engine.convert import check_suffix, write_as
+    from maskrcnn.weights.convert import check_suffix, write_as
     from maskrcnn.zoo import restore
 
     out = Path(args.out)

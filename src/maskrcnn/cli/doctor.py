@@ -75,7 +75,8 @@ def _part(
     role: str, source: Source, classes: tuple[Any, ...], args: argparse.Namespace
 ) -> tuple[Chapter, CocoData | None]:
     """Print what is found in a part; give it with what training would learn from, None where it would refuse."""
-    from maskrcnn.data import advise, check, read_data
+    from maskrcnn.data import advise, read_data
+    from maskrcnn.data.quality.check import check
 
     data = read_data(source, *classes)
     if data.num_keypoints and not data.num_objects.any():  # boxes and key points alone

@@ -23,8 +23,8 @@ from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
     from maskrcnn.data.coco import CocoData
-    from maskrcnn.engine.evaluate import EvaluationResult
-    from maskrcnn.engine.truth import Truth
+    from maskrcnn.evaluation.scores import EvaluationResult
+    from maskrcnn.evaluation.truth import Truth
     from maskrcnn.models.mask_rcnn import MaskRCNN
 
 _TITLES = {"bbox": "boxes", "segm": "masks", "keypoints": "key points"}
@@ -81,8 +81,8 @@ def main(args: argparse.Namespace) -> int:
 
     from maskrcnn.data.export import to_coco
     from maskrcnn.data.find import is_other_format
-    from maskrcnn.engine.evaluate import check_limits, evaluate_results, scored_kinds
-    from maskrcnn.engine.truth import load_truth
+    from maskrcnn.evaluation.scores import check_limits, evaluate_results, scored_kinds
+    from maskrcnn.evaluation.truth import load_truth
 
     check_limits(args.kinds, args.max_detections)
     model = None
@@ -109,7 +109,7 @@ def main(args: argparse.Namespace) -> int:
     if args.per_class_json:
         write_atomic(args.per_class_json, json.dumps(scores.per_class, indent=2, ensure_ascii=False) + "\n")
     if args.curves:
-        from maskrcnn.engine.pr_curves import pr_curves_svg
+        from maskrcnn.report.pr_curves import pr_curves_svg
 
         write_atomic(args.curves, pr_curves_svg(scores))
     return 0
@@ -151,7 +151,8 @@ def _read_json(args: argparse.Namespace) -> CocoData:
 
 def _read_part(args: argparse.Namespace, model: MaskRCNN | None) -> CocoData:
     """The part of a folder to score against: the validation part if there is one, with what is broken left out."""
-    from maskrcnn.data import check, find_data, read_data
+    from maskrcnn.data import find_data, read_data
+    from maskrcnn.data.quality.check import check
 
     keypoints = model is not None and model.config.keypoint_head is not None
     sources = find_data(args.data, args.images or "", args.format, keypoints)
@@ -176,7 +177,7 @@ def _run_model(model: MaskRCNN, data: CocoData, args: argparse.Namespace) -> lis
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from maskrcnn.engine.inference import run_inference
+    from maskrcnn.evaluation.inference import run_inference
 
     if args.detections_per_image is None:
         head = model.config.box_head

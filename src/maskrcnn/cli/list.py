@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    from maskrcnn.zoo_table import listing
+    from maskrcnn.zoo.table import listing
 
     rows = listing()
     if args.json:

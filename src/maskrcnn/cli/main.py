@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from maskrcnn.cli.heap import keep_freed_memory
+from maskrcnn.engines.heap import keep_freed_memory
 from maskrcnn.errors import UserError, did_you_mean, one_line
 from maskrcnn.version import __version__
 
@@ -132,7 +132,7 @@ def _run_verb(verb: str, argv: list[str]) -> int:
     except SystemExit as e:  # --help has been printed
         return int(e.code or 0)
     if getattr(args, "max_pixels", None):
-        from maskrcnn.ops.image_io import set_max_pixels
+        from maskrcnn.images.read import set_max_pixels
 
         set_max_pixels(args.max_pixels)
     if len(inspect.signature(module.main).parameters) == 2:

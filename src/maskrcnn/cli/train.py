@@ -29,7 +29,7 @@ from maskrcnn.config import Config, ModelConfig, field_names, from_file, overrid
 from maskrcnn.errors import Interrupted, UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from maskrcnn.engine.distributed import Process
+    from maskrcnn.training.distributed import Process
 
 FROM_THE_DATA_SET = ("model.name", "model.num_classes", "model.class_names", "model.category_ids")
 OPTIONS = (
@@ -77,8 +77,8 @@ def main(args: argparse.Namespace, extra: list[str]) -> int:
         choose_start(config, given, args)
     import torch
 
-    from maskrcnn.engine.distributed import LostProcessError
-    from maskrcnn.engine.train import train
+    from maskrcnn.training.distributed import LostProcessError
+    from maskrcnn.training.train import train
 
     if args.num_threads is not None:
         if args.num_threads < 1:
@@ -124,7 +124,8 @@ def choose_start(config: Config, given: Collection[str], args: argparse.Namespac
     """Choose the settings that the command leaves open: where the weights come from, and how much is kept for
     validation.
     """
-    from maskrcnn import zoo, zoo_table
+    from maskrcnn import zoo
+    from maskrcnn.zoo import table as zoo_table
 
     if "data.val_fraction" not in given:
         config.data.val_fraction = VAL_FRACTION
@@ -139,7 +140,7 @@ def choose_start(config: Config, given: Collection[str], args: argparse.Namespac
 
 def keep_choices(config: Config, saved: Config, given: Collection[str], args: argparse.Namespace) -> None:
     """Keep, on resuming, the choices made when the run began, whatever would be chosen now."""
-    from maskrcnn.engine.finetune import CHOSEN
+    from maskrcnn.training.finetune import CHOSEN
 
     names = {*CHOSEN, "data.val_fraction", *(() if args.weights else ("train.weights",))}
     for name in names - set(given):
@@ -148,9 +149,9 @@ def keep_choices(config: Config, saved: Config, given: Collection[str], args: ar
 
 
 def chosen_schedule(config: Config, num_images: int, process: Process, *, given: Collection[str]) -> str:
-    """Schedule that `engine.finetune` chooses, which depends on what the weights are."""
-    from maskrcnn.engine.finetune import choose_schedule
-    from maskrcnn.engine.weights import read_weights
+    """Schedule that `training.finetune` chooses, which depends on what the weights are."""
+    from maskrcnn.training.finetune import choose_schedule
+    from maskrcnn.weights.load import read_weights
 
     detector = bool(config.train.weights) and read_weights(config.train.weights).kind != "backbone"
     return choose_schedule(config, num_images, process, detector=detector, given=given)

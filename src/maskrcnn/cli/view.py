@@ -70,7 +70,8 @@ def main(args: argparse.Namespace) -> int:
 
 def read_parts(args: argparse.Namespace) -> dict[str, CocoData]:
     """The parts that were asked for, repaired as far as that is possible."""
-    from maskrcnn.data import check, find_data, read_data
+    from maskrcnn.data import find_data, read_data
+    from maskrcnn.data.quality.check import check
 
     sources = find_data(args.data, args.images, args.format)
     parts: dict[str, CocoData] = {}

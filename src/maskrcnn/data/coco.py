@@ -24,7 +24,7 @@ from maskrcnn.data.shared_arrays import Patch, SharedArrays, load_or_make
 from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
-    from maskrcnn.ops.masks import InstanceMasks
+    from maskrcnn.masks import InstanceMasks
     from maskrcnn.structures import GroundTruth
 
 # Below this, spawned workers copy the arrays: a few megabytes each, against a file in the user's cache.
@@ -35,7 +35,7 @@ def read_coco(json_path: str | Path, images_dir: str | Path | None = None) -> Co
     """Read a COCO JSON. `images_dir` is where its file names start; by default, the JSON's own folder.
 
     The second time, and in other processes, the arrays come from a cache file that is keyed by the JSON's path,
-    size and time of change. Defects inside annotations do not stop the reading: `maskrcnn.data.check` lists them.
+    size and time of change. Defects inside annotations do not stop the reading: `data.quality.check` lists them.
 
     Raises:
         UserError: the file is missing, is not JSON, or does not have COCO's layout.
@@ -247,7 +247,7 @@ class CocoData:
         )
 
     def _masks(self, i: int, index: np.ndarray) -> InstanceMasks:
-        from maskrcnn.ops.masks import InstanceMasks
+        from maskrcnn.masks import InstanceMasks
 
         height, width = self.sizes[i].tolist()
         polygons: list[np.ndarray] = []

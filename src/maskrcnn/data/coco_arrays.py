@@ -1,4 +1,4 @@
-"""Flat arrays of a COCO JSON, which `maskrcnn.data.coco` maps and `maskrcnn.data.check` checks.
+"""Flat arrays of a COCO JSON, which `maskrcnn.data.coco` maps and `maskrcnn.data.quality.check` checks.
 
 Legend: n images, m annotations (in the file's order), r polygon rings, c categories.
 
@@ -33,7 +33,7 @@ import numpy as np
 
 from maskrcnn.data.json_stream import JsonStream
 from maskrcnn.errors import UserError
-from maskrcnn.ops.rle import read_runs, write_counts
+from maskrcnn.masks.rle import read_runs, write_counts
 
 VERSION = 6  # of what is below; a cache made by another version is made anew
 NO_MASK, POLYGONS, RLE, UNREADABLE = range(4)

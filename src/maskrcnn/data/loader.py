@@ -21,7 +21,7 @@ from maskrcnn.config import AugmentConfig, DataConfig
 from maskrcnn.data.sampler import BatchSampler, view_seed
 from maskrcnn.data.transforms import Pairs, augment
 from maskrcnn.errors import UserError
-from maskrcnn.ops.image_io import read_image
+from maskrcnn.images.read import read_image
 from maskrcnn.structures import GroundTruth
 
 TrainBatch = tuple[list[Tensor], list[GroundTruth], list[Any]]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from maskrcnn.data.coco_arrays import RLE
-from maskrcnn.ops.rle import Runs, read_runs
+from maskrcnn.masks.rle import Runs, read_runs
 
 SOUND, ODD, SHORT, NOT_FINITE, FLAT, FAR = range(6)  # what is wrong with a polygon ring
 FARTHEST = 1 << 20  # pixels from the origin, more than any picture has

@@ -122,7 +122,7 @@ def _decoded(
 
 def _look(path: Path | None, brightest: int | None) -> Picture | str:
     """Decode a picture, or read its header alone where its brightest value is known."""
-    from maskrcnn.ops.image_io import image_size, read_image
+    from maskrcnn.images.read import image_size, read_image
 
     if path is None:
         return "no file name in the labels"

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from maskrcnn.errors import UserError
-from maskrcnn.ops.image_io import Resize, read_image, resize_image, resize_size
+from maskrcnn.images.read import read_image
+from maskrcnn.images.resize import Resize, resize_image, resize_size
 
 
 @dataclass(frozen=True, slots=True)

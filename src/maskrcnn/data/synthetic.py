@@ -265,7 +265,7 @@ class Scene:
         return [*singles, _entry(crowd[0].shape.name, segmentation, mask, iscrowd=1)]
 
     def _annotation(self, placed: Placed) -> dict[str, Any]:
-        from maskrcnn.ops.rle import rle_encode  # brings torch, which painting does not need
+        from maskrcnn.masks.rle import rle_encode  # brings torch, which painting does not need
 
         shape, mask = placed.shape, self.full_mask(placed)
         if placed.cut or shape.holes:

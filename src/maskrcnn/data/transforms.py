@@ -22,7 +22,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import InterpolationMode
 
 from maskrcnn.config import AugmentConfig
-from maskrcnn.ops.image_io import resize_size
+from maskrcnn.images.resize import resize_size
 from maskrcnn.structures import GroundTruth
 
 Sample = tuple[Tensor, GroundTruth]

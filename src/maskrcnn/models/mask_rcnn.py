@@ -19,6 +19,9 @@ from maskrcnn.backbones.fpn import FPNBackbone, LastMap
 from maskrcnn.backbones.layers import fold_norms
 from maskrcnn.config import ModelConfig, TTAConfig
 from maskrcnn.errors import UserError, check_number, described
+from maskrcnn.images.pictures import Picture, is_picture, pixels_of
+from maskrcnn.images.resize import resize_image, resize_size
+from maskrcnn.masks import PredictedMasks, whole_pixel_boxes
 from maskrcnn.models.box_head import BoxHead, Detections
 from maskrcnn.models.cascade import CascadeHead
 from maskrcnn.models.keypoint_head import KeypointHead
@@ -26,11 +29,7 @@ from maskrcnn.models.mask_head import MaskHead
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import RPN
 from maskrcnn.ops.boxes import clip_boxes, nonempty, scale_boxes
-from maskrcnn.ops.image_io import resize_image, resize_size
-from maskrcnn.ops.masks import PredictedMasks, whole_pixel_boxes
-from maskrcnn.ops.pictures import Picture, is_picture, pixels_of
-from maskrcnn.ops.processes import let_forks_compute
-from maskrcnn.processor import DTYPES
+from maskrcnn.processor import DTYPES, let_forks_compute
 from maskrcnn.structures import GroundTruth, ImageBatch, Instances
 
 

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from maskrcnn.config import TTAConfig
 from maskrcnn.errors import UserError
+from maskrcnn.images.resize import resize_image, resize_size
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.ops.boxes import clip_boxes, nonempty, scale_boxes
-from maskrcnn.ops.image_io import resize_image, resize_size
 from maskrcnn.structures import ImageBatch, Instances
 
 if TYPE_CHECKING:

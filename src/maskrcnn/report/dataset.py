@@ -13,7 +13,7 @@ import torch
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.transforms import resize
 from maskrcnn.errors import UserError
-from maskrcnn.ops.image_io import read_image
+from maskrcnn.images.read import read_image
 from maskrcnn.report.page import bar_table, cards_of, figures, section, write_page
 from maskrcnn.visualize import draw_ground_truth
 

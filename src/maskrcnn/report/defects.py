@@ -14,10 +14,10 @@ import numpy as np
 
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.coco_arrays import POLYGONS, RLE
-from maskrcnn.data.defects import ADVICE, Group, Report
+from maskrcnn.data.quality.defects import ADVICE, Group, Report
 from maskrcnn.errors import UserError
-from maskrcnn.ops.image_io import read_image
-from maskrcnn.ops.masks import rle_decode
+from maskrcnn.images.read import read_image
+from maskrcnn.masks import rle_decode
 from maskrcnn.report.page import cards_of, figures, section, write_page
 
 SIDE = 420  # pixels of the longest side of a picture

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn.engine.runlog import read_log
 from maskrcnn.report.page import bar, cards_of, data_uri, section, write_page
+from maskrcnn.training.runlog import read_log
 
 KIND_TITLES = {"bbox": "Box", "segm": "Mask", "keypoints": "Key points"}
 _LOSS_TITLES = {

@@ -10,7 +10,7 @@ from typing import Any
 from maskrcnn.data.readers.shapes import foreground, size_of
 from maskrcnn.data.source import Source, image_files, sources_of, subfolders, unread
 from maskrcnn.errors import UserError
-from maskrcnn.ops.rle import rle_encode
+from maskrcnn.masks.rle import rle_encode
 
 LOOKS_FOR = "a folder for each image with images/ and masks/ of one PNG an object"
 CLASS_NAME = "object"
@@ -73,7 +73,7 @@ def _image(folder: Path) -> Path:
 
 
 def _masks(folder: Path) -> list[dict[str, Any]]:
-    from maskrcnn.ops.image_io import stored_picture
+    from maskrcnn.images.read import stored_picture
 
     masks = []
     for path in image_files(folder / "masks"):

@@ -29,7 +29,7 @@ from maskrcnn.data.source import (
     unread,
 )  # fmt: skip
 from maskrcnn.errors import UserError
-from maskrcnn.ops.rle import rle_encode
+from maskrcnn.masks.rle import rle_encode
 
 LOOKS_FOR = "LabelMe JSONs (with shapes and imagePath) in it or in its subfolders"
 _DEPTH = 3  # folders below the set's that are looked into
@@ -162,7 +162,7 @@ def _ring(shape: Mapping[str, Any]) -> list[float] | None:
 
 
 def _bitmap(shapes: list[Mapping[str, Any]], size: Mapping[str, int]) -> dict[str, Any]:
-    from maskrcnn.ops.image_io import max_pixels, stored_picture
+    from maskrcnn.images.read import max_pixels, stored_picture
 
     if size["height"] * size["width"] > max_pixels():
         raise ValueError("too large a picture")

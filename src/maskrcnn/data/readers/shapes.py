@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskrcnn.errors import UserError
-from maskrcnn.ops.rle import Runs, write_counts
+from maskrcnn.masks.rle import Runs, write_counts
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -61,7 +61,7 @@ def size_of(path: Path) -> dict[str, int]:
     """Read an image file's size to {"height", "width"} for a COCO image; {} if it cannot be read, which the checks
     report.
     """
-    from maskrcnn.ops.image_io import image_size
+    from maskrcnn.images.read import image_size
 
     try:
         height, width = image_size(path)
@@ -77,7 +77,7 @@ def read_labels(path: Path) -> np.ndarray:
         UserError: unreadable or too large, a colour picture, a JPEG (its numbers are not what was saved), or
             numbers that are none of 0 to 65535.
     """
-    from maskrcnn.ops.image_io import stored_picture
+    from maskrcnn.images.read import stored_picture
 
     with stored_picture(path) as picture:
         form, mode, pixels = picture.format, picture.mode, np.asarray(picture)

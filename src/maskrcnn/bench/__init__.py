@@ -1,0 +1,1 @@
+"""Measurement of time, memory and multiply-adds."""

@@ -1,0 +1,399 @@
+"""Measurement of a model's speed and memory on this machine: seconds an image, a training step, peak memory.
+
+Each measurement is a process of its own, so that its peak memory is its own and a model too large for the machine
+ends only its own row. Weights are random, which changes nothing of the work but how many proposals and detections
+come out: so as many boxes of all sizes as the model keeps proposals stand in for these, and 100 of them for the
+detections that the mask and key-point heads get.
+
+`python -m maskrcnn.bench.measure JSON` is such a process: it measures one `Task` and prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+    from maskrcnn.models.mask_rcnn import MaskRCNN
+    from maskrcnn.structures import GroundTruth, ImageBatch, Instances
+
+DETECTIONS = 100
+OBJECTS = 8  # of each image that is trained on
+Mode = Literal["inference", "training"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Model and settings of one measurement."""
+
+    model: str
+    mode: Mode = "inference"
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "fp32"
+    size: tuple[int, int] = (800, 1216)
+    batch: int = 1
+    device: str = "cpu"
+    threads: int | None = None
+    repeats: int = 3
+    checkpointing: bool = False
+    tiny: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Result of a task: the median of `repeats` after a warm-up. memory_mib is the peak above the process's memory
+    after its imports (CPU: resident; GPU: allocated). error: why there is no number.
+    """
+
+    task: Task
+    device_name: str = ""
+    machine: str = ""  # `processor.describe` in a line
+    seconds: float | None = None
+    memory_mib: float | None = None
+    error: str | None = None
+
+
+def measure_all(tasks: Sequence[Task], timeout: float | None = None) -> Iterator[Measurement]:
+    """Measure each task in a process of its own, one after the other."""
+    for task in tasks:
+        yield _in_process(task, timeout)
+
+
+def largest_batch(task: Task, limit: int = 1024) -> Measurement | None:
+    """Find the largest power of two of images that fits the device: its measurement, or None if not even one image
+    fits.
+    """
+    from dataclasses import replace
+
+    best, batch = None, task.batch
+    while batch <= limit:
+        found = _in_process(replace(task, batch=batch), None)
+        if found.error is not None:
+            break
+        best, batch = found, batch * 2
+    return best
+
+
+def _in_process(task: Task, timeout: float | None) -> Measurement:
+    environment = dict(os.environ)
+    if task.threads:
+        environment["OMP_NUM_THREADS"] = str(task.threads)
+    command = [sys.executable, "-m", "maskrcnn.bench.measure", json.dumps(asdict(task))]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    except subprocess.TimeoutExpired:
+        return Measurement(task=task, error=f"took more than {timeout:.0f} s")
+    if done.returncode == 0:
+        return from_dict(json.loads(done.stdout.splitlines()[-1]))
+    if done.returncode < 0:
+        return Measurement(task=task, error=f"killed by signal {-done.returncode}: out of memory?")
+    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+    return Measurement(task=task, error=last[:200])
+
+
+def from_dict(values: dict[str, Any]) -> Measurement:
+    task = values.pop("task")
+    return Measurement(task=Task(**{**task, "size": tuple(task["size"])}), **values)
+
+
+def measure(task: Task) -> Measurement:
+    """Measure a task in this process."""
+    import torch
+
+    from maskrcnn import processor
+    from maskrcnn.models import build  # noqa: F401 (before the memory is read: imports do not count)
+
+    if task.threads:
+        torch.set_num_threads(task.threads)
+    _set_tf32(task.precision == "tf32")
+    device = torch.device(task.device)
+    memory = _MemoryMeter(device)
+    model = _build(task).to(device)
+    call = _inference(model, task) if task.mode == "inference" else _training(model, task)
+    seconds = _timed(call, task.repeats, device)
+    return Measurement(
+        task=task,
+        device_name=_device_name(device),
+        machine=processor.describe().line(),
+        seconds=statistics.median(seconds),
+        memory_mib=memory.peak(),
+    )
+
+
+def _build(task: Task) -> MaskRCNN:
+    import torch
+
+    from maskrcnn import presets
+    from maskrcnn.backbones.resnet import BottleneckBlock
+    from maskrcnn.models.build import build_model
+
+    torch.manual_seed(0)
+    config = presets.get(task.model, tiny=task.tiny).model
+    if task.checkpointing:
+        if not hasattr(config.backbone, "checkpointing"):
+            raise ValueError(f"{task.model}: its backbone has no gradient checkpointing")
+        config.backbone.checkpointing = True  # pyright: ignore[reportAttributeAccessIssue]
+    model = build_model(config)
+    for block in model.modules():
+        if isinstance(block, BottleneckBlock) and block.conv3.norm is not None:
+            # As training does: random residual blocks alone would double the signal at each.
+            torch.nn.init.constant_(block.conv3.norm.weight, 0.2)  # pyright: ignore[reportArgumentType]
+    return model
+
+
+def _batch(model: MaskRCNN, task: Task) -> ImageBatch:
+    """Batch of random noise at the network's size, equal in every call."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, *task.size), generator=generator, dtype=torch.uint8)
+    return model.preprocess([image] * task.batch)
+
+
+def _inference(model: MaskRCNN, task: Task) -> Callable[[], Any]:
+    import torch
+
+    from maskrcnn.models.box_head import Detections
+    from maskrcnn.models.rpn import Proposals
+
+    model.prepare("fp32" if task.precision == "tf32" else task.precision)
+    batch = _batch(model, task)
+    boxes = _boxes(model.config.rpn.post_nms_topk_test, task.size).to(task.device)
+    scores = torch.linspace(1, 0, len(boxes), device=task.device)
+    index = torch.arange(min(DETECTIONS, len(boxes)), device=task.device)
+    detections = Detections(boxes[index], scores[index], index % model.config.num_classes, index)
+
+    @torch.inference_mode()
+    def detect() -> list[Instances]:
+        features = model.backbone(batch.pixels)
+        model.rpn(features, batch.image_sizes)
+        roi_features = model.roi_features(features)
+        model.box_head(roi_features, [Proposals(boxes, scores)] * task.batch, batch.image_sizes)
+        return model.describe(roi_features, [detections] * task.batch, batch)
+
+    return detect
+
+
+def _boxes(count: int, size: tuple[int, int]) -> torch.Tensor:
+    """Random boxes (count, 4) with sides from a 64th to two thirds of the image's, each size as often as twice it."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    image = torch.tensor([size[1], size[0]])
+    side = min(size) / 64 * (64 * 2 / 3) ** torch.rand(count, 1, generator=generator)
+    stretch = 2 ** (torch.rand(count, 1, generator=generator) - 0.5)
+    centre = torch.rand(count, 2, generator=generator) * image
+    half = torch.cat([side * stretch, side / stretch], 1) / 2
+    return torch.cat([(centre - half).clamp(min=0), torch.minimum(centre + half, image)], 1)
+
+
+def _training(model: MaskRCNN, task: Task) -> Callable[[], Any]:
+    from contextlib import nullcontext
+
+    import torch
+
+    model.train().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    batch = _batch(model, task)
+    targets = [_objects(model, task, seed) for seed in range(task.batch)]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-7, momentum=0.9)
+    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
+    kind = torch.device(task.device).type
+
+    def step() -> None:
+        optimizer.zero_grad()
+        dtype = dtypes.get(task.precision)
+        with torch.autocast(kind, dtype) if dtype else nullcontext():
+            losses = model(batch, targets)
+        torch.stack([loss.float() for loss in losses.values()]).sum().backward()
+        optimizer.step()
+
+    return step
+
+
+def _objects(model: MaskRCNN, task: Task, seed: int) -> GroundTruth:
+    """Ground truth of many sizes: octagons, with key points inside where the model has any."""
+    import numpy as np
+    import torch
+
+    from maskrcnn.masks import InstanceMasks
+    from maskrcnn.structures import GroundTruth
+
+    random = np.random.default_rng(seed)
+    height, width = task.size
+    angles = np.arange(8) * np.pi / 4
+    circle = np.stack([np.cos(angles), np.sin(angles)], 1)
+    radius = np.geomspace(min(height, width) / 40, min(height, width) / 3, OBJECTS)
+    centre = radius[:, None] + random.random((OBJECTS, 2)) * ([width, height] - 2 * radius[:, None])
+    outlines = centre[:, None] + radius[:, None, None] * circle
+    boxes = np.concatenate([outlines.min(1), outlines.max(1)], 1)
+    truth = GroundTruth(
+        torch.tensor(boxes, dtype=torch.float32, device=task.device),
+        torch.arange(OBJECTS, device=task.device) % model.config.num_classes,
+        InstanceMasks.from_coco([[o.flatten().tolist()] for o in outlines], (height, width)),
+        seed=seed,
+    )
+    if model.config.keypoint_head is not None:
+        points = centre[:, None] + radius[:, None, None] * (
+            random.random((OBJECTS, model.config.keypoint_head.num_keypoints, 2)) - 0.5
+        )
+        visible = np.full((*points.shape[:2], 1), 2.0)
+        truth.keypoints = torch.tensor(  # pyright: ignore[reportAttributeAccessIssue]
+            np.concatenate([points, visible], 2), dtype=torch.float32, device=task.device
+        )
+    return truth
+
+
+def _timed(call: Callable[[], Any], repeats: int, device: torch.device) -> list[float]:
+    import torch
+
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    call()
+    if device.type == "cuda":  # kernels are chosen and clocks rise in the first calls
+        for _ in range(3):
+            call()
+    seconds = []
+    for _ in range(repeats):
+        wait()
+        start = time.perf_counter()
+        call()
+        wait()
+        seconds.append(time.perf_counter() - start)
+    return seconds
+
+
+def _set_tf32(allowed: bool) -> None:
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+class _MemoryMeter:
+    """Meter of the peak memory since it was made, in MiB."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(device)
+        self.before = self._resident()
+
+    def peak(self) -> float | None:
+        if self.device.type == "cuda":
+            import torch
+
+            return torch.cuda.max_memory_allocated(self.device) / 2**20
+        if self.before is None:
+            return None
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return (peak if sys.platform == "darwin" else peak * 1024) / 2**20 - self.before
+
+    @staticmethod
+    def _resident() -> float | None:
+        """Resident memory of the process in MiB; None where the system does not tell (Linux does)."""
+        try:
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+        except OSError:
+            return None
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        names = []
+    return f"{names[0]}, {len(names)} cores" if names else "CPU"
+
+
+# ---------------------------------------------------------------------------------------------------
+# Tables and charts
+
+
+def table(found: Sequence[Measurement]) -> str:
+    """Markdown table: a row for each model, a pair of columns (time, memory) for each kind of measurement."""
+    columns = list(dict.fromkeys(_column(m.task) for m in found))
+    rows: dict[str, dict[str, Measurement]] = {}
+    for m in found:
+        rows.setdefault(m.task.model, {})[_column(m.task)] = m
+    heads = [f"{c}: s | MiB" for c in columns]
+    lines = ["| model | " + " | ".join(heads) + " |", "|---|" + "---:|" * (2 * len(columns))]
+    for model, row in rows.items():
+        cells = []
+        for column in columns:
+            m = row.get(column)
+            if m is None or m.seconds is None:
+                cells.append("- | " + (m.error or "-" if m else ""))
+            else:
+                memory = "-" if m.memory_mib is None else f"{m.memory_mib:.0f}"
+                cells.append(f"{m.seconds / m.task.batch:.3g} | {memory}")
+        lines.append(f"| `{model}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _column(task: Task) -> str:
+    kind = f"{task.mode} {task.precision} {task.size[0]}x{task.size[1]}"
+    batch = f", batch {task.batch}" if task.batch > 1 else ""
+    return kind + batch + (", checkpointing" if task.checkpointing else "")
+
+
+def chart(found: Sequence[Measurement]) -> str:
+    """Draw seconds an image of each model as horizontal bars (SVG), a colour for each kind of measurement."""
+    from html import escape
+
+    colours = ("#4269d0", "#e8590c", "#2b8a3e", "#9c36b5", "#0b7285", "#868e96")
+    columns = list(dict.fromkeys(_column(m.task) for m in found))
+    models = list(dict.fromkeys(m.task.model for m in found))
+    by_cell = {
+        (m.task.model, _column(m.task)): m.seconds / m.task.batch for m in found if m.seconds is not None
+    }
+    longest = max(by_cell.values(), default=1.0)
+    bar, left, width, legend = 11, 340, 420, 18 * len(columns) + 12
+    step = bar * len(columns) + 8
+    height = legend + step * len(models) + 8
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 70} {height}" '
+        f'width="{left + width + 70}" height="{height}" font-family="sans-serif" font-size="11">',
+        '<rect width="100%" height="100%" fill="white"/>',
+    ]
+    for i, column in enumerate(columns):
+        parts.append(f'<rect x="{left}" y="{8 + 18 * i}" width="12" height="12" fill="{colours[i % 6]}"/>')
+        parts.append(f'<text x="{left + 18}" y="{18 + 18 * i}">{escape(column)}: seconds an image</text>')
+    for row, model in enumerate(models):
+        top = legend + step * row
+        parts.append(
+            f'<text x="{left - 8}" y="{top + (step - 8) / 2 + 4}" text-anchor="end">{escape(model)}</text>'
+        )
+        for i, column in enumerate(columns):
+            if (value := by_cell.get((model, column))) is not None:
+                length, y = width * value / longest, top + bar * i
+                parts.append(
+                    f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar - 2}" fill="{colours[i % 6]}"/>'
+                    f'<text x="{left + length + 4:.1f}" y="{y + 8}" font-size="9">{value:.3g}</text>'
+                )
+    return "".join(parts) + "</svg>\n"
+
+
+if __name__ == "__main__":
+    values = json.loads(sys.argv[1])
+    result = measure(Task(**{**values, "size": tuple(values["size"])}))
+    print(json.dumps(asdict(result)))

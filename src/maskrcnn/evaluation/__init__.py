@@ -1,0 +1,1 @@
+"""Evaluation: inference over a data set, and COCO's scores of the results."""

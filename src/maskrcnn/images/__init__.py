@@ -1,0 +1,1 @@
+"""Image files to pixels, and the resize of test time."""

@@ -1,0 +1,53 @@
+"""Resize of test time: each original's rounding of the size, and its filter."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+
+from maskrcnn.images.opencv_resize import resize_bilinear
+
+Resize = Literal["pillow", "opencv", "torchvision"]  # as `InputConfig.resize`
+
+
+def resize_size(
+    height: int, width: int, min_size: int, max_size: int, resize: Resize = "pillow"
+) -> tuple[int, int]:
+    """Compute the (H, W) with the shortest side `min_size`, or less where the longest would exceed `max_size`.
+
+    Rounded int(x + 0.5), with x computed as detectron2 does, or for "opencv" as MMDetection does: they can be a
+    pixel apart. torchvision rounds down.
+    """
+    if resize != "pillow":
+        scale = min(max_size / max(height, width), min_size / min(height, width))
+        half = 0.5 if resize == "opencv" else 0.0
+        return max(1, int(height * scale + half)), max(1, int(width * scale + half))
+    scale = min_size / min(height, width)
+    new_height, new_width = (min_size, scale * width) if height < width else (scale * height, min_size)
+    longest = max(new_height, new_width)
+    if longest > max_size:
+        shrink = max_size / longest
+        new_height, new_width = new_height * shrink, new_width * shrink
+    return max(1, int(new_height + 0.5)), max(1, int(new_width + 0.5))
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int], resize: Resize = "pillow") -> np.ndarray:
+    """Resize (H, W, 3) uint8 to (*size, 3), by Pillow's antialiased bilinear filter or OpenCV's plain one, both
+    uint8, or by torchvision's detectors' plain one, float32.
+
+    The original models were evaluated with one of these on uint8; torchvision's differ by up to 2 levels.
+    """
+    from PIL import Image
+
+    if image.shape[:2] == tuple(size):
+        return image
+    if resize == "opencv":
+        return resize_bilinear(image, size)
+    if resize == "torchvision":
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
+        pixels = torch.nn.functional.interpolate(pixels, size, mode="bilinear", align_corners=False)
+        return pixels[0].permute(1, 2, 0).numpy()
+    resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
+    return np.array(resized)

@@ -1,0 +1,408 @@
+"""Ground-truth masks of one image, kept as they were drawn: polygons stay polygons, bitmaps their own box.
+
+What resize, crop, flip and quarter turns do to a picture is remembered as one axis-aligned affine map, so
+no vertex is moved and no bitmap resampled until a mask is rasterised in its RoI. Rasterising follows
+detectron2: polygons are shifted and scaled into the RoI's frame and filled as the COCO API fills them;
+bitmaps are read by RoIAlign (aligned, adaptive sampling) and are foreground at 0.5 or above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskrcnn.masks import coco_api
+from maskrcnn.masks.bitmap_roi import rasterize_bitmaps
+from maskrcnn.masks.polygon_box import clipped_extents
+from maskrcnn.masks.rle import Runs, read_runs
+
+Window = tuple[float, float, float, float]
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class MaskStore:
+    """Drawn masks in their own pixels, flat. A mask has polygons or a bitmap, or neither if empty.
+
+    size: (H, W) of the picture that they were drawn on;
+    points: (V, 2) vertices of all polygons; polygon_starts: (P + 1,) into points;
+    mask_starts: (N + 1,) into the polygons;
+    bits: flat uint8 bitmaps, each cropped to its mask and column-major; bit_starts: (N + 1,) into bits;
+    crops: (N, 4) int x, y, width, height of each bitmap.
+    """
+
+    size: tuple[int, int]
+    points: np.ndarray
+    polygon_starts: np.ndarray
+    mask_starts: np.ndarray
+    bits: np.ndarray
+    bit_starts: np.ndarray
+    crops: np.ndarray
+
+    def bitmap(self, i: int) -> np.ndarray:
+        """Bitmap of mask i, (width, height) uint8, a view; 0 x 0 where the mask is polygons."""
+        return self.bits[self.bit_starts[i] : self.bit_starts[i + 1]].reshape(self.crops[i, 2:])
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class InstanceMasks:
+    """Ground-truth masks, N of them: `order` chooses them from `store`, `matrix` (2, 3) maps stored to current
+    pixels.
+    """
+
+    store: MaskStore
+    order: np.ndarray
+    matrix: np.ndarray
+
+    @classmethod
+    def from_coco(cls, segmentations: Sequence[Any], size: tuple[int, int]) -> InstanceMasks:
+        """Read COCO `segmentation` fields: lists of polygons [x, y, x, y, ...], or RLE (any of its forms).
+
+        Polygons of fewer than three points are left out. ValueError("mask i: ...") for a broken RLE.
+        """
+        polygons: list[np.ndarray] = []
+        counts = np.zeros(len(segmentations), np.int64)
+        rles: dict[int, Mapping[str, Any]] = {}
+        for i, segmentation in enumerate(segmentations):
+            if isinstance(segmentation, Mapping):
+                rles[i] = segmentation
+                continue
+            kept = [np.asarray(p, np.float64) for p in segmentation or () if len(p) >= 6]
+            polygons += [p[: len(p) // 2 * 2].reshape(-1, 2) for p in kept]
+            counts[i] = len(kept)
+        points = np.concatenate(polygons) if polygons else np.zeros((0, 2))
+        return cls.from_arrays(
+            size,
+            points,
+            _offsets(np.array([len(p) for p in polygons], np.int64)),
+            _offsets(counts),
+            rles,
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        size: tuple[int, int],
+        points: np.ndarray,
+        polygon_starts: np.ndarray,
+        mask_starts: np.ndarray,
+        rles: Mapping[int, Mapping[str, Any]] | None = None,
+    ) -> InstanceMasks:
+        """Make masks of flat polygons (see MaskStore), kept as they are; `rles` holds the masks that are RLE."""
+        n = len(mask_starts) - 1
+        bits, bit_starts, crops = _read_bitmaps(rles or {}, n)
+        store = MaskStore(size, points, polygon_starts, mask_starts, bits, bit_starts, crops)
+        return cls(store, np.arange(n), np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+
+    @classmethod
+    def from_bitmaps(cls, bitmaps: np.ndarray) -> InstanceMasks:
+        """Make masks of (N, H, W) bitmaps; anything not zero is foreground."""
+        from maskrcnn.masks.rle import rle_encode
+
+        empty = _offsets(np.zeros(len(bitmaps), np.int64))
+        rles = {i: rle_encode(b) for i, b in enumerate(bitmaps)}
+        return cls.from_arrays(bitmaps.shape[1:], np.zeros((0, 2)), np.zeros(1, np.int64), empty, rles)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def select(self, index: Any) -> InstanceMasks:
+        """Select the masks at `index` (integers, booleans or a slice, as array, list or tensor)."""
+        if not isinstance(index, slice):
+            index = np.asarray(index)
+            index = index.astype(np.int64) if index.size == 0 else index
+        return replace(self, order=self.order[index])
+
+    def resized(self, sx: float, sy: float) -> InstanceMasks:
+        """Scale the masks with their picture, by `sx` across and `sy` down."""
+        return self._mapped([[sx, 0.0], [0.0, sy]], [0.0, 0.0])
+
+    def shifted(self, dx: float, dy: float) -> InstanceMasks:
+        """Move the masks by (dx, dy): a crop at (x, y) is shifted(-x, -y)."""
+        return self._mapped([[1.0, 0.0], [0.0, 1.0]], [dx, dy])
+
+    def flipped_horizontal(self, width: float) -> InstanceMasks:
+        """Mirror the masks left to right with their picture, which is `width` wide."""
+        return self._mapped([[-1.0, 0.0], [0.0, 1.0]], [width, 0.0])
+
+    def flipped_vertical(self, height: float) -> InstanceMasks:
+        """Mirror the masks top to bottom with their picture, which is `height` high."""
+        return self._mapped([[1.0, 0.0], [0.0, -1.0]], [0.0, height])
+
+    def rotated90(self, height: float, width: float, turns: int = 1) -> InstanceMasks:
+        """Rotate the masks with their (height, width) picture by `turns` quarter turns, counterclockwise as
+        `np.rot90`.
+        """
+        match turns % 4:
+            case 1:
+                return self._mapped([[0.0, 1.0], [-1.0, 0.0]], [0.0, width])
+            case 2:
+                return self._mapped([[-1.0, 0.0], [0.0, -1.0]], [width, height])
+            case 3:
+                return self._mapped([[0.0, -1.0], [1.0, 0.0]], [height, 0.0])
+        return self
+
+    def filled(self) -> InstanceMasks:
+        """Rasterise polygons in their stored pixels, as the COCO API fills them; all masks of the result have
+        bitmaps.
+        """
+        s = self.store
+        bits, crops = [], np.zeros((len(self), 4), np.int64)
+        for k, i in enumerate(self.order.tolist()):
+            bitmap, crop = s.bitmap(i), s.crops[i]
+            if crop[2] == 0:
+                first, last = s.mask_starts[i], s.mask_starts[i + 1]
+                bitmap, crop = _fill_one(s, range(first, last))
+            bits.append(bitmap.ravel())
+            crops[k] = crop
+        nothing = np.zeros(len(self) + 1, np.int64)
+        flat = np.concatenate([np.zeros(0, np.uint8), *bits])
+        lengths = crops[:, 2] * crops[:, 3]
+        store = MaskStore(s.size, s.points[:0], nothing[:1], nothing, flat, _offsets(lengths), crops)
+        return replace(self, store=store, order=np.arange(len(self)))
+
+    def tight_boxes(self, window: Window | None = None) -> Tensor:
+        """Tight boxes of the masks' parts inside `window`, (N, 4) float32; zeros for a mask that has none."""
+        boxes = np.zeros((len(self), 4))
+        points, polygon_starts, owner = self._polygons()
+        if len(points):
+            extents = clipped_extents(points, polygon_starts, window)
+            some = extents[:, 2] > extents[:, 0]
+            low, high = np.full((len(self), 2), np.inf), np.full((len(self), 2), -np.inf)
+            np.minimum.at(low, owner[some], extents[some, :2])
+            np.maximum.at(high, owner[some], extents[some, 2:])
+            found = (high > low).all(1)
+            boxes[found] = np.concatenate([low, high], axis=1)[found]
+        for i in np.flatnonzero(self._is_bitmap()).tolist():
+            boxes[i] = self._bitmap_box(i, window)
+        return torch.from_numpy(boxes.astype(np.float32))
+
+    def areas(self) -> np.ndarray:
+        """Area of each mask in current pixels, (N,) float64: of the polygons, or of the foreground pixels."""
+        points, polygon_starts, owner = self._polygons()
+        areas = np.zeros(len(self))
+        for i, a, b in zip(owner, polygon_starts[:-1], polygon_starts[1:], strict=True):
+            x, y = (points[a:b] - points[a]).T
+            areas[i] += abs(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) / 2
+        scale = abs(np.linalg.det(self.matrix[:, :2]))
+        for i in np.flatnonzero(self._is_bitmap()).tolist():
+            areas[i] = scale * int(self.store.bitmap(self.order[i]).sum(dtype=np.int64))
+        return areas
+
+    def to_bitmaps(self, size: tuple[int, int]) -> np.ndarray:
+        """Rasterise the masks in current pixels, (N, H, W) uint8 of 0 and 1: polygons as COCO fills them, bitmaps by
+        nearest pixel.
+        """
+        out = np.zeros((len(self), *size), np.uint8)
+        points, polygon_starts, owner = self._polygons()
+        if len(points):
+            _fill_polygons(points, polygon_starts, owner, size, out)
+        for i in np.flatnonzero(self._is_bitmap()).tolist():
+            self._resample(i, out[i])
+        return out
+
+    def rasterize(self, boxes: Tensor, index: Tensor, size: int) -> Tensor:
+        """Rasterise mask `index[r]` within `boxes[r]` (current pixels): (R, size, size) bool, on boxes' device."""
+        rois = boxes.detach().float().cpu().numpy()
+        chosen = index.cpu().numpy().astype(np.int64)
+        out = np.zeros((len(rois), size, size), np.uint8)
+        bitmap = self._is_bitmap()[chosen] if len(self) else np.zeros(0, bool)
+        drawn = np.flatnonzero(~bitmap)
+        if len(drawn):
+            masks = np.zeros((len(drawn), size, size), np.uint8)
+            points, polygon_starts, owner = self.select(chosen[drawn])._polygons()
+            if len(points):
+                spread = np.repeat(owner, np.diff(polygon_starts))
+                framed = _into_roi_frame(points, rois[drawn], spread, size)
+                _fill_polygons(framed, polygon_starts, owner, (size, size), masks)
+            out[drawn] = masks
+        stored = np.flatnonzero(bitmap)
+        if len(stored):
+            out[stored] = self._rasterize_bitmaps(rois[stored], chosen[stored], size)
+        return torch.from_numpy(out.view(bool)).to(boxes.device)
+
+    def _mapped(self, linear: list[list[float]], shift: list[float]) -> InstanceMasks:
+        matrix = np.array(linear) @ self.matrix
+        matrix[:, 2] += shift
+        return replace(self, matrix=matrix)
+
+    def _is_bitmap(self) -> np.ndarray:
+        return self.store.crops[self.order, 2] > 0
+
+    def _is_swapped(self) -> bool:
+        return self.matrix[0, 0] == 0.0
+
+    def _to_stored(self, points: np.ndarray) -> np.ndarray:
+        return (points - self.matrix[:, 2]) @ np.linalg.inv(self.matrix[:, :2]).T
+
+    def _polygons(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Polygons in current pixels: vertices (V, 2), (P + 1,) starts of polygons, (P,) the mask of each."""
+        s = self.store
+        first, last = s.mask_starts[self.order], s.mask_starts[self.order + 1]
+        chosen = _ranges(first, last)
+        begin, end = s.polygon_starts[chosen], s.polygon_starts[chosen + 1]
+        owner = np.repeat(np.arange(len(self)), last - first)
+        points = s.points[_ranges(begin, end)].astype(np.float64)
+        if self._is_swapped():
+            points = points[:, ::-1]
+        scale = self.matrix[:, :2].sum(1)
+        return points * scale + self.matrix[:, 2], _offsets(end - begin), owner
+
+    def _rasterize_bitmaps(self, rois: np.ndarray, chosen: np.ndarray, size: int) -> np.ndarray:
+        corners = self._to_stored(rois.astype(np.float64).reshape(-1, 2, 2)).reshape(-1, 4)
+        degenerate = (rois[:, 2:] <= rois[:, :2]).any(1)
+        out = rasterize_bitmaps(self.store, self.order[chosen], corners.astype(np.float32), size)
+        out[degenerate] = 0
+        return out.transpose(0, 2, 1) if self._is_swapped() else out
+
+    def _bitmap_box(self, i: int, window: Window | None) -> np.ndarray:
+        """Box of bitmap i in current pixels, or of the part of it in `window`."""
+        bitmap = self.store.bitmap(self.order[i])
+        x, y, w, h = self.store.crops[self.order[i]]
+        lo, hi = np.array([x, y]), np.array([x + w, y + h])
+        if window is None:
+            return self._box_from_stored(lo, hi)
+        bounds = self._to_stored(np.array(window, np.float64).reshape(2, 2))
+        first = np.maximum(np.floor(bounds.min(0) + 1e-6).astype(int), lo)
+        last = np.minimum(np.ceil(bounds.max(0) - 1e-6).astype(int), hi)
+        if (last <= first).any():
+            return np.zeros(4)
+        part = bitmap[first[0] - x : last[0] - x, first[1] - y : last[1] - y]
+        columns, rows = np.flatnonzero(part.any(1)), np.flatnonzero(part.any(0))
+        if not len(columns):
+            return np.zeros(4)
+        lo = first + np.array([columns[0], rows[0]])
+        hi = first + np.array([columns[-1] + 1, rows[-1] + 1])
+        box = self._box_from_stored(lo, hi)
+        box[:2] = np.maximum(box[:2], window[:2])
+        box[2:] = np.minimum(box[2:], window[2:])
+        return box
+
+    def _box_from_stored(self, lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
+        corners = np.array([lo, hi], np.float64) @ self.matrix[:, :2].T + self.matrix[:, 2]
+        return np.concatenate([corners.min(0), corners.max(0)])
+
+    def _resample(self, i: int, out: np.ndarray) -> None:
+        """Write bitmap i to `out` (H, W): each pixel takes the stored pixel under its centre."""
+        bitmap = self.store.bitmap(self.order[i])
+        height, width = out.shape
+        centres = np.arange(max(out.shape)) + 0.5
+        swapped = self._is_swapped()
+        x_of, y_of = (centres[:height], centres[:width]) if swapped else (centres[:width], centres[:height])
+        inverse = np.linalg.inv(self.matrix[:, :2]).sum(1)
+        shift = self.matrix[::-1, 2] if swapped else self.matrix[:, 2]
+        x, y, w, h = self.store.crops[self.order[i]]
+        xs = np.floor((x_of - shift[0]) * inverse[0] + 1e-9).astype(np.int64) - x
+        ys = np.floor((y_of - shift[1]) * inverse[1] + 1e-9).astype(np.int64) - y
+        in_x, in_y = np.flatnonzero((xs >= 0) & (xs < w)), np.flatnonzero((ys >= 0) & (ys < h))
+        part = bitmap[np.ix_(xs[in_x], ys[in_y])]
+        if swapped:
+            out[np.ix_(in_x, in_y)] = part
+        else:
+            out[np.ix_(in_y, in_x)] = part.T
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def _ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Concatenate arange(first[0], last[0]), arange(first[1], last[1]), ... to one array."""
+    lengths = last - first
+    return np.repeat(first - _offsets(lengths)[:-1], lengths) + np.arange(int(lengths.sum()))
+
+
+def _into_roi_frame(points: np.ndarray, rois: np.ndarray, owner: np.ndarray, size: int) -> np.ndarray:
+    """Shift and scale each RoI's polygons as if the RoI were a picture of size x size; ratios in float32, as in
+    detectron2.
+    """
+    sides = np.maximum(rois[:, 2:] - rois[:, :2], np.float32(0.1))
+    return (points - rois[owner, :2]) * (np.float32(size) / sides)[owner]
+
+
+def _fill_polygons(
+    points: np.ndarray, starts: np.ndarray, owner: np.ndarray, size: tuple[int, int], out: np.ndarray
+) -> None:
+    """Set out[owner[p]] (N, H, W) to 1 where polygon p is, as the COCO API fills it."""
+    flat = points.ravel()
+    polygons = [flat[2 * a : 2 * b] for a, b in zip(starts[:-1].tolist(), starts[1:].tolist())]
+    step = max(1, (1 << 24) // (size[0] * size[1]))  # decoded masks at a time
+    for begin in range(0, len(polygons), step):
+        masks = coco_api.fill_polygons(polygons[begin : begin + step], size)
+        mine = owner[begin : begin + step]
+        firsts = np.flatnonzero(np.concatenate([[True], mine[1:] != mine[:-1]]))
+        out[mine[firsts]] |= np.maximum.reduceat(masks, firsts) if len(firsts) < len(mine) else masks
+
+
+def _fill_one(store: MaskStore, polygons: range) -> tuple[np.ndarray, np.ndarray]:
+    """Rasterise one mask's polygons to its bitmap (w, h) uint8 and its x, y, w, h; 0 x 0 where it covers no pixel."""
+    height, width = store.size
+    rings = [store.points[store.polygon_starts[p] : store.polygon_starts[p + 1]] for p in polygons]
+    none = np.zeros((0, 0), np.uint8), np.zeros(4, np.int64)
+    if not rings:
+        return none
+    # Far outside the picture is as good as just outside, and fits an integer.
+    least, most = np.min([r.min(0) for r in rings], axis=0), np.max([r.max(0) for r in rings], axis=0)
+    # Far outside the picture is as good as just outside, and fits an integer.
+    low = np.floor(least.clip(-1, [width, height])).astype(np.int64)
+    high = np.ceil(most.clip(-1, [width, height])).astype(np.int64) + 1
+    if (low < 0).any() or (high > [width, height]).any():
+        low, high = np.zeros(2, np.int64), np.array([width, height])  # the edge cuts: fill the picture
+    size = int(high[1] - low[1]), int(high[0] - low[0])
+    # Moved by whole pixels, polygons are filled just the same.
+    filled = coco_api.fill_polygons([(r - low).ravel() for r in rings], size).max(0).T
+    columns, rows = np.flatnonzero(filled.any(1)), np.flatnonzero(filled.any(0))
+    if not len(columns):
+        return none
+    x, y, w, h = columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]
+    return filled[x : x + w, y : y + h], np.array([low[0] + x, low[1] + y, w, h])
+
+
+def _read_bitmaps(rles: Mapping[int, Mapping[str, Any]], n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Decode `rles`, those of n masks that are RLE, to bits, bit_starts and crops of a MaskStore."""
+    names = np.fromiter(rles, np.int64, len(rles))
+    crops = np.zeros((n, 4), np.int64)
+    if not len(names):
+        return np.zeros(0, np.uint8), np.zeros(n + 1, np.int64), crops
+    try:
+        runs = read_runs(list(rles.values()))
+    except ValueError as error:  # "mask 3: ..." counts the RLEs only
+        number, text = str(error).removeprefix("mask ").split(":", 1)
+        raise ValueError(f"mask {names[int(number)]}:{text}") from None
+    heights = np.array([r["size"][0] for r in rles.values()], np.int64)
+    own, starts = _crops(runs, heights)
+    crops[names] = own
+    lengths = crops[:, 2] * crops[:, 3]
+    bit_starts = _offsets(lengths)
+    base = bit_starts[:-1][names][runs.owner]
+    steps = np.zeros(int(bit_starts[-1]) + 1, np.int8)
+    np.add.at(steps, base + starts, 1)
+    np.add.at(steps, base + starts + runs.ends - runs.starts, -1)
+    return np.cumsum(steps[:-1], dtype=np.int8).view(np.uint8), bit_starts, crops
+
+
+def _crops(runs: Runs, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Crop of each mask (x, y, width, height), and each run's start in its mask's column-major crop.
+
+    A run over several columns makes the crop as high as the picture, so a run is one piece there too.
+    """
+    n, height = runs.num_masks, heights[runs.owner]
+    first_column, top = np.divmod(runs.starts, height)
+    last_column, bottom = np.divmod(runs.ends - 1, height)
+    spans = last_column > first_column
+    top[spans] = 0
+    bottom[spans] = height[spans] - 1
+    low = np.full((n, 2), np.iinfo(np.int64).max)
+    high = np.full((n, 2), -1)
+    np.minimum.at(low, runs.owner, np.stack([first_column, top], 1))
+    np.maximum.at(high, runs.owner, np.stack([last_column, bottom], 1))
+    low[high[:, 0] < 0] = 0
+    crops = np.concatenate([low, high - low + 1], axis=1)
+    crops[high[:, 0] < 0] = 0
+    column, row = np.divmod(runs.starts, height)
+    mine = crops[runs.owner]
+    return crops, (column - mine[:, 0]) * mine[:, 3] + row - mine[:, 1]

@@ -1,0 +1,1 @@
+"""Weight files: the safe readers, the names of each publisher, and conversion both ways."""

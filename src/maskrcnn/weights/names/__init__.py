@@ -1,0 +1,1 @@
+"""Parameter names of the published files, a publisher a file."""

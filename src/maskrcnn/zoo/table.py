@@ -1,0 +1,383 @@
+"""Table of the published models: results, recipes, and addresses of their weights. Facts only: no torch, no models.
+
+Sources: detectron2's MODEL_ZOO.md, the tables of InternImage's and ViT-Adapter's repositories, torchvision's weight
+enumerations. AP is on COCO val2017. What was counted and measured here lies beside, in `measured.json`, which
+`benchmarks/measure_zoo.py` writes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """Published facts of one model of the zoo.
+
+    box_ap, mask_ap, keypoint_ap: published; train_seconds: published, an iteration of 16 images on `hardware`;
+    weights: the address of the published file; licence: that of the weights, as their source states it.
+    """
+
+    name: str
+    backbone: str
+    schedule: str | None = None
+    box_ap: float | None = None
+    mask_ap: float | None = None
+    keypoint_ap: float | None = None
+    train_seconds: float | None = None
+    hardware: str | None = None
+    weights: str | None = None
+    licence: str | None = None
+
+
+def listing() -> list[dict[str, Any]]:
+    """List the models, one object each: the fields of `Entry`; `parameters`, all but frozen norms; `gflops`,
+    multiply-adds counted once, in 10^9, at 800 x 1280 with 1000 proposals and 100 detections; `measured`, here: the
+    machine, seconds an image and peak MiB by precision.
+    """
+    measured = json.loads((Path(__file__).parent / "measured.json").read_text())
+    return [asdict(entry) | measured.get(entry.name, {}) for entry in ENTRIES]
+
+
+def find(name: str) -> Entry | None:
+    return next((entry for entry in ENTRIES if entry.name == name), None)
+
+
+_V100, _A100 = "8 V100", "8 A100"
+_FAIR = "https://dl.fbaipublicfiles.com/detectron2"
+_ADAPTER = "https://github.com/czczup/ViT-Adapter/releases/download"
+_ADAPTER_HF = "https://huggingface.co/czczup/ViT-Adapter/resolve/main"
+_INTERN = "https://github.com/OpenGVLab/InternImage/releases/download/det_model"
+_TORCH = "https://download.pytorch.org/models"
+
+
+def _d2(
+    name: str,
+    backbone: str,
+    schedule: str | None,
+    ap: tuple[float, float],
+    train_seconds: float | None,
+    file: str,
+    folder: str = "COCO-InstanceSegmentation",
+) -> Entry:
+    """Row of detectron2's zoo; `ap` is box and mask, for key-point models box and key points."""
+    keypoints = name.startswith("keypoint")
+    box_ap, other_ap = ap
+    return Entry(
+        name=name,
+        backbone=backbone,
+        schedule=schedule,
+        box_ap=box_ap,
+        mask_ap=None if keypoints else other_ap,
+        keypoint_ap=other_ap if keypoints else None,
+        train_seconds=train_seconds,
+        hardware=None if train_seconds is None else _V100,
+        weights=f"{_FAIR}/{folder}/{name}/{file}",
+        licence="CC BY-SA 3.0",
+    )
+
+
+def _intern(size: str, schedule: str, ap: tuple[float, float], train_seconds: float) -> Entry:
+    name = f"mask_rcnn_internimage_{size}_fpn_{schedule}_coco"
+    return Entry(
+        name=name,
+        backbone=f"InternImage-{size.upper()} FPN",
+        schedule=schedule,
+        box_ap=ap[0],
+        mask_ap=ap[1],
+        train_seconds=train_seconds,
+        hardware=_A100,
+        weights=f"{_INTERN}/{name}.pth",
+        licence="MIT",
+    )
+
+
+def _vit(name: str, backbone: str, schedule: str, ap: tuple[float, float], weights: str | None) -> Entry:
+    """Row of ViT-Adapter's tables; some models have published results and no checkpoint."""
+    return Entry(
+        name=name,
+        backbone=backbone,
+        schedule=schedule,
+        box_ap=ap[0],
+        mask_ap=ap[1],
+        weights=weights,
+        licence="Apache-2.0" if weights else None,
+    )
+
+
+def _torchvision(name: str, backbone: str, ap: tuple[float, float], file: str) -> Entry:
+    keypoints = name.startswith("keypoint")
+    return Entry(
+        name=name,
+        backbone=backbone,
+        box_ap=ap[0],
+        mask_ap=None if keypoints else ap[1],
+        keypoint_ap=ap[1] if keypoints else None,
+        weights=f"{_TORCH}/{file}",
+        licence="BSD-3-Clause",
+    )
+
+
+ENTRIES: tuple[Entry, ...] = (
+    _d2("mask_rcnn_R_50_C4_1x", "R50-C4", "1x", (36.8, 32.2), 0.584, "137259246/model_final_9243eb.pkl"),
+    _d2("mask_rcnn_R_50_DC5_1x", "R50-DC5", "1x", (38.3, 34.2), 0.471, "137260150/model_final_4f86c3.pkl"),
+    _d2("mask_rcnn_R_50_FPN_1x", "R50-FPN", "1x", (38.6, 35.2), 0.261, "137260431/model_final_a54504.pkl"),
+    _d2("mask_rcnn_R_50_C4_3x", "R50-C4", "3x", (39.8, 34.4), 0.575, "137849525/model_final_4ce675.pkl"),
+    _d2("mask_rcnn_R_50_DC5_3x", "R50-DC5", "3x", (40.0, 35.9), 0.470, "137849551/model_final_84107b.pkl"),
+    _d2("mask_rcnn_R_50_FPN_3x", "R50-FPN", "3x", (41.0, 37.2), 0.261, "137849600/model_final_f10217.pkl"),
+    _d2("mask_rcnn_R_101_C4_3x", "R101-C4", "3x", (42.6, 36.7), 0.652, "138363239/model_final_a2914c.pkl"),
+    _d2("mask_rcnn_R_101_DC5_3x", "R101-DC5", "3x", (41.9, 37.3), 0.545, "138363294/model_final_0464b7.pkl"),
+    _d2("mask_rcnn_R_101_FPN_3x", "R101-FPN", "3x", (42.9, 38.6), 0.340, "138205316/model_final_a3ec72.pkl"),
+    _d2(
+        "mask_rcnn_X_101_32x8d_FPN_3x",
+        "X101-FPN",
+        "3x",
+        (44.3, 39.5),
+        0.690,
+        "139653917/model_final_2d9806.pkl",
+    ),
+    *(
+        _d2(name, backbone, schedule, ap, seconds, file, "COCO-Keypoints")
+        for name, backbone, schedule, ap, seconds, file in (
+            (
+                "keypoint_rcnn_R_50_FPN_1x",
+                "R50-FPN",
+                "1x",
+                (53.6, 64.0),
+                0.315,
+                "137261548/model_final_04e291.pkl",
+            ),
+            (
+                "keypoint_rcnn_R_50_FPN_3x",
+                "R50-FPN",
+                "3x",
+                (55.4, 65.5),
+                0.316,
+                "137849621/model_final_a6e10b.pkl",
+            ),
+            (
+                "keypoint_rcnn_R_101_FPN_3x",
+                "R101-FPN",
+                "3x",
+                (56.4, 66.1),
+                0.390,
+                "138363331/model_final_997cc7.pkl",
+            ),
+            (
+                "keypoint_rcnn_X_101_32x8d_FPN_3x",
+                "X101-FPN",
+                "3x",
+                (57.3, 66.0),
+                0.738,
+                "139686956/model_final_5ad38f.pkl",
+            ),
+        )
+    ),
+    *(
+        _d2(name, backbone, schedule, ap, seconds, file, "Misc")
+        for name, backbone, schedule, ap, seconds, file in (
+            (
+                "mask_rcnn_R_50_FPN_1x_dconv_c3-c5",
+                "R50-FPN, deformable",
+                "1x",
+                (41.5, 37.5),
+                0.342,
+                "138602867/model_final_65c703.pkl",
+            ),
+            (
+                "mask_rcnn_R_50_FPN_3x_dconv_c3-c5",
+                "R50-FPN, deformable",
+                "3x",
+                (42.7, 38.5),
+                0.349,
+                "144998336/model_final_821d0b.pkl",
+            ),
+            (
+                "cascade_mask_rcnn_R_50_FPN_1x",
+                "R50-FPN, cascade",
+                "1x",
+                (42.1, 36.4),
+                0.317,
+                "138602847/model_final_e9d89b.pkl",
+            ),
+            (
+                "cascade_mask_rcnn_R_50_FPN_3x",
+                "R50-FPN, cascade",
+                "3x",
+                (44.3, 38.5),
+                0.328,
+                "144998488/model_final_480dd8.pkl",
+            ),
+            (
+                "cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv",
+                "X152-FPN, GN, deformable, cascade",
+                None,
+                (50.2, 44.0),
+                None,
+                "18131413/model_0039999_e76410.pkl",
+            ),
+            (
+                "mask_rcnn_R_50_FPN_3x_gn",
+                "R50-FPN, GN",
+                "3x",
+                (42.6, 38.6),
+                0.356,
+                "138602888/model_final_dc5d9e.pkl",
+            ),
+            (
+                "scratch_mask_rcnn_R_50_FPN_3x_gn",
+                "R50-FPN, GN",
+                "3x, from scratch",
+                (39.9, 36.6),
+                0.400,
+                "138602908/model_final_01ca85.pkl",
+            ),
+            (
+                "mask_rcnn_R_50_FPN_3x_syncbn",
+                "R50-FPN, SyncBN",
+                "3x",
+                (41.9, 37.8),
+                0.371,
+                "169527823/model_final_3b3c51.pkl",
+            ),
+        )
+    ),
+    *(
+        _d2(name, f"{backbone}, SyncBN", f"{epochs} epochs, LSJ", ap, None, file, "new_baselines")
+        for name, backbone, epochs, ap, file in (
+            (
+                "mask_rcnn_R_50_FPN_100ep_LSJ",
+                "R50-FPN",
+                100,
+                (44.6, 40.3),
+                "42047764/model_final_bb69de.pkl",
+            ),
+            (
+                "mask_rcnn_R_50_FPN_200ep_LSJ",
+                "R50-FPN",
+                200,
+                (46.3, 41.7),
+                "42047638/model_final_89a8d3.pkl",
+            ),
+            (
+                "mask_rcnn_R_50_FPN_400ep_LSJ",
+                "R50-FPN",
+                400,
+                (47.4, 42.5),
+                "42019571/model_final_14d201.pkl",
+            ),
+            (
+                "mask_rcnn_R_101_FPN_100ep_LSJ",
+                "R101-FPN",
+                100,
+                (46.4, 41.6),
+                "42025812/model_final_4f7b58.pkl",
+            ),
+            (
+                "mask_rcnn_R_101_FPN_200ep_LSJ",
+                "R101-FPN",
+                200,
+                (48.0, 43.1),
+                "42131867/model_final_0bb7ae.pkl",
+            ),
+            (
+                "mask_rcnn_R_101_FPN_400ep_LSJ",
+                "R101-FPN",
+                400,
+                (48.9, 43.7),
+                "42073830/model_final_f96b26.pkl",
+            ),
+        )
+    ),
+    _intern("t", "1x", (47.2, 42.5), 0.36),
+    _intern("t", "3x", (49.1, 43.7), 0.34),
+    _intern("s", "1x", (47.8, 43.3), 0.40),
+    _intern("s", "3x", (49.7, 44.5), 0.40),
+    _intern("b", "1x", (48.8, 44.0), 0.45),
+    _intern("b", "3x", (50.3, 44.8), 0.45),
+    *(
+        _vit(name, backbone, "1x" if "_1x" in name else "3x", ap, weights)
+        for name, backbone, ap, weights in (
+            (
+                "mask_rcnn_deit_tiny_fpn_3x_coco",
+                "ViT-T FPN",
+                (40.2, 37.0),
+                f"{_ADAPTER}/v0.3.1/mask_rcnn_deit_tiny_fpn_3x_coco.pth.tar",
+            ),
+            (
+                "mask_rcnn_deit_small_fpn_3x_coco",
+                "ViT-S FPN",
+                (44.0, 39.9),
+                f"{_ADAPTER}/v0.3.1/mask_rcnn_deit_small_fpn_3x_coco.pth.tar",
+            ),
+            (
+                "mask_rcnn_deit_base_fpn_3x_coco",
+                "ViT-B FPN",
+                (45.8, 41.3),
+                f"{_ADAPTER}/v0.3.1/mask_rcnn_deit_base_fpn_3x_coco.pth.tar",
+            ),
+            (
+                "mask_rcnn_augreg_large_fpn_3x_coco",
+                "ViT-L FPN",
+                (48.3, 43.3),
+                f"{_ADAPTER}/v0.3.1/mask_rcnn_augreg_large_fpn_3x_coco.pth.tar",
+            ),
+            (
+                "mask_rcnn_deit_adapter_tiny_fpn_1x_coco",
+                "ViT-Adapter-T FPN",
+                (41.1, 37.5),
+                f"{_ADAPTER_HF}/mask_rcnn_deit_adapter_tiny_fpn_1x_coco.pth",
+            ),
+            (
+                "mask_rcnn_deit_adapter_tiny_fpn_3x_coco",
+                "ViT-Adapter-T FPN",
+                (46.0, 41.0),
+                f"{_ADAPTER}/v0.1.2/mask_rcnn_deit_adapter_tiny_fpn_3x_coco.pth.tar",
+            ),
+            ("mask_rcnn_deit_adapter_small_fpn_1x_coco", "ViT-Adapter-S FPN", (44.7, 39.9), None),
+            (
+                "mask_rcnn_deit_adapter_small_fpn_3x_coco",
+                "ViT-Adapter-S FPN",
+                (48.2, 42.8),
+                f"{_ADAPTER}/v0.1.2/mask_rcnn_deit_adapter_small_fpn_3x_coco.pth.tar",
+            ),
+            (
+                "mask_rcnn_deit_adapter_small_3x_coco",
+                "ViT-Adapter-S",
+                (48.2, 42.7),
+                f"{_ADAPTER}/v0.1.6/mask_rcnn_deit_adapter_small_3x_coco.pth.tar",
+            ),
+            ("mask_rcnn_deit_adapter_base_fpn_1x_coco", "ViT-Adapter-B FPN", (47.0, 41.8), None),
+            (
+                "mask_rcnn_deit_adapter_base_fpn_3x_coco",
+                "ViT-Adapter-B FPN",
+                (49.6, 43.6),
+                f"{_ADAPTER}/v0.1.6/mask_rcnn_deit_adapter_base_fpn_3x_coco.pth.tar",
+            ),
+            (
+                "mask_rcnn_uniperceiver_adapter_base_fpn_3x_coco",
+                "ViT-Adapter-B FPN, Uni-Perceiver",
+                (51.2, 45.3),
+                f"{_ADAPTER}/v0.3.1/mask_rcnn_uniperceiver_adapter_base_fpn_3x_coco.pth",
+            ),
+            ("mask_rcnn_augreg_adapter_large_fpn_1x_coco", "ViT-Adapter-L FPN", (48.7, 43.3), None),
+            (
+                "mask_rcnn_augreg_adapter_large_fpn_3x_coco",
+                "ViT-Adapter-L FPN",
+                (52.1, 46.0),
+                f"{_ADAPTER}/v0.3.1/mask_rcnn_augreg_adapter_large_fpn_3x_coco.pth",
+            ),
+        )
+    ),
+    _torchvision("maskrcnn_resnet50_fpn", "R50-FPN", (37.9, 34.6), "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth"),
+    _torchvision(
+        "maskrcnn_resnet50_fpn_v2", "R50-FPN, BN", (47.4, 41.8), "maskrcnn_resnet50_fpn_v2_coco-73cbd019.pth"
+    ),
+    _torchvision(
+        "keypointrcnn_resnet50_fpn", "R50-FPN", (54.6, 65.0), "keypointrcnn_resnet50_fpn_coco-fc266e95.pth"
+    ),
+    Entry(name="mask_rcnn_mobilenet_v2_FPN", backbone="MobileNetV2-FPN"),
+)

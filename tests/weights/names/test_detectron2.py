@@ -1,0 +1,154 @@
+"""Our models have the original's weights: every name, every shape, every count.
+
+`state_shapes.json.gz` is the original's own list. It lacks some of the zoo; these are compared with the parts that they
+are made of.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskrcnn import presets
+from maskrcnn.models.build import build_model
+from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.presets.detectron2 import PRESETS
+from maskrcnn.weights.load import WeightFile, load_weights
+from maskrcnn.weights.names.detectron2 import from_detectron2, to_detectron2
+from tests.models.tiny import tiny
+from tests.references import detectron2_state
+
+# As published, without frozen norms.
+PARAMETERS = {
+    "mask_rcnn_R_50_FPN_1x": 44_343_216,
+    "mask_rcnn_R_50_C4_1x": 35_909_612,
+    "mask_rcnn_R_50_DC5_1x": 172_353_516,
+    "mask_rcnn_R_101_FPN_3x": 63_283_120,
+    "mask_rcnn_R_101_C4_3x": 54_849_516,
+    "mask_rcnn_R_101_DC5_3x": 191_293_420,
+    "mask_rcnn_X_101_32x8d_FPN_3x": 107_427_760,
+    "keypoint_rcnn_R_50_FPN_3x": 59_133_158,
+    "cascade_mask_rcnn_R_50_FPN_1x": 71_984_926,
+    "mask_rcnn_R_50_FPN_3x_gn": 45_711_152,
+    "mask_rcnn_R_50_FPN_1x_dconv_c3-c5": 44_924_058,
+}
+# A model whose shapes the list lacks has those of another.
+SAME_SHAPES = {
+    "cascade_mask_rcnn_R_50_FPN_1x": "cascade_mask_rcnn_R_50_FPN_3x",
+    "keypoint_rcnn_R_50_FPN_1x": "keypoint_rcnn_R_50_FPN_3x",
+    "mask_rcnn_R_50_FPN_3x_dconv_c3-c5": "mask_rcnn_R_50_FPN_1x_dconv_c3-c5",
+    "scratch_mask_rcnn_R_50_FPN_3x_gn": "mask_rcnn_R_50_FPN_3x_gn",
+}
+# Compared in parts, by the last tests here.
+IN_PARTS = ("keypoint_rcnn_R_101", "keypoint_rcnn_X", "syncbn", "LSJ", "X_152")
+
+Shapes = dict[str, dict[str, list[int]]]
+
+
+@pytest.fixture(scope="module")
+def shapes(shared: Path) -> Shapes:
+    with gzip.open(shared / "reference" / "detectron2" / "state_shapes.json.gz") as file:
+        return json.load(file)
+
+
+def on_meta(name: str) -> MaskRCNN:
+    """Model of a preset on the meta device, whole but without memory for it."""
+    with torch.device("meta"):
+        return build_model(presets.get(name).model)
+
+
+def shapes_of(name: str) -> dict[str, list[int]]:
+    return {k: list(v.shape) for k, v in detectron2_state(on_meta(name)).items()}
+
+
+@pytest.mark.parametrize("name", [n for n in PRESETS if not any(part in n for part in IN_PARTS)])
+def test_names_and_shapes(shapes: Shapes, name: str) -> None:
+    assert shapes_of(name) == shapes[SAME_SHAPES.get(name, name)]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_name_there_and_back(name: str) -> None:
+    model = on_meta(name)
+    for ours in model.state_dict():
+        theirs = to_detectron2(ours, pyramid=model.config.fpn is not None)
+        if not ours.endswith("num_batches_tracked"):
+            assert theirs not in (None, ours)
+            assert from_detectron2(theirs) == ours
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_number_of_parameters(name: str) -> None:
+    assert sum(p.numel() for p in on_meta(name).parameters()) == PARAMETERS[name]
+
+
+def test_key_points_on_deeper_bodies(shapes: Shapes) -> None:
+    for body in ("R_101", "X_101_32x8d"):
+        found, masks = shapes_of(f"keypoint_rcnn_{body}_FPN_3x"), shapes[f"mask_rcnn_{body}_FPN_3x"]
+        body_and_pyramid = {k: v for k, v in masks.items() if k.startswith("backbone.")}
+        heads = {
+            k: v for k, v in shapes["keypoint_rcnn_R_50_FPN_3x"].items() if not k.startswith("backbone.")
+        }
+        assert found == body_and_pyramid | heads
+
+
+def test_synchronised_norms_stand_where_group_norms_do(shapes: Shapes) -> None:
+    group_norm, plain = shapes["mask_rcnn_R_50_FPN_3x_gn"], shapes["mask_rcnn_R_50_FPN_3x"]
+    found = shapes_of("mask_rcnn_R_50_FPN_3x_syncbn")
+    assert {k: v for k, v in found.items() if "running" not in k} == group_norm
+    body = {k: v for k, v in plain.items() if "bottom_up" in k}
+    assert {k: v for k, v in found.items() if "bottom_up" in k} == body
+    statistics = {k.rsplit(".", 1)[0] for k in found if k.endswith("running_var")}
+    assert statistics == {k.rsplit(".", 1)[0] for k in group_norm if k.endswith("norm.bias")}
+
+
+def test_the_largest_cascade() -> None:
+    found = shapes_of("cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv")
+    assert found["backbone.bottom_up.res4.35.conv2.weight"] == [1024, 32, 3, 3]
+    assert found["backbone.bottom_up.res3.0.conv2_offset.weight"] == [18, 512, 3, 3]
+    assert "backbone.bottom_up.res2.0.conv2_offset.weight" not in found
+    assert (
+        "backbone.bottom_up.res2.0.conv2.norm.running_var" in found
+    )  # frozen: the name's gn is of the heads
+    assert found["roi_heads.box_head.2.conv4.norm.weight"] == [256]
+    assert found["roi_heads.box_head.2.fc1.weight"] == [1024, 256 * 7 * 7]
+    assert found["roi_heads.mask_head.mask_fcn8.norm.weight"] == [256]
+    assert found["backbone.fpn_lateral5.bias"] == [256]
+
+
+def test_large_scale_jitter_has_two_convolutions_before_the_proposals(shapes: Shapes) -> None:
+    found = shapes_of("mask_rcnn_R_50_FPN_100ep_LSJ")
+    same = shapes_of("mask_rcnn_R_50_FPN_3x_syncbn")
+    first = "proposal_generator.rpn_head.conv.conv0."
+    second = "proposal_generator.rpn_head.conv.conv1."
+    extra = {first + "weight", first + "bias", second + "weight", second + "bias"}
+    replaced = {"proposal_generator.rpn_head.conv.weight", "proposal_generator.rpn_head.conv.bias"}
+    assert found.keys() - same.keys() == extra
+    assert same.keys() - found.keys() == replaced
+
+
+@pytest.mark.parametrize(
+    "name", ["mask_rcnn_R_50_C4_1x", "mask_rcnn_R_50_DC5_1x", "mask_rcnn_R_50_FPN_1x_dconv_c3-c5"]
+)
+def test_an_imagenet_backbone_fills_every_structure(name: str) -> None:
+    body = tiny("mask_rcnn_R_50_FPN_1x").backbone.body.state_dict()
+    file = WeightFile(
+        Path("R-50.pkl"),
+        {f"backbone.body.{k}": torch.rand_like(v) for k, v in body.items()},
+        None,
+        "backbone",
+    )
+    model = tiny(name)
+    load_weights(model, file)
+    filled = model.backbone.body.state_dict() | {
+        f"res5.{k}": v for k, v in (model.res5.state_dict() if model.res5 else {}).items()
+    }
+    for key, value in filled.items():
+        if "conv2_offset" in key:
+            assert not value.any()
+        else:
+            assert torch.equal(value, file.state[f"backbone.body.{key}"]), key
+    assert len([k for k in filled if "conv2_offset" not in k]) == len(body)

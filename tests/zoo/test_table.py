@@ -1,0 +1,130 @@
+"""Table of published facts, with the counts and measurements beside it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskrcnn import presets
+from maskrcnn.bench.flops import count_macs
+from maskrcnn.cli.main import main
+from maskrcnn.models.build import build_model
+from maskrcnn.zoo.table import ENTRIES, listing
+
+ROWS = {row["name"]: row for row in listing()}
+
+# Measured on the originals at 800 x 1200 with 1000 proposals and 100 detections, in 10^9; they count the
+# normalisations too, which makes up to 0.5 % of the whole.
+DETECTRON2_GMACS = {
+    "mask_rcnn_R_50_FPN_3x": 245.7,
+    "mask_rcnn_R_50_C4_3x": 913.9,
+    "mask_rcnn_R_50_DC5_3x": 496.5,
+    "mask_rcnn_R_101_FPN_3x": 317.8,
+    "mask_rcnn_R_101_C4_3x": 985.2,
+    "mask_rcnn_R_101_DC5_3x": 567.8,
+    "mask_rcnn_X_101_32x8d_FPN_3x": 489.9,
+    "keypoint_rcnn_R_50_FPN_3x": 541.8,
+    "cascade_mask_rcnn_R_50_FPN_3x": 273.3,
+    "mask_rcnn_R_50_FPN_3x_gn": 365.9,
+}
+# Measured on the originals at 1280 x 800; those of InternImage are also the published ones.
+MMDETECTION_GMACS = {
+    "mask_rcnn_internimage_t_fpn_1x_coco": 269.82,
+    "mask_rcnn_internimage_s_fpn_1x_coco": 340.01,
+    "mask_rcnn_internimage_b_fpn_1x_coco": 501.33,
+    "mask_rcnn_deit_adapter_tiny_fpn_3x_coco": 261.5,
+    "mask_rcnn_deit_tiny_fpn_3x_coco": 224.8,
+    "mask_rcnn_deit_adapter_small_fpn_3x_coco": 402.8,
+    "mask_rcnn_deit_small_fpn_3x_coco": 330.9,
+    "mask_rcnn_deit_adapter_small_3x_coco": 352.6,
+    "mask_rcnn_deit_adapter_base_fpn_3x_coco": 831.9,
+    "mask_rcnn_deit_base_fpn_3x_coco": 691.8,
+    "mask_rcnn_augreg_adapter_large_fpn_3x_coco": 1894.8,
+    "mask_rcnn_augreg_large_fpn_3x_coco": 1666.0,
+}
+
+
+def gmacs(name: str, size: tuple[int, int]) -> float:
+    with torch.device("meta"):
+        model = build_model(presets.get(name).model)
+    return sum(count_macs(model, size).values()) / 1e9
+
+
+def test_every_preset_is_listed_once() -> None:
+    assert len(ROWS) == len(ENTRIES)
+    assert set(ROWS) == set(presets.PRESETS)
+
+
+@pytest.mark.parametrize("name", list(presets.PRESETS))
+def test_parameters(name: str) -> None:
+    with torch.device("meta"):
+        model = build_model(presets.get(name).model)
+    assert ROWS[name]["parameters"] == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(("name", "expected"), DETECTRON2_GMACS.items())
+def test_multiply_adds_of_detectron2(name: str, expected: float) -> None:
+    assert gmacs(name, (800, 1200)) == pytest.approx(expected, rel=0.006)
+
+
+@pytest.mark.parametrize(("name", "expected"), MMDETECTION_GMACS.items())
+def test_multiply_adds_of_mmdetection(name: str, expected: float) -> None:
+    assert gmacs(name, (800, 1280)) == pytest.approx(expected, rel=0.01)
+    assert ROWS[name]["gflops"] == pytest.approx(expected, rel=0.01)
+
+
+def test_published_rows(shared: Path) -> None:
+    with open(shared / "facts" / "published_models.csv") as file:
+        for row in csv.DictReader(file):
+            ours = ROWS[row["name"]]
+            assert ours["box_ap"] == float(row["box_ap"])
+            assert ours["mask_ap"] == float(row["mask_ap"])
+            assert ours["weights"] == row["checkpoint_url"]
+            if row["train_s_per_iter"]:
+                assert ours["train_seconds"] == float(row["train_s_per_iter"])
+
+
+# detectron2's MODEL_ZOO.md and ViT-Adapter's detection/configs/mask_rcnn/README.md.
+@pytest.mark.parametrize(
+    ("name", "box_ap", "mask_ap"),
+    [
+        ("mask_rcnn_R_101_FPN_200ep_LSJ", 48.0, 43.1),
+        ("mask_rcnn_deit_adapter_small_fpn_1x_coco", 44.7, 39.9),
+        ("mask_rcnn_deit_adapter_base_fpn_1x_coco", 47.0, 41.8),
+        ("mask_rcnn_augreg_adapter_large_fpn_1x_coco", 48.7, 43.3),
+    ],
+)
+def test_published_scores(name: str, box_ap: float, mask_ap: float) -> None:
+    assert (ROWS[name]["box_ap"], ROWS[name]["mask_ap"]) == (box_ap, mask_ap)
+
+
+def test_every_model_but_our_own_has_its_published_scores() -> None:
+    without = {name for name, row in ROWS.items() if row["box_ap"] is None}
+    assert without == {"mask_rcnn_mobilenet_v2_FPN"}
+
+
+def test_addresses_differ() -> None:
+    addresses = [entry.weights for entry in ENTRIES if entry.weights]
+    assert len(set(addresses)) == len(addresses)
+    assert all(a.startswith("https://") for a in addresses)
+
+
+def test_list(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--json"]) == 0
+    assert [row["name"] for row in json.loads(capsys.readouterr().out)] == list(ROWS)
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + len(ROWS)
+    assert max(map(len, lines)) < 160
+
+
+def test_the_page_is_of_this_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["list", "--markdown"]) == 0
+    page = Path(__file__).parents[1] / "docs" / "zoo.md"
+    assert page.read_text() == capsys.readouterr().out, (
+        "write it anew: maskrcnn list --markdown > docs/zoo.md"
+    )
