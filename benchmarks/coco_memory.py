@@ -153,7 +153,7 @@ def measure(way: str, path: Path, num_images: int, num_workers: int) -> dict[str
     peak = next(line for line in status if line.startswith("VmHWM")).split()[1]
     result |= {"read_peak": int(peak) * 1024 / MB, "after_reading": memory()}
     if way == "maskrcnn-spawn":
-        from maskrcnn.data.quality import check
+        from maskrcnn.data.quality.check import check
 
         start = time.process_time()
         read(way, path)

@@ -66,7 +66,7 @@ def read_all(folder: Path) -> int:
         AssertionError: nonsense reached a sample.
     """
     from maskrcnn.data import find_data, read_data
-    from maskrcnn.data.quality import check
+    from maskrcnn.data.quality.check import check
 
     count, classes = 0, ()
     for source in find_data(folder):

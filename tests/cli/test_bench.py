@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from maskrcnn import bench
+from maskrcnn.bench import measure as bench
 from maskrcnn.cli.main import main
 
 MODEL = "mask_rcnn_mobilenet_v2_FPN"

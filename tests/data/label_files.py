@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from maskrcnn.data import CocoData, find_data, read_data
-from maskrcnn.data.quality import check
+from maskrcnn.data.quality.check import check
 
 HEIGHT, WIDTH = 40, 60
 

@@ -10,7 +10,7 @@ import pytest
 from maskrcnn.cli.main import main
 from maskrcnn.data import find_data, read_data
 from maskrcnn.data.file_names import fitting, near
-from maskrcnn.data.quality import check
+from maskrcnn.data.quality.check import check
 from maskrcnn.errors import UserError
 from tests.data.data_sets import write_set
 from tests.data.label_files import picture, write_json, write_text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from maskrcnn.data import CocoData, find_data, read_data
-from maskrcnn.data.quality import check
+from maskrcnn.data.quality.check import check
 from maskrcnn.data.quality.defects import RULES
 from maskrcnn.predict import not_read
 from tests.data.data_sets import write_set

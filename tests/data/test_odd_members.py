@@ -11,7 +11,7 @@ import pytest
 from maskrcnn.cli.main import main
 from maskrcnn.data import CocoData, read_coco
 from maskrcnn.data.coco_arrays import category_name, find_id, is_crowd
-from maskrcnn.data.quality import check
+from maskrcnn.data.quality.check import check
 from maskrcnn.data.quality.defects import REFUSED, RULES
 from maskrcnn.evaluation.scores import evaluate_results
 from maskrcnn.evaluation.truth import load_truth

@@ -11,7 +11,7 @@ import pytest
 
 from maskrcnn.cli.main import main
 from maskrcnn.data import find_data, read_data
-from maskrcnn.data.quality import check
+from maskrcnn.data.quality.check import check
 from maskrcnn.errors import UserError
 from tests.data.label_files import (
     HEIGHT,

@@ -15,7 +15,7 @@ from PIL import Image
 from maskrcnn.data import advise, checked, find_data, pictures, read_coco, read_data
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.pictures import Picture, StillReadable, look_at
-from maskrcnn.data.quality import check
+from maskrcnn.data.quality.check import check
 from maskrcnn.errors import UserError
 from maskrcnn.images import read as image_io
 from tests.data.data_sets import write_set

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from maskrcnn.data import find_data, read_data
-from maskrcnn.data.quality import check
+from maskrcnn.data.quality.check import check
 from maskrcnn.data.readers.yolo import read_yaml
 from maskrcnn.errors import UserError
 from tests.data.label_files import defects, objects, picture, training_part, write_json, write_text

@@ -124,7 +124,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_page_is_of_this_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "--markdown"]) == 0
-    page = Path(__file__).parents[1] / "docs" / "zoo.md"
+    page = Path(__file__).parents[2] / "docs" / "zoo.md"
     assert page.read_text() == capsys.readouterr().out, (
         "write it anew: maskrcnn list --markdown > docs/zoo.md"
     )

@@ -85,7 +85,7 @@ def test_every_kind_of_advice_says_what_is_done() -> None:
 
 
 def test_the_page_about_data_lists_every_format_and_rule() -> None:
-    page = (Path(__file__).resolve().parents[2] / "docs" / "data.md").read_text()
+    page = (Path(__file__).resolve().parents[3] / "docs" / "data.md").read_text()
     rows = [line.split("|") for line in page.splitlines() if line.startswith("| `")]
     listed = {row[1].strip(" `"): row[2].strip() for row in rows}
     assert listed.keys() == FORMATS.keys() | RULES.keys() | ADVICE.keys()

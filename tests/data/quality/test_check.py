@@ -17,7 +17,7 @@ from PIL import Image
 from maskrcnn.data import Report, checked, find_coco, read_coco, read_data
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.mask_extents import FLAT, NOT_FINITE, ODD, SHORT, SOUND, measure_rings
-from maskrcnn.data.quality import check
+from maskrcnn.data.quality.check import check
 from maskrcnn.data.quality.defects import RULES
 from maskrcnn.errors import UserError
 from maskrcnn.masks import rle_encode
