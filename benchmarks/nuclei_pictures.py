@@ -20,7 +20,7 @@ from maskrcnn.data.coco import CocoData, read_coco
 from maskrcnn.files import check_writable, write_atomic
 from maskrcnn.images.read import read_image
 from maskrcnn.models.mask_rcnn import MaskRCNN
-from maskrcnn.visualize import draw_ground_truth, draw_instances, side_by_side
+from maskrcnn.visualize import side_by_side
 
 IMAGES = (16, 30, 23, 9)  # positions in val.json
 WIDTH = 520  # pixels of a panel
@@ -51,8 +51,8 @@ def row(model: MaskRCNN, data: CocoData, i: int, score_threshold: float) -> np.n
     found = model.predict(path)
     count = int((found.scores >= score_threshold).sum())
     panels = [
-        fitted(draw_ground_truth(read_image(path), truth, data.class_names)),
-        fitted(draw_instances(found, score_threshold=score_threshold)),
+        fitted(truth.draw(read_image(path), data.class_names)),
+        fitted(found.draw(score_threshold=score_threshold)),
     ]
     return side_by_side(panels, (f"annotated: {len(truth)}", f"found: {count}"))
 

@@ -11,7 +11,7 @@ from maskrcnn import visualize
 from maskrcnn.errors import UserError
 from maskrcnn.masks import InstanceMasks, PredictedMasks
 from maskrcnn.structures import GroundTruth, Instances
-from maskrcnn.visualize import draw_ground_truth, draw_instances, save_picture, side_by_side
+from maskrcnn.visualize import save_picture, side_by_side
 
 
 def found(boxes, scores, size=(480, 640), labels=None, image="grey", names=("cat", "dog")) -> Instances:
@@ -33,7 +33,7 @@ def changed(picture, grey=100):
 
 
 def test_only_the_object_and_its_label_are_painted():
-    picture = draw_instances(found([[200, 200, 400, 400]], [0.9]))
+    picture = found([[200, 200, 400, 400]], [0.9]).draw()
     assert picture.shape == (480, 640, 3)
     assert picture.dtype == np.uint8
     assert changed(picture)[200:400, 200:400].all()
@@ -48,52 +48,52 @@ def test_only_the_object_and_its_label_are_painted():
 
 def test_the_picture_given_is_left_alone():
     instances = found([[200, 200, 400, 400]], [0.9])
-    draw_instances(instances)
+    instances.draw()
     assert isinstance(instances.image, np.ndarray)
     assert (instances.image == 100).all()
 
 
 def test_detections_under_the_threshold_are_left_out():
     instances = found([[20, 100, 120, 200], [400, 100, 500, 200]], [0.9, 0.4])
-    strict, lax = draw_instances(instances), draw_instances(instances, score_threshold=0.4)
+    strict, lax = instances.draw(), instances.draw(score_threshold=0.4)
     assert not changed(strict)[:, 350:].any()
     assert changed(lax)[150, 450]
-    assert (draw_instances(instances, score_threshold=0.95) == 100).all()
+    assert (instances.draw(score_threshold=0.95) == 100).all()
 
 
 def test_a_small_object_stays_visible_on_a_large_one_whatever_their_order():
     boxes = [[300, 200, 340, 240], [100, 100, 600, 400]]
     for order in ([0, 1], [1, 0]):
-        picture = draw_instances(found([boxes[i] for i in order], [0.9, 0.8], labels=order))
+        picture = found([boxes[i] for i in order], [0.9, 0.8], labels=order).draw()
         assert (picture[220, 320] != picture[350, 150]).any()
 
 
 def test_small_pictures_are_enlarged_and_large_ones_kept():
-    assert draw_instances(found([[10, 10, 50, 50]], [0.9], size=(100, 200))).shape == (300, 600, 3)
-    assert draw_instances(found([[10, 10, 50, 50]], [0.9], size=(256, 256))).shape == (768, 768, 3)
-    assert draw_instances(found([[1, 1, 5, 5]], [0.9], size=(8, 8))).shape == (32, 32, 3)
-    assert draw_instances(found([[10, 10, 50, 50]], [0.9], size=(400, 30))).shape == (400, 30, 3)
+    assert found([[10, 10, 50, 50]], [0.9], size=(100, 200)).draw().shape == (300, 600, 3)
+    assert found([[10, 10, 50, 50]], [0.9], size=(256, 256)).draw().shape == (768, 768, 3)
+    assert found([[1, 1, 5, 5]], [0.9], size=(8, 8)).draw().shape == (32, 32, 3)
+    assert found([[10, 10, 50, 50]], [0.9], size=(400, 30)).draw().shape == (400, 30, 3)
 
 
 @pytest.mark.parametrize("size", [(480, 640), (1, 1), (3, 700)])
 def test_odd_detections_draw_without_harm(size):
     boxes = [[0, 0, size[1], size[0]], [-50, -50, -10, -10], [0, 0, 0, 0], [size[1] - 1, 0, size[1], 1]]
-    picture = draw_instances(found(boxes, [0.9, 0.8, 0.7, 0.6], size=size))
+    picture = found(boxes, [0.9, 0.8, 0.7, 0.6], size=size).draw()
     assert picture.shape[2] == 3
-    assert draw_instances(found([], [], size=size)).shape == picture.shape
+    assert found([], [], size=size).draw().shape == picture.shape
 
 
 def test_without_masks_boxes_are_drawn():
     instances = found([[200, 200, 400, 400]], [0.9])
     instances.masks = None
-    picture = changed(draw_instances(instances))
+    picture = changed(instances.draw())
     assert picture[300, 200]
     assert picture[399, 300]
     assert not picture[300, 300]
 
 
 def test_contours_are_stronger_than_the_inside():
-    picture = draw_instances(found([[200, 200, 400, 400]], [0.9])).astype(int)
+    picture = found([[200, 200, 400, 400]], [0.9]).draw().astype(int)
     edge, inside = picture[300, 201], picture[300, 300]
     assert np.abs(edge - 100).sum() > np.abs(inside - 100).sum() > 0
 
@@ -141,7 +141,7 @@ def record_chips(monkeypatch, instances) -> np.ndarray:
         rectangle(self, xy, fill=fill, **options)
 
     monkeypatch.setattr(ImageDraw.ImageDraw, "rectangle", spy)
-    draw_instances(instances)
+    instances.draw()
     return np.array(chips, dtype=float).reshape(-1, 4)
 
 
@@ -181,8 +181,8 @@ def test_mistakes_are_named(tmp_path):
 
 def test_the_picture_is_read_from_its_file(tmp_path):
     Image.new("L", (640, 480), 100).save(tmp_path / "grey.png")
-    picture = draw_instances(found([[200, 200, 400, 400]], [0.9], image=tmp_path / "grey.png"))
-    assert (picture == draw_instances(found([[200, 200, 400, 400]], [0.9]))).all()
+    picture = found([[200, 200, 400, 400]], [0.9], image=tmp_path / "grey.png").draw()
+    assert (picture == found([[200, 200, 400, 400]], [0.9]).draw()).all()
 
 
 def test_ground_truth_is_drawn_from_polygons_and_bitmaps():
@@ -193,11 +193,11 @@ def test_ground_truth_is_drawn_from_polygons_and_bitmaps():
         torch.tensor([1]),
         InstanceMasks.from_coco([square], (480, 640)),
     )
-    picture = draw_ground_truth(image, truth, ("cat", "dog"))
+    picture = truth.draw(image, ("cat", "dog"))
     assert changed(picture)[210:390, 210:390].all()
     assert not changed(picture)[420:].any()
     empty = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    assert (draw_ground_truth(image, empty) == image).all()
+    assert (empty.draw(image) == image).all()
 
 
 def test_side_by_side_keeps_every_pixel():
@@ -239,6 +239,6 @@ def test_key_points_are_joined_by_the_skeleton():
     truth = GroundTruth(
         boxes[:1], torch.tensor([0]), keypoints=torch.tensor([[[150, 150, 1.0], [250, 150, 0]]])
     )
-    drawn = draw_ground_truth(np.full((480, 640, 3), 100, np.uint8), truth, ("person",), ((0, 1),))
+    drawn = truth.draw(np.full((480, 640, 3), 100, np.uint8), ("person",), ((0, 1),))
     assert (drawn[150, 150] == 255).all()
     assert not changed(drawn)[140:160, 170:270].any()

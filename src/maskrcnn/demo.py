@@ -257,7 +257,6 @@ def _look(run: Path, config: Config) -> tuple[Any, list[Any]]:
     from maskrcnn.images.read import read_image
     from maskrcnn.report import Curve, Panel, Scores
     from maskrcnn.training.train import open_data
-    from maskrcnn.visualize import draw_ground_truth, draw_instances
 
     _, data = open_data(config.data, lambda text: None, config.model)
     assert data is not None
@@ -277,8 +276,8 @@ def _look(run: Path, config: Config) -> tuple[Any, list[Any]]:
     panels = []
     for i in range(min(NUM_PANELS, data.num_images)):
         path = data.image_path(i)
-        truth = draw_ground_truth(read_image(path), data.ground_truth(i), data.class_names)
-        panels.append(Panel(truth, draw_instances(model.predict(path)), data.file_name(i)))
+        truth = data.ground_truth(i).draw(read_image(path), data.class_names)
+        panels.append(Panel(truth, model.predict(path).draw(), data.file_name(i)))
     return Scores(result.numbers, per_class, curves), panels
 
 

@@ -8,23 +8,22 @@ Labels are 0..K-1. Sizes are (H, W).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from maskrcnn.errors import UserError, described
+from maskrcnn.errors import UserError, check_number, described
+from maskrcnn.images.pictures import Picture, pixels_of
 from maskrcnn.masks import InstanceMasks, PredictedMasks
 from maskrcnn.ops.indexing import chosen
+from maskrcnn.visualize import check_picture_path, draw, save_picture
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from maskrcnn.images.pictures import Picture
+POINT_SCORE = 0.05  # key points that the model is less sure of are not drawn
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +73,25 @@ class GroundTruth:
             keypoints=None if points is None else points.to(device, non_blocking=True),
         )
 
+    def draw(
+        self, image: np.ndarray, class_names: Sequence[str] = (), skeleton: Sequence[tuple[int, int]] = ()
+    ) -> np.ndarray:
+        """Draw the objects on `image` (H, W, 3) uint8, in whose pixels they are (see `visualize.draw`)."""
+        labels, masks, size = (
+            self.labels.detach().cpu().tolist(),
+            self.masks,
+            (image.shape[0], image.shape[1]),
+        )
+        return draw(
+            image,
+            boxes=_array(self.boxes),
+            labels=labels,
+            texts=[_name(class_names, label) for label in labels],
+            mask_of=None if masks is None else lambda i: _tight(masks.select([i]).to_bitmaps(size)[0] > 0),
+            points=_shown(self.keypoints, 0.5),
+            skeleton=skeleton,
+        )
+
 
 @dataclass(slots=True, eq=False)
 class Instances:
@@ -93,6 +111,30 @@ class Instances:
     class_names: Sequence[str] = ()
     image: Picture | None = field(default=None, repr=False)  # for `draw`
     skeleton: Sequence[tuple[int, int]] = ()
+
+    def __post_init__(self) -> None:
+        """Check the shapes against each other.
+
+        Raises:
+            UserError: a field that is no tensor, or of another shape or length than the boxes ask for.
+        """
+        for name, ending in (("boxes", (4,)), ("scores", ()), ("labels", ()), ("keypoints", (None, 3))):
+            value = getattr(self, name)
+            if value is None and name == "keypoints":
+                continue
+            wanted = f"Instances: {name}: expected a tensor ({', '.join(['N', *map(_side, ending)])})"
+            if not isinstance(value, Tensor):
+                raise UserError(f"{wanted}, got {described(value)}.")
+            shape = tuple(value.shape)
+            fits = len(shape) == 1 + len(ending) and all(
+                w in (None, n) for w, n in zip(ending, shape[1:], strict=True)
+            )
+            if not fits or shape[0] != len(self.boxes):
+                raise UserError(f"{wanted} with N = {len(self.boxes)} boxes, got one of shape {shape}.")
+        if self.masks is not None and len(self.masks) != len(self.boxes):
+            raise UserError(
+                f"Instances: masks: expected one for each of {len(self.boxes)} boxes, got {len(self.masks)}."
+            )
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -155,10 +197,78 @@ class Instances:
         return results
 
     def draw(self, path: str | Path | None = None, *, score_threshold: float = 0.5) -> np.ndarray:
-        """Draw masks, boxes, class names and scores on the picture, (H, W, 3) uint8; saved if `path`."""
-        from maskrcnn.visualize import draw_instances
+        """Draw masks, boxes, key points, class names and scores on the picture that they were found in.
 
-        return draw_instances(self, path=path, score_threshold=score_threshold)
+        Detections below `score_threshold` are left out, and key points of a score below 0.05. The result is (H, W, 3)
+        uint8 (see `visualize.draw`); it is saved if `path` is given.
+
+        Raises:
+            UserError: the instances carry no picture, or one of another size; a threshold outside 0 to 1; `path`
+                cannot be written.
+        """
+        score_threshold = check_number(score_threshold, "draw: score_threshold", 0, 1)
+        if path is not None:
+            check_picture_path(path)
+        image, masks = _picture_of(self), self.masks
+        scores = _array(self.scores)
+        kept = np.flatnonzero(scores >= score_threshold)
+        labels = self.labels.detach().cpu().numpy()[kept].tolist()
+        names = [_name(self.class_names, label) for label in labels]
+        picture = draw(
+            image,
+            boxes=_array(self.boxes)[kept],
+            labels=labels,
+            texts=[f"{name} {score:.2f}" for name, score in zip(names, scores[kept], strict=True)],
+            mask_of=None if masks is None else lambda i: masks.crop(int(kept[i])),
+            points=_shown(self.keypoints, POINT_SCORE, kept),
+            skeleton=self.skeleton,
+        )
+        if path is not None:
+            save_picture(picture, path)
+        return picture
+
+
+def _picture_of(instances: Instances) -> np.ndarray:
+    if instances.image is None:
+        raise UserError(
+            "draw: these instances carry no picture. Set `instances.image` to a file or an array."
+        )
+    image = pixels_of(instances.image, "draw: instances.image")
+    if image.shape[:2] != tuple(instances.image_size):
+        raise UserError(
+            f"draw: expected a picture of size {tuple(instances.image_size)}, got {image.shape[:2]}. "
+            "Give the same picture."
+        )
+    return image
+
+
+def _side(count: int | None) -> str:
+    return "P" if count is None else str(count)
+
+
+def _name(class_names: Sequence[str], label: int) -> str:
+    return class_names[label] if label < len(class_names) else f"class {label}"
+
+
+def _array(values: Tensor) -> np.ndarray:
+    return values.detach().float().cpu().numpy()
+
+
+def _shown(keypoints: Tensor | None, threshold: float, chosen: np.ndarray | None = None) -> np.ndarray | None:
+    """Places of key points (N, P, 2), NaN for those whose score or visibility is not above `threshold`."""
+    if keypoints is None:
+        return None
+    points = _array(keypoints)
+    points = points if chosen is None else points[chosen]
+    return np.where(points[..., 2:] > threshold, points[..., :2], np.nan)
+
+
+def _tight(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """Crop a bitmap to its foreground: the crop and its (x, y) corner."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return mask[:0, :0], (0, 0)
+    return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], (int(columns[0]), int(rows[0]))
 
 
 def _id(value: Any, where: str) -> int | str:

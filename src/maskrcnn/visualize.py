@@ -16,16 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maskrcnn.errors import UserError, check_number, described
-from maskrcnn.images.pictures import checked_pixels, pixels_of
+from maskrcnn.errors import UserError, described
+from maskrcnn.images.pictures import checked_pixels
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
-    from torch import Tensor
 
-    from maskrcnn.structures import GroundTruth, Instances
-
-__all__ = ["PICTURE_SUFFIXES", "draw_ground_truth", "draw_instances", "save_picture", "side_by_side"]
+__all__ = ["PICTURE_SUFFIXES", "MaskOf", "check_picture_path", "draw", "save_picture", "side_by_side"]
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -45,71 +42,53 @@ _HUES = np.array(
 _DARK = (25, 25, 25)
 _SHADES = (0.0, 0.4, -0.3, 0.2, -0.15, 0.55)  # towards white (positive) or black, for further instances
 _FILL = 105  # opacity of a mask, of 256
-_POINT_SCORE = 0.05  # key points that the model is less sure of are not drawn
 _JPEG_SIDE = 65_500  # pixels; libjpeg's own limit, below the format's 65,535
 _CROWD = 30  # from this many instances on, only large ones are labelled
 
 
 # Gives instance i's mask as (h, w) bool and the (x, y) of its corner, in the pixels of the image.
-_MaskOf = Callable[[int], tuple[np.ndarray, tuple[int, int]]]
+MaskOf = Callable[[int], tuple[np.ndarray, tuple[int, int]]]
 
 
-def draw_instances(
-    instances: Instances, path: str | Path | None = None, score_threshold: float = 0.5
-) -> np.ndarray:
-    """Draw `instances` on the picture that they were found in: masks, boxes, key points, class names and scores.
-
-    Detections below `score_threshold` are left out, and key points of a score below 0.05. The result is
-    (H, W, 3) uint8, the picture's own size, or two to four times that where the longest side is below 400
-    pixels; it is saved if `path` is given.
-
-    Raises:
-        UserError: the instances carry no picture, or one of another size; a threshold outside 0 to 1; `path` cannot
-            be written.
-    """
-    score_threshold = check_number(score_threshold, "draw: score_threshold", 0, 1)
-    if path is not None:
-        _check_picture_path(path)
-    image = _load(instances.image, instances.image_size)
-    scores = instances.scores.detach().float().cpu().numpy()
-    kept = np.flatnonzero(scores >= score_threshold)
-    labels = instances.labels.detach().cpu().numpy()[kept].tolist()
-    names = [_name(instances.class_names, label) for label in labels]
-    masks = instances.masks
-    picture = _draw(
-        image,
-        boxes=instances.boxes.detach().float().cpu().numpy()[kept],
-        labels=labels,
-        texts=[f"{name} {score:.2f}" for name, score in zip(names, scores[kept], strict=True)],
-        mask_of=None if masks is None else lambda i: masks.crop(int(kept[i])),
-        points=_shown(instances.keypoints, _POINT_SCORE, kept),
-        skeleton=instances.skeleton,
-    )
-    if path is not None:
-        save_picture(picture, path)
-    return picture
-
-
-def draw_ground_truth(
+def draw(
     image: np.ndarray,
-    truth: GroundTruth,
-    class_names: Sequence[str] = (),
+    boxes: np.ndarray,
+    labels: Sequence[int],
+    texts: Sequence[str],
+    mask_of: MaskOf | None,
+    points: np.ndarray | None = None,
     skeleton: Sequence[tuple[int, int]] = (),
 ) -> np.ndarray:
-    """Draw the annotated objects of `truth` on `image` (H, W, 3) uint8, in whose pixels they are, as `draw_instances`
-    draws.
+    """Draw N objects on `image` (H, W, 3) uint8, in whose pixels they are: masks, boxes, key points and a text each.
+
+    boxes (N, 4); labels choose the colours; mask_of(i): mask i as (h, w) bool and the (x, y) of its corner; points
+    (N, P, 2), NaN where not to be drawn, and the pairs of them to join. The result has the picture's own size, or two
+    to four times that where the longest side is below 400 pixels.
     """
-    labels, masks = truth.labels.detach().cpu().tolist(), truth.masks
-    size = image.shape[:2]
-    return _draw(
-        image,
-        boxes=truth.boxes.detach().float().cpu().numpy(),
-        labels=labels,
-        texts=[_name(class_names, label) for label in labels],
-        mask_of=None if masks is None else lambda i: _tight(masks.select([i]).to_bitmaps(size)[0] > 0),
-        points=_shown(truth.keypoints, 0.5),
-        skeleton=skeleton,
-    )
+    from PIL import Image, ImageDraw
+
+    zoom = _zoom(image.shape[:2])
+    if zoom > 1:
+        h, w = image.shape[:2]
+        image = np.asarray(Image.fromarray(image).resize((w * zoom, h * zoom), Image.Resampling.BICUBIC))
+    boxes, colours, crowded = boxes * zoom, _colours(labels), len(labels) >= _CROWD
+    line = max(1, round(max(image.shape[:2]) / 900))
+    order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(1), kind="stable").tolist()  # large ones first
+    if mask_of is not None and order:
+        image = _paint_masks(image, mask_of, order, colours, zoom, line if crowded else 2 * line)
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    for i in order if mask_of is None or not crowded else ():
+        x0, y0, x1, y1 = boxes[i].tolist()
+        if x1 - x0 >= 1 and y1 - y0 >= 1:
+            draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=tuple(colours[i].tolist()), width=line)
+    if points is not None:
+        for i in order:
+            extent = math.sqrt((boxes[i, 2:] - boxes[i, :2]).clip(1).prod())
+            width = min(max(2 * line, round(extent / 50)), 5 * line)
+            _draw_figure(draw, points[i] * zoom, skeleton, tuple(colours[i].tolist()), width)
+    _draw_labels(draw, boxes, texts, colours, picture.size, crowded)
+    return np.asarray(picture)
 
 
 def side_by_side(panels: Sequence[np.ndarray], titles: Sequence[str] = ()) -> np.ndarray:
@@ -144,7 +123,7 @@ def save_picture(picture: np.ndarray, path: str | Path) -> None:
 
     from maskrcnn.files import write_atomic
 
-    path = _check_picture_path(path)
+    path = check_picture_path(path)
     image, data = Image.fromarray(checked_pixels(picture, "picture")), io.BytesIO()
     if path.suffix.lower() == ".png":
         image.save(data, "PNG", compress_level=3)
@@ -156,7 +135,8 @@ def save_picture(picture: np.ndarray, path: str | Path) -> None:
     write_atomic(path, data.getvalue())
 
 
-def _check_picture_path(path: str | Path) -> Path:
+def check_picture_path(path: str | Path) -> Path:
+    """Path of a picture to be written, if its suffix is known and its folder is there; else a `UserError`."""
     if not isinstance(path, str | Path):
         raise UserError(f"draw: expected a path to write to, got {described(path)}.")
     path = Path(path)
@@ -166,23 +146,6 @@ def _check_picture_path(path: str | Path) -> Path:
     if not path.parent.is_dir():
         raise UserError(f"{path}: its folder {path.parent} does not exist. Make it first.")
     return path
-
-
-def _load(image: Any, size: tuple[int, int]) -> np.ndarray:
-    if image is None:
-        raise UserError(
-            "draw: these instances carry no picture. Set `instances.image` to a file or an array."
-        )
-    image = pixels_of(image, "draw: instances.image")
-    if image.shape[:2] != tuple(size):
-        raise UserError(
-            f"draw: expected a picture of size {tuple(size)}, got {image.shape[:2]}. Give the same picture."
-        )
-    return image
-
-
-def _name(class_names: Sequence[str], label: int) -> str:
-    return class_names[label] if label < len(class_names) else f"class {label}"
 
 
 def _zoom(size: tuple[int, ...]) -> int:
@@ -206,14 +169,6 @@ def _enlarged(mask: np.ndarray, zoom: int) -> np.ndarray:
     return (np.asarray(large) >= 128)[zoom:-zoom, zoom:-zoom]
 
 
-def _tight(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """Crop a bitmap to its foreground: the crop and its (x, y) corner."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return mask[:0, :0], (0, 0)
-    return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], (int(columns[0]), int(rows[0]))
-
-
 def _colours(labels: Sequence[int]) -> np.ndarray:
     """Choose colours (N, 3) uint8: a hue for each class and a shade for each of its instances; hues alone for one
     class.
@@ -234,53 +189,8 @@ def _colours(labels: Sequence[int]) -> np.ndarray:
     return colours.round().astype(np.uint8)
 
 
-def _shown(keypoints: Tensor | None, threshold: float, chosen: np.ndarray | None = None) -> np.ndarray | None:
-    """Places of key points (N, P, 2), NaN for those whose score or visibility is not above `threshold`."""
-    if keypoints is None:
-        return None
-    points = keypoints.detach().float().cpu().numpy()
-    points = points if chosen is None else points[chosen]
-    return np.where(points[..., 2:] > threshold, points[..., :2], np.nan)
-
-
-def _draw(
-    image: np.ndarray,
-    boxes: np.ndarray,
-    labels: Sequence[int],
-    texts: Sequence[str],
-    mask_of: _MaskOf | None,
-    points: np.ndarray | None = None,
-    skeleton: Sequence[tuple[int, int]] = (),
-) -> np.ndarray:
-    """Draw everything on `image`, enlarged if small. `boxes` (N, 4) and `points` (N, P, 2) are in its pixels."""
-    from PIL import Image, ImageDraw
-
-    zoom = _zoom(image.shape[:2])
-    if zoom > 1:
-        h, w = image.shape[:2]
-        image = np.asarray(Image.fromarray(image).resize((w * zoom, h * zoom), Image.Resampling.BICUBIC))
-    boxes, colours, crowded = boxes * zoom, _colours(labels), len(labels) >= _CROWD
-    line = max(1, round(max(image.shape[:2]) / 900))
-    order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(1), kind="stable").tolist()  # large ones first
-    if mask_of is not None and order:
-        image = _paint_masks(image, mask_of, order, colours, zoom, line if crowded else 2 * line)
-    picture = Image.fromarray(image)
-    draw = ImageDraw.Draw(picture)
-    for i in order if mask_of is None or not crowded else ():
-        x0, y0, x1, y1 = boxes[i].tolist()
-        if x1 - x0 >= 1 and y1 - y0 >= 1:
-            draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=tuple(colours[i].tolist()), width=line)
-    if points is not None:
-        for i in order:
-            extent = math.sqrt((boxes[i, 2:] - boxes[i, :2]).clip(1).prod())
-            width = min(max(2 * line, round(extent / 50)), 5 * line)
-            _draw_figure(draw, points[i] * zoom, skeleton, tuple(colours[i].tolist()), width)
-    _draw_labels(draw, boxes, texts, colours, picture.size, crowded)
-    return np.asarray(picture)
-
-
 def _paint_masks(
-    image: np.ndarray, mask_of: _MaskOf, order: Sequence[int], colours: np.ndarray, zoom: int, line: int
+    image: np.ndarray, mask_of: MaskOf, order: Sequence[int], colours: np.ndarray, zoom: int, line: int
 ) -> np.ndarray:
     """Blend the masks into a copy of `image`, with opaque contours `line` pixels wide."""
     H, W = image.shape[:2]

@@ -8,12 +8,9 @@ crop is enough because all else is zero.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-if TYPE_CHECKING:
-    from maskrcnn.masks.ground_truth import MaskStore
+from maskrcnn.masks.store import MaskStore
 
 WEIGHTS_AT_A_TIME = 1 << 21
 

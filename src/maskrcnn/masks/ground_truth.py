@@ -19,33 +19,9 @@ from torch import Tensor
 from maskrcnn.masks import coco_api
 from maskrcnn.masks.bitmap_roi import rasterize_bitmaps
 from maskrcnn.masks.polygon_box import clipped_extents
-from maskrcnn.masks.rle import Runs, read_runs
+from maskrcnn.masks.store import MaskStore, fill_one, offsets, ranges, read_bitmaps
 
 Window = tuple[float, float, float, float]
-
-
-@dataclass(slots=True, frozen=True, eq=False)
-class MaskStore:
-    """Drawn masks in their own pixels, flat. A mask has polygons or a bitmap, or neither if empty.
-
-    size: (H, W) of the picture that they were drawn on;
-    points: (V, 2) vertices of all polygons; polygon_starts: (P + 1,) into points;
-    mask_starts: (N + 1,) into the polygons;
-    bits: flat uint8 bitmaps, each cropped to its mask and column-major; bit_starts: (N + 1,) into bits;
-    crops: (N, 4) int x, y, width, height of each bitmap.
-    """
-
-    size: tuple[int, int]
-    points: np.ndarray
-    polygon_starts: np.ndarray
-    mask_starts: np.ndarray
-    bits: np.ndarray
-    bit_starts: np.ndarray
-    crops: np.ndarray
-
-    def bitmap(self, i: int) -> np.ndarray:
-        """Bitmap of mask i, (width, height) uint8, a view; 0 x 0 where the mask is polygons."""
-        return self.bits[self.bit_starts[i] : self.bit_starts[i + 1]].reshape(self.crops[i, 2:])
 
 
 @dataclass(slots=True, frozen=True, eq=False)
@@ -78,8 +54,8 @@ class InstanceMasks:
         return cls.from_arrays(
             size,
             points,
-            _offsets(np.array([len(p) for p in polygons], np.int64)),
-            _offsets(counts),
+            offsets(np.array([len(p) for p in polygons], np.int64)),
+            offsets(counts),
             rles,
         )
 
@@ -94,7 +70,7 @@ class InstanceMasks:
     ) -> InstanceMasks:
         """Make masks of flat polygons (see MaskStore), kept as they are; `rles` holds the masks that are RLE."""
         n = len(mask_starts) - 1
-        bits, bit_starts, crops = _read_bitmaps(rles or {}, n)
+        bits, bit_starts, crops = read_bitmaps(rles or {}, n)
         store = MaskStore(size, points, polygon_starts, mask_starts, bits, bit_starts, crops)
         return cls(store, np.arange(n), np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
 
@@ -103,7 +79,7 @@ class InstanceMasks:
         """Make masks of (N, H, W) bitmaps; anything not zero is foreground."""
         from maskrcnn.masks.rle import rle_encode
 
-        empty = _offsets(np.zeros(len(bitmaps), np.int64))
+        empty = offsets(np.zeros(len(bitmaps), np.int64))
         rles = {i: rle_encode(b) for i, b in enumerate(bitmaps)}
         return cls.from_arrays(bitmaps.shape[1:], np.zeros((0, 2)), np.zeros(1, np.int64), empty, rles)
 
@@ -156,13 +132,13 @@ class InstanceMasks:
             bitmap, crop = s.bitmap(i), s.crops[i]
             if crop[2] == 0:
                 first, last = s.mask_starts[i], s.mask_starts[i + 1]
-                bitmap, crop = _fill_one(s, range(first, last))
+                bitmap, crop = fill_one(s, range(first, last))
             bits.append(bitmap.ravel())
             crops[k] = crop
         nothing = np.zeros(len(self) + 1, np.int64)
         flat = np.concatenate([np.zeros(0, np.uint8), *bits])
         lengths = crops[:, 2] * crops[:, 3]
-        store = MaskStore(s.size, s.points[:0], nothing[:1], nothing, flat, _offsets(lengths), crops)
+        store = MaskStore(s.size, s.points[:0], nothing[:1], nothing, flat, offsets(lengths), crops)
         return replace(self, store=store, order=np.arange(len(self)))
 
     def tight_boxes(self, window: Window | None = None) -> Tensor:
@@ -243,14 +219,14 @@ class InstanceMasks:
         """Polygons in current pixels: vertices (V, 2), (P + 1,) starts of polygons, (P,) the mask of each."""
         s = self.store
         first, last = s.mask_starts[self.order], s.mask_starts[self.order + 1]
-        chosen = _ranges(first, last)
+        chosen = ranges(first, last)
         begin, end = s.polygon_starts[chosen], s.polygon_starts[chosen + 1]
         owner = np.repeat(np.arange(len(self)), last - first)
-        points = s.points[_ranges(begin, end)].astype(np.float64)
+        points = s.points[ranges(begin, end)].astype(np.float64)
         if self._is_swapped():
             points = points[:, ::-1]
         scale = self.matrix[:, :2].sum(1)
-        return points * scale + self.matrix[:, 2], _offsets(end - begin), owner
+        return points * scale + self.matrix[:, 2], offsets(end - begin), owner
 
     def _rasterize_bitmaps(self, rois: np.ndarray, chosen: np.ndarray, size: int) -> np.ndarray:
         corners = self._to_stored(rois.astype(np.float64).reshape(-1, 2, 2)).reshape(-1, 4)
@@ -306,16 +282,6 @@ class InstanceMasks:
             out[np.ix_(in_y, in_x)] = part.T
 
 
-def _offsets(lengths: np.ndarray) -> np.ndarray:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
-
-
-def _ranges(first: np.ndarray, last: np.ndarray) -> np.ndarray:
-    """Concatenate arange(first[0], last[0]), arange(first[1], last[1]), ... to one array."""
-    lengths = last - first
-    return np.repeat(first - _offsets(lengths)[:-1], lengths) + np.arange(int(lengths.sum()))
-
-
 def _into_roi_frame(points: np.ndarray, rois: np.ndarray, owner: np.ndarray, size: int) -> np.ndarray:
     """Shift and scale each RoI's polygons as if the RoI were a picture of size x size; ratios in float32, as in
     detectron2.
@@ -336,73 +302,3 @@ def _fill_polygons(
         mine = owner[begin : begin + step]
         firsts = np.flatnonzero(np.concatenate([[True], mine[1:] != mine[:-1]]))
         out[mine[firsts]] |= np.maximum.reduceat(masks, firsts) if len(firsts) < len(mine) else masks
-
-
-def _fill_one(store: MaskStore, polygons: range) -> tuple[np.ndarray, np.ndarray]:
-    """Rasterise one mask's polygons to its bitmap (w, h) uint8 and its x, y, w, h; 0 x 0 where it covers no pixel."""
-    height, width = store.size
-    rings = [store.points[store.polygon_starts[p] : store.polygon_starts[p + 1]] for p in polygons]
-    none = np.zeros((0, 0), np.uint8), np.zeros(4, np.int64)
-    if not rings:
-        return none
-    # Far outside the picture is as good as just outside, and fits an integer.
-    least, most = np.min([r.min(0) for r in rings], axis=0), np.max([r.max(0) for r in rings], axis=0)
-    # Far outside the picture is as good as just outside, and fits an integer.
-    low = np.floor(least.clip(-1, [width, height])).astype(np.int64)
-    high = np.ceil(most.clip(-1, [width, height])).astype(np.int64) + 1
-    if (low < 0).any() or (high > [width, height]).any():
-        low, high = np.zeros(2, np.int64), np.array([width, height])  # the edge cuts: fill the picture
-    size = int(high[1] - low[1]), int(high[0] - low[0])
-    # Moved by whole pixels, polygons are filled just the same.
-    filled = coco_api.fill_polygons([(r - low).ravel() for r in rings], size).max(0).T
-    columns, rows = np.flatnonzero(filled.any(1)), np.flatnonzero(filled.any(0))
-    if not len(columns):
-        return none
-    x, y, w, h = columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]
-    return filled[x : x + w, y : y + h], np.array([low[0] + x, low[1] + y, w, h])
-
-
-def _read_bitmaps(rles: Mapping[int, Mapping[str, Any]], n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Decode `rles`, those of n masks that are RLE, to bits, bit_starts and crops of a MaskStore."""
-    names = np.fromiter(rles, np.int64, len(rles))
-    crops = np.zeros((n, 4), np.int64)
-    if not len(names):
-        return np.zeros(0, np.uint8), np.zeros(n + 1, np.int64), crops
-    try:
-        runs = read_runs(list(rles.values()))
-    except ValueError as error:  # "mask 3: ..." counts the RLEs only
-        number, text = str(error).removeprefix("mask ").split(":", 1)
-        raise ValueError(f"mask {names[int(number)]}:{text}") from None
-    heights = np.array([r["size"][0] for r in rles.values()], np.int64)
-    own, starts = _crops(runs, heights)
-    crops[names] = own
-    lengths = crops[:, 2] * crops[:, 3]
-    bit_starts = _offsets(lengths)
-    base = bit_starts[:-1][names][runs.owner]
-    steps = np.zeros(int(bit_starts[-1]) + 1, np.int8)
-    np.add.at(steps, base + starts, 1)
-    np.add.at(steps, base + starts + runs.ends - runs.starts, -1)
-    return np.cumsum(steps[:-1], dtype=np.int8).view(np.uint8), bit_starts, crops
-
-
-def _crops(runs: Runs, heights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Crop of each mask (x, y, width, height), and each run's start in its mask's column-major crop.
-
-    A run over several columns makes the crop as high as the picture, so a run is one piece there too.
-    """
-    n, height = runs.num_masks, heights[runs.owner]
-    first_column, top = np.divmod(runs.starts, height)
-    last_column, bottom = np.divmod(runs.ends - 1, height)
-    spans = last_column > first_column
-    top[spans] = 0
-    bottom[spans] = height[spans] - 1
-    low = np.full((n, 2), np.iinfo(np.int64).max)
-    high = np.full((n, 2), -1)
-    np.minimum.at(low, runs.owner, np.stack([first_column, top], 1))
-    np.maximum.at(high, runs.owner, np.stack([last_column, bottom], 1))
-    low[high[:, 0] < 0] = 0
-    crops = np.concatenate([low, high - low + 1], axis=1)
-    crops[high[:, 0] < 0] = 0
-    column, row = np.divmod(runs.starts, height)
-    mine = crops[runs.owner]
-    return crops, (column - mine[:, 0]) * mine[:, 3] + row - mine[:, 1]

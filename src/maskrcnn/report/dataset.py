@@ -15,7 +15,6 @@ from maskrcnn.data.transforms import resize
 from maskrcnn.errors import UserError
 from maskrcnn.images.read import read_image
 from maskrcnn.report.page import bar_table, cards_of, figures, section, write_page
-from maskrcnn.visualize import draw_ground_truth
 
 PAGE_SIDE = 900  # pixels of the longest side of a picture on the page
 CELL = (300, 240)  # width and height of a picture on the contact sheet
@@ -111,7 +110,7 @@ def _drawn(data: CocoData, i: int) -> np.ndarray:
     names = (
         data.class_names if len(data.class_names) > 1 else ("",)
     )  # the one name on every object says nothing
-    return draw_ground_truth(image, truth, names, data.skeleton)
+    return truth.draw(image, names, data.skeleton)
 
 
 def _no_picture(size: tuple[int, int]) -> np.ndarray:
