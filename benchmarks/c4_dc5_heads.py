@@ -30,8 +30,8 @@ from torchvision.ops import FrozenBatchNorm2d
 from torchvision.ops import roi_align as torchvision_roi_align
 
 from maskrcnn import presets
-from maskrcnn.backbones.layers import fold_norms
 from maskrcnn.config import ResNetConfig
+from maskrcnn.engines.norms import fold_norms
 from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.build import build_shared_res5
 from maskrcnn.models.pooling import RoIFeatures, with_image_index
@@ -118,7 +118,6 @@ def make_calls(name: str, training: bool) -> dict[str, Callable[[], object]]:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3)
     if not training:
         fold_norms(ours)
-        ours.head.prepare()  # as `MaskRCNN.prepare` does
     ours = ours.to(memory_format=torch.channels_last)
     maps = {"ours": feature.to(memory_format=torch.channels_last), "plain": feature}
     bf16 = torch.bfloat16

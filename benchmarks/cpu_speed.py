@@ -45,6 +45,7 @@ from torchvision_twin import make_twins, objects, photograph
 
 from maskrcnn import processor
 from maskrcnn.engines.heap import keep_freed_memory
+from maskrcnn.engines.prepare import prepare
 from maskrcnn.images.resize import resize_size
 from maskrcnn.models import mask_rcnn
 from maskrcnn.models.mask_rcnn import MaskRCNN
@@ -136,7 +137,7 @@ class Model:
                 self.model.to(memory_format=torch.channels_last)
             self.step = Step(self.model, autocast=precision == "bf16")
         elif isinstance(self.model, MaskRCNN):
-            self.model.prepare(precision)
+            prepare(self.model, precision)
             if name.endswith("compiled"):
                 self.model.backbone.compile()
                 self.model.rpn.head.compile(dynamic=True)

@@ -33,6 +33,7 @@ from torch import Tensor
 
 from maskrcnn import bench
 from maskrcnn.backbones import internimage, vit_adapter
+from maskrcnn.engines.prepare import prepare
 from maskrcnn.models.mask_rcnn import MaskRCNN
 
 RESULTS = Path(__file__).parent / "results"
@@ -108,7 +109,7 @@ def difference(name: str, precision: str, threads: int) -> float:
     """Between the two forms' feature maps, of their spread: in float32, where both compute the same, the largest; in
     bf16, which rounds each differently, the usual (rms)."""
     model, task = build(name, precision, threads)
-    model.prepare("fp32" if precision == "fp32" else "bf16")
+    prepare(model, "fp32" if precision == "fp32" else "bf16")
     pixels = bench._batch(model, task).pixels
     with torch.inference_mode():
         mine = model.backbone(pixels)

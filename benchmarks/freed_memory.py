@@ -34,12 +34,13 @@ def child(precision: str, kept: bool, threads: int) -> None:
 
     import maskrcnn
     from maskrcnn.engines.heap import keep_freed_memory
+    from maskrcnn.engines.prepare import prepare
 
     if kept:
         assert keep_freed_memory(), "the C library does not keep memory"
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = maskrcnn.build("mask_rcnn_R_50_FPN_3x").prepare(precision)  # type: ignore[arg-type]
+    model = prepare(maskrcnn.build("mask_rcnn_R_50_FPN_3x"), precision)  # type: ignore[arg-type]
     image = torch.randint(0, 255, (3, 800, 1067), dtype=torch.uint8)
     seconds = []
     for _ in range(6):

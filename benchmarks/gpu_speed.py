@@ -34,8 +34,9 @@ import torchvision
 from torch import Tensor, nn
 from torchvision_twin import make_twins, objects, photograph
 
+from maskrcnn.engines.prepare import prepare
 from maskrcnn.models.mask_rcnn import MaskRCNN
-from maskrcnn.ops.sampling import roi_align
+from maskrcnn.ops.roi_align import roi_align
 
 RESULTS = Path(__file__).parent / "results"
 PRECISIONS = ("fp32", "tf32", "bf16")
@@ -198,7 +199,7 @@ def measure_models(scale: Scale, device: torch.device) -> list[dict[str, Any]]:
                 for name, runner in runners.items()
             }
             if kind == "inference":
-                ours.prepare("bf16" if precision == "bf16" else "fp32")
+                prepare(ours, "bf16" if precision == "bf16" else "fp32")
                 calls["ours_pasted"] = lambda ours=runners["ours"]: ours.detect(paste=True)
             fitting = {}
             for name, call in calls.items():

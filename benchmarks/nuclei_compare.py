@@ -19,9 +19,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from maskrcnn.charts import Curve, in_page, line_chart
 from maskrcnn.config import Config, from_dict, to_dict
 from maskrcnn.files import check_writable_folder, write_atomic
-from maskrcnn.report import Curve, line_chart
 from maskrcnn.training.runlog import read_log
 
 HERE = Path(__file__).parent
@@ -264,7 +264,7 @@ def picture(runs: Sequence[Run]) -> str:
         )
         for run in runs
     ]
-    chart = line_chart(curves, "minutes of training", marks=True)
+    chart = in_page(line_chart(curves, "minutes of training", marks=True))
     chart = chart.replace("<svg ", '<svg y="34" width="480" height="270" ', 1)
     legend = "".join(
         f'<path d="M{48 + 200 * i} 20h18" stroke="{COLOURS[i]}" stroke-width="3"/>'

@@ -54,11 +54,11 @@ def random_case(seed: int, keypoints: bool = False) -> Case:
             entry |= {"bbox": _box(bitmap), "segmentation": rle_encode(bitmap), "area": int(bitmap.sum())}
             entry["iscrowd"] = int(rng.random() < 0.2)
             if keypoints:
-                entry |= _keypoints(rng, entry["bbox"])
+                entry |= _keypoints(rng, entry["bbox"])  # pyright: ignore[reportArgumentType]
             annotations.append(entry)
             for _ in range(rng.integers(0, 3)):
                 shifted = np.roll(bitmap, rng.integers(-6, 7, 2), axis=(0, 1))
-                results.append(_result(rng, image, entry["category_id"], shifted))
+                results.append(_result(rng, image, entry["category_id"], shifted))  # pyright: ignore[reportArgumentType]
                 if keypoints:
                     moved = np.reshape(np.array(entry["keypoints"], float), (-1, 3))
                     moved[:, :2] += rng.normal(0, rng.choice([0, 1, 4, 15]), moved[:, :2].shape).round(2)
@@ -82,15 +82,15 @@ def pycocotools_numbers(truth: dict[str, Any], results: list[dict[str, Any]], ki
     results = [{k: v for k, v in r.items() if k != drop} for r in copy.deepcopy(results)]
     with contextlib.redirect_stdout(io.StringIO()):
         coco = COCO()
-        coco.dataset = copy.deepcopy(truth)
+        coco.dataset = copy.deepcopy(truth)  # pyright: ignore[reportAttributeAccessIssue]
         coco.createIndex()
         if results:
-            found = coco.loadRes(results)
+            found = coco.loadRes(results)  # pyright: ignore[reportArgumentType]
         else:
             found = COCO()
             found.dataset = {**coco.dataset, "annotations": []}
             found.createIndex()
-        scorer = COCOeval(coco, found, kind)
+        scorer = COCOeval(coco, found, kind)  # pyright: ignore[reportArgumentType]
         scorer.evaluate()
         scorer.accumulate()
         scorer.summarize()

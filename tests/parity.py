@@ -69,7 +69,7 @@ class _Collector:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call":
-            found = (Difference(*value) for name, value in report.user_properties if name == "parity")
+            found = (Difference(*value) for name, value in report.user_properties if name == "parity")  # pyright: ignore[reportGeneralTypeIssues]
             self.config.stash[_FOUND] += found
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:

@@ -13,6 +13,8 @@ import torch
 
 from maskrcnn import presets
 from maskrcnn.backbones.resnet import BottleneckBlock
+from maskrcnn.engines.prepare import prepare
+from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.build import build_model
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from tests.poorer import take_away
@@ -58,14 +60,14 @@ def build(name: str) -> MaskRCNN:
 @torch.inference_mode()
 def say(name: str, precision: str) -> dict[str, np.ndarray]:
     """Run a prepared model on one picture: its maps, its heads' logits for given RoIs, its detections."""
-    model = build(name).prepare(precision)
+    model = prepare(build(name), precision)
     image = np.random.default_rng(0).integers(0, 256, (192, 256, 3), dtype=np.uint8)
     batch = model.preprocess([torch.from_numpy(image).permute(2, 0, 1)])
     maps = model.backbone(batch.pixels)
     found = {f"map{i}": m.float().numpy() for i, m in enumerate(maps)}
     features = model.roi_features(maps)
-    if hasattr(model.box_head, "predict_rois"):
-        logits, deltas = model.box_head.predict_rois(features, [ROIS])  # pyright: ignore[reportCallIssue]
+    if isinstance(model.box_head, BoxHead):
+        logits, deltas = model.box_head.predict_rois(features, [ROIS])
         found |= {"class_logits": logits.numpy(), "box_deltas": deltas.numpy()}
     if model.mask_head is not None:
         found["mask_logits"] = model.mask_head(features, [ROIS], torch.tensor([0, 1, 2])).numpy()

@@ -17,6 +17,9 @@ import numpy as np
 import torch
 
 from maskrcnn import presets
+from maskrcnn.config import ViTConfig
+from maskrcnn.engines.rewrites import rewrite
+from maskrcnn.engines.table import REWRITES
 from maskrcnn.models.build import build_model
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.weights.names.detectron2 import to_detectron2
@@ -34,11 +37,15 @@ def load_module(path: Path) -> ModuleType:
     return module
 
 
-def filled_detectron2_model(folder: Path, name: str) -> tuple[MaskRCNN, str]:
-    """Make our model of a preset with the reference's weights, and the sha256 of these."""
+def filled_detectron2_model(folder: Path, name: str, *, eager: bool = False) -> tuple[MaskRCNN, str]:
+    """Make our model of a preset with the reference's weights, and the sha256 of these; with the rewrites of this
+    processor, unless `eager`.
+    """
     fill = load_module(folder / "fill.py")
     model = build_model(presets.get(name).model)
     gains = next(gains for config, gains in fill.GAINS.items() if config.split("/")[1] == name)
+    if not eager:
+        rewrite(model, REWRITES)
     return model, fill.fill_(detectron2_state(model), seed=0, gains=gains)
 
 
@@ -53,7 +60,13 @@ def filled_mmdetection_model(
     model = build_model(presets.get(name).model)
     fpn = model.config.fpn
     assert fpn is not None
-    state = {to_mmdetection(n, pyramid=fpn.top_down): value for n, value in model.state_dict().items()}
+    backbone = model.config.backbone
+    how = {
+        "pyramid": fpn.top_down,
+        "uni_perceiver": isinstance(backbone, ViTConfig) and backbone.uni_perceiver,
+    }
+    rewrite(model, REWRITES)
+    state = {to_mmdetection(n, **how): value for n, value in model.state_dict().items()}
     fill.fill_(state, seed=0)
     for key, value in case.items():
         if key.startswith("override/"):

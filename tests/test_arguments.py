@@ -194,7 +194,7 @@ class TestEquality:
         truth = GroundTruth(torch.zeros(2, 4), torch.zeros(2))
         batch = ImageBatch(torch.zeros(2, 3, 8, 8), [(8, 8)] * 2, [(8, 8)] * 2)
         for thing in (instances, instances.masks, truth, batch):
-            other = thing[:] if thing in (instances, instances.masks) else None
+            other = thing[:] if thing in (instances, instances.masks) else None  # pyright: ignore[reportIndexIssue]
             assert thing == thing
             assert thing != other
             assert thing in [other, thing]

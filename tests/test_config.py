@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from maskrcnn import presets
-from maskrcnn.config import Config, field_names, from_dict, from_file, override, to_dict, to_json
+from maskrcnn.config import Config, ModelConfig, field_names, from_dict, from_file, override, to_dict, to_json
 from maskrcnn.errors import UserError
 
 
@@ -141,3 +141,10 @@ def test_every_knob_is_named_once() -> None:
     names = field_names(config())
     assert len(names) == len(set(names))
     assert json.loads(to_json(config()))["optim"]["lr"] == 3e-4
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_internimage_t_fpn_1x_coco", "maskrcnn_resnet50_fpn"])
+def test_rules_of_a_config_saved_before_they_were_one_group_are_kept(name: str) -> None:
+    saved = json.loads(Path(__file__).with_name("configs_before_rules.json").read_text())[name]
+    assert from_dict(Config, saved, "config.json") == presets.get(name)
+    assert from_dict(ModelConfig, saved["model"], "config") == presets.get(name).model

@@ -11,12 +11,13 @@ import torch
 
 from maskrcnn import UserError, processor
 from maskrcnn.config import TrainConfig, to_dict
+from maskrcnn.engines.convolutions import adds_in_convolution
 from tests.poorer import MACHINES, run_as
 from tests.poorer_models import EACH_OPERATOR, FAMILIES, IN_FP16
 
 OPERATORS = (
     "tests/backbones/test_layers.py",
-    "tests/ops/test_winograd.py",
+    "tests/engines/test_winograd.py",
     "tests/ops/test_sampling.py",
     "tests/ops/test_deformable.py",
 )
@@ -108,8 +109,7 @@ def test_a_description_has_one_line_and_every_fact() -> None:
 def test_switching_onednn_off_counts_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     assert not processor.has_onednn()
-    assert not processor.adds_in_convolution(torch.float32)
-    assert not processor.convolves_rows()
+    assert not adds_in_convolution(torch.float32)
     assert "oneDNN off" in processor.describe().line()
 
 

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskrcnn.charts import Curve, in_page, line_chart, ticks
 from maskrcnn.errors import UserError
-from maskrcnn.report import Curve, Panel, Scores, data_uri, line_chart, ticks, write_report
+from maskrcnn.report import Panel, Scores, data_uri, write_report
 
 NUMBERS = {"bbox": {"AP": 0.4125, "AP50": 0.7, "APs": -1.0}, "segm": {"AP": 0.375, "AP50": 0.65, "APs": -1.0}}
 
@@ -153,7 +154,7 @@ def test_a_loss_that_was_not_finite_leaves_a_gap(tmp_path: Path) -> None:
 
 
 def test_lines_are_drawn_to_scale() -> None:
-    svg = line_chart([Curve("up", [0, 5, 10], [0, 0.25, 1])], "steps", y_max=1.0)
+    svg = in_page(line_chart([Curve("up", [0, 5, 10], [0, 0.25, 1])], "steps", y_max=1.0))
     points = [tuple(map(float, p.split(","))) for p in svg.split('points="')[1].split('"')[0].split()]
     (x0, y0), (x1, y1), (x2, y2) = points
     assert x1 == pytest.approx((x0 + x2) / 2, abs=0.1)
@@ -164,7 +165,7 @@ def test_lines_are_drawn_to_scale() -> None:
     "curve", [Curve("none", [], []), Curve("one", [3.0], [0.0]), Curve("nan", [1.0], [math.nan])]
 )
 def test_charts_of_almost_nothing(curve: Curve) -> None:
-    Page(line_chart([curve], "steps"))
+    Page(in_page(line_chart([curve], "steps")))
 
 
 @pytest.mark.parametrize("largest", [0.0, 1e-4, 0.37, 1.0, 7, 999, 90_000])

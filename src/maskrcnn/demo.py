@@ -252,10 +252,11 @@ def _only(content: dict[str, Any], images: list[dict[str, Any]]) -> dict[str, An
 def _look(run: Path, config: Config) -> tuple[Any, list[Any]]:
     """Evaluate on the validation images, and draw pictures of the first few of them, none left out."""
     from maskrcnn import zoo
+    from maskrcnn.charts import Curve
     from maskrcnn.evaluation.inference import run_inference
     from maskrcnn.evaluation.scores import RECALL_LEVELS, evaluate_results
     from maskrcnn.images.read import read_image
-    from maskrcnn.report import Curve, Panel, Scores
+    from maskrcnn.report import Panel, Scores
     from maskrcnn.training.train import open_data
 
     _, data = open_data(config.data, lambda text: None, config.model)

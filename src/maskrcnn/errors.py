@@ -107,3 +107,21 @@ def did_you_mean(word: str, allowed: Iterable[str], *, show_all_up_to: int = 8) 
 
 def _letters(name: str) -> str:
     return "".join(c for c in name.lower() if c.isalnum())
+
+
+def check_shape(value: Any, where: str, length: int, rest: tuple[int | None, ...] = ()) -> None:
+    """Check that a tensor has the shape (length, *rest), None being any size.
+
+    Raises:
+        UserError: it has another, or is no tensor.
+    """
+    wanted = ", ".join(["N", *("P" if n is None else str(n) for n in rest)])
+    expected = f"{where}: expected a tensor ({wanted}) with N = {length} boxes"
+    if not hasattr(value, "is_floating_point"):
+        raise UserError(f"{expected}, got {described(value)}.")
+    shape = tuple(value.shape)
+    fits = len(shape) == 1 + len(rest) and all(
+        w in (None, n) for w, n in zip((length, *rest), shape, strict=True)
+    )
+    if not fits:
+        raise UserError(f"{expected}, got one of shape {shape}.")

@@ -57,58 +57,6 @@ def has_mkl() -> bool:
     return torch.backends.mkl.is_available()
 
 
-def adds_in_convolution(dtype: torch.dtype) -> bool:
-    """Return True if oneDNN adds a map to its convolution's output and takes the ReLU in the same pass."""
-    return has_onednn() and _adds_in_convolution(dtype)
-
-
-@cache
-def _adds_in_convolution(dtype: torch.dtype) -> bool:
-    if dtype not in DTYPES.values():
-        return False
-    x, weight, bias = _maps(16, 16, dtype), _maps(16, 1, dtype, images=16), torch.ones(16, dtype=dtype)
-    with torch.inference_mode():
-        try:
-            out = convolve_onto(x.clone(), x, weight, bias, stride=1, padding=0, dilation=1, groups=1)
-            wanted = F.relu(F.conv2d(x, weight, bias) + x)
-        except (RuntimeError, AttributeError, NotImplementedError):
-            return False
-        tolerance = 1e-4 if dtype == torch.float32 else 0.1
-        return bool(torch.allclose(out.float(), wanted.float(), tolerance, tolerance))
-
-
-def convolve_onto(
-    other: torch.Tensor,
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    *,
-    stride: int,
-    padding: int,
-    dilation: int,
-    groups: int,
-) -> torch.Tensor:
-    """Overwrite `other` (N, K, H', W') with the ReLU of itself plus the convolution of x (N, C, H, W).
-
-    An operator of PyTorch's own that is not documented: it is what `torch.compile` calls. Ask `adds_in_convolution`.
-    """
-    return torch.ops.mkldnn._convolution_pointwise_.binary(
-        other,
-        x,
-        weight,
-        bias,
-        [padding] * 2,
-        [stride] * 2,
-        [dilation] * 2,
-        groups,
-        "add",
-        1.0,
-        "relu",
-        [],
-        None,
-    )
-
-
 def has_sparse_products(dtype: torch.dtype) -> bool:
     """Return True if products with sparse matrices are at hand on the CPU, written into a given tensor: by MKL, on
     x86.
@@ -136,24 +84,6 @@ def _has_sparse_products(dtype: torch.dtype) -> bool:
         except (RuntimeError, NotImplementedError):
             return False
     return out.item() == 2.0 and bags.values().item() == 4.0
-
-
-def convolves_rows() -> bool:
-    """Return True if fully connected layers are faster as convolutions: oneDNN has AVX-512, MKL on AMD's processors
-    not.
-
-    On AVX2 a convolution over whole RoIs takes five to eight times as long as the matrix product, on Intel's AVX-512
-    as long, and small layers a third longer.
-    """
-    return has_onednn() and kind() == "avx512_amd"
-
-
-def gradients_are_products() -> bool:
-    """Return True if a 3x3 convolution's weights get their gradient faster from matrix products than from oneDNN.
-
-    Without AVX-512 oneDNN takes 1.7 to 2.7 times as long as the products, with it four fifths to nine tenths.
-    """
-    return has_mkl() and kind() in ("avx2", "other")
 
 
 @cache
@@ -186,7 +116,7 @@ def _convolution_seconds(dtype: torch.dtype, training: bool) -> float:
         torch.set_grad_enabled(training),
         torch.autocast("cpu", enabled=False),
     ):
-        x, weight = (_maps(64, side, dtype, images=n) for side, n in ((32, 1), (3, 64)))
+        x, weight = (maps(64, side, dtype, images=n) for side, n in ((32, 1), (3, 64)))
         x.requires_grad_(training)
         weight.requires_grad_(training)
         start = time.perf_counter()
@@ -196,7 +126,8 @@ def _convolution_seconds(dtype: torch.dtype, training: bool) -> float:
         return time.perf_counter() - start
 
 
-def _maps(channels: int, side: int, dtype: torch.dtype, images: int = 1) -> torch.Tensor:
+def maps(channels: int, side: int, dtype: torch.dtype, images: int = 1) -> torch.Tensor:
+    """Small maps (images, channels, side, side), channels-last, to try an operation on."""
     shape = (images, side, side, channels)
     numbers = torch.arange(images * side * side * channels, dtype=torch.float32)
     return numbers.remainder_(7).sub_(3).view(shape).permute(0, 3, 1, 2).to(dtype) / 8

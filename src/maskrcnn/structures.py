@@ -17,11 +17,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskrcnn.errors import UserError, check_number, described
-from maskrcnn.images.pictures import Picture, pixels_of
+from maskrcnn.errors import UserError, check_number, check_shape
+from maskrcnn.images.pictures import Picture
+from maskrcnn.interchange import coco_results
 from maskrcnn.masks import InstanceMasks, PredictedMasks
 from maskrcnn.ops.indexing import chosen
-from maskrcnn.visualize import check_picture_path, draw, save_picture
+from maskrcnn.visualize import (
+    check_picture_path,
+    class_name,
+    draw,
+    picture_of,
+    save_picture,
+    shown_points,
+    tight,
+)
 
 POINT_SCORE = 0.05  # key points that the model is less sure of are not drawn
 
@@ -77,18 +86,15 @@ class GroundTruth:
         self, image: np.ndarray, class_names: Sequence[str] = (), skeleton: Sequence[tuple[int, int]] = ()
     ) -> np.ndarray:
         """Draw the objects on `image` (H, W, 3) uint8, in whose pixels they are (see `visualize.draw`)."""
-        labels, masks, size = (
-            self.labels.detach().cpu().tolist(),
-            self.masks,
-            (image.shape[0], image.shape[1]),
-        )
+        labels, masks, points = self.labels.tolist(), self.masks, self.keypoints
+        size = (image.shape[0], image.shape[1])
         return draw(
             image,
             boxes=_array(self.boxes),
             labels=labels,
-            texts=[_name(class_names, label) for label in labels],
-            mask_of=None if masks is None else lambda i: _tight(masks.select([i]).to_bitmaps(size)[0] > 0),
-            points=_shown(self.keypoints, 0.5),
+            texts=[class_name(class_names, label) for label in labels],
+            mask_of=None if masks is None else lambda i: tight(masks.select([i]).to_bitmaps(size)[0] > 0),
+            points=None if points is None else shown_points(_array(points), 0.5),
             skeleton=skeleton,
         )
 
@@ -118,19 +124,10 @@ class Instances:
         Raises:
             UserError: a field that is no tensor, or of another shape or length than the boxes ask for.
         """
-        for name, ending in (("boxes", (4,)), ("scores", ()), ("labels", ()), ("keypoints", (None, 3))):
-            value = getattr(self, name)
-            if value is None and name == "keypoints":
-                continue
-            wanted = f"Instances: {name}: expected a tensor ({', '.join(['N', *map(_side, ending)])})"
-            if not isinstance(value, Tensor):
-                raise UserError(f"{wanted}, got {described(value)}.")
-            shape = tuple(value.shape)
-            fits = len(shape) == 1 + len(ending) and all(
-                w in (None, n) for w, n in zip(ending, shape[1:], strict=True)
-            )
-            if not fits or shape[0] != len(self.boxes):
-                raise UserError(f"{wanted} with N = {len(self.boxes)} boxes, got one of shape {shape}.")
+        fields = {"boxes": (4,), "scores": (), "labels": (), "keypoints": (None, 3)}
+        for name, rest in fields.items():
+            if (value := getattr(self, name)) is not None or name != "keypoints":
+                check_shape(value, f"Instances: {name}", len(self.boxes), rest)
         if self.masks is not None and len(self.masks) != len(self.boxes):
             raise UserError(
                 f"Instances: masks: expected one for each of {len(self.boxes)} boxes, got {len(self.masks)}."
@@ -169,32 +166,15 @@ class Instances:
         Raises:
             UserError: an id that is no number or text, or fewer ids than classes.
         """
-        image_id, ids = _id(image_id, "image_id"), _ids(category_ids)
-        boxes = self.boxes.double().cpu()
-        xywh = torch.cat([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], dim=1).tolist()
-        scores, labels = self.scores.double().tolist(), self.labels.tolist()
-        if ids and labels and max(labels) >= len(ids):
-            raise UserError(
-                f"category_ids: expected an id for each class, {max(labels) + 1} or more, got {len(ids)}."
-            )
-        results: list[dict[str, Any]] = [
-            {
-                "image_id": image_id,
-                "category_id": ids[k] if ids else k,
-                "bbox": b,
-                "score": s,
-            }
-            for b, s, k in zip(xywh, scores, labels, strict=True)
-        ]
-        if self.masks is not None:
-            for entry, rle in zip(results, self.masks.to_rle(), strict=True):
-                entry["segmentation"] = rle
-        if self.keypoints is not None:
-            points = self.keypoints.double().cpu().clone()
-            points[..., :2] -= 0.5
-            for entry, p in zip(results, points.flatten(1).tolist(), strict=True):
-                entry["keypoints"] = p
-        return results
+        return coco_results(
+            _array(self.boxes.double()),
+            self.scores.double().tolist(),
+            self.labels.tolist(),
+            None if self.masks is None else self.masks.to_rle(),
+            None if self.keypoints is None else _array(self.keypoints.double()),
+            image_id,
+            category_ids,
+        )
 
     def draw(self, path: str | Path | None = None, *, score_threshold: float = 0.5) -> np.ndarray:
         """Draw masks, boxes, key points, class names and scores on the picture that they were found in.
@@ -209,18 +189,18 @@ class Instances:
         score_threshold = check_number(score_threshold, "draw: score_threshold", 0, 1)
         if path is not None:
             check_picture_path(path)
-        image, masks = _picture_of(self), self.masks
+        image, masks, points = picture_of(self.image, self.image_size), self.masks, self.keypoints
         scores = _array(self.scores)
         kept = np.flatnonzero(scores >= score_threshold)
         labels = self.labels.detach().cpu().numpy()[kept].tolist()
-        names = [_name(self.class_names, label) for label in labels]
+        names = [class_name(self.class_names, label) for label in labels]
         picture = draw(
             image,
             boxes=_array(self.boxes)[kept],
             labels=labels,
             texts=[f"{name} {score:.2f}" for name, score in zip(names, scores[kept], strict=True)],
             mask_of=None if masks is None else lambda i: masks.crop(int(kept[i])),
-            points=_shown(self.keypoints, POINT_SCORE, kept),
+            points=None if points is None else shown_points(_array(points)[kept], POINT_SCORE),
             skeleton=self.skeleton,
         )
         if path is not None:
@@ -228,58 +208,5 @@ class Instances:
         return picture
 
 
-def _picture_of(instances: Instances) -> np.ndarray:
-    if instances.image is None:
-        raise UserError(
-            "draw: these instances carry no picture. Set `instances.image` to a file or an array."
-        )
-    image = pixels_of(instances.image, "draw: instances.image")
-    if image.shape[:2] != tuple(instances.image_size):
-        raise UserError(
-            f"draw: expected a picture of size {tuple(instances.image_size)}, got {image.shape[:2]}. "
-            "Give the same picture."
-        )
-    return image
-
-
-def _side(count: int | None) -> str:
-    return "P" if count is None else str(count)
-
-
-def _name(class_names: Sequence[str], label: int) -> str:
-    return class_names[label] if label < len(class_names) else f"class {label}"
-
-
 def _array(values: Tensor) -> np.ndarray:
-    return values.detach().float().cpu().numpy()
-
-
-def _shown(keypoints: Tensor | None, threshold: float, chosen: np.ndarray | None = None) -> np.ndarray | None:
-    """Places of key points (N, P, 2), NaN for those whose score or visibility is not above `threshold`."""
-    if keypoints is None:
-        return None
-    points = _array(keypoints)
-    points = points if chosen is None else points[chosen]
-    return np.where(points[..., 2:] > threshold, points[..., :2], np.nan)
-
-
-def _tight(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """Crop a bitmap to its foreground: the crop and its (x, y) corner."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return mask[:0, :0], (0, 0)
-    return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], (int(columns[0]), int(rows[0]))
-
-
-def _id(value: Any, where: str) -> int | str:
-    if isinstance(value, np.generic | np.ndarray | Tensor) and value.ndim == 0:
-        value = value.item()  # JSON has no numpy
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise UserError(f"{where}: expected a whole number or text, got {described(value)}.")
-    return value
-
-
-def _ids(values: Any) -> list[int | str | None]:
-    if isinstance(values, str | bytes) or not hasattr(values, "__len__"):
-        raise UserError(f"category_ids: expected a sequence of ids, got {described(values)}.")
-    return [None if v is None else _id(v, f"category_ids[{i}]") for i, v in enumerate(values)]
+    return values.detach().cpu().numpy()

@@ -17,12 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from maskrcnn.errors import UserError, described
-from maskrcnn.images.pictures import checked_pixels
+from maskrcnn.images.pictures import checked_pixels, pixels_of
 
 if TYPE_CHECKING:
     from PIL import ImageDraw
-
-__all__ = ["PICTURE_SUFFIXES", "MaskOf", "check_picture_path", "draw", "save_picture", "side_by_side"]
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
@@ -48,6 +46,44 @@ _CROWD = 30  # from this many instances on, only large ones are labelled
 
 # Gives instance i's mask as (h, w) bool and the (x, y) of its corner, in the pixels of the image.
 MaskOf = Callable[[int], tuple[np.ndarray, tuple[int, int]]]
+
+
+def picture_of(image: Any, size: tuple[int, int]) -> np.ndarray:
+    """Pixels (H, W, 3) of the picture that instances of a picture of `size` are to be drawn on.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it has another size.
+    """
+    if image is None:
+        raise UserError(
+            "draw: these instances carry no picture. Set `instances.image` to a file or an array."
+        )
+    pixels = pixels_of(image, "draw: instances.image")
+    if pixels.shape[:2] != tuple(size):
+        raise UserError(
+            f"draw: expected a picture of size {tuple(size)}, got {pixels.shape[:2]}. Give the same picture."
+        )
+    return pixels
+
+
+def class_name(class_names: Sequence[str], label: int) -> str:
+    """Name of a class in pictures: its own, or its number where it has none."""
+    return class_names[label] if label < len(class_names) else f"class {label}"
+
+
+def shown_points(keypoints: np.ndarray | None, threshold: float) -> np.ndarray | None:
+    """Places (N, P, 2) of key points (N, P, 3), NaN for those whose score or visibility is not above `threshold`."""
+    if keypoints is None:
+        return None
+    return np.where(keypoints[..., 2:] > threshold, keypoints[..., :2], np.nan)
+
+
+def tight(mask: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
+    """Crop a bitmap to its foreground: the crop and its (x, y) corner."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return mask[:0, :0], (0, 0)
+    return mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], (int(columns[0]), int(rows[0]))
 
 
 def draw(

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn import presets
-from maskrcnn.backbones.fpn import FPN, LevelConvs
-from maskrcnn.backbones.vit import Block, UniPerceiverBlock, ViT, from_windows, resize_embedding, to_windows
+from maskrcnn.backbones.fpn import FPN
+from maskrcnn.backbones.level_convs import LevelConvs
+from maskrcnn.backbones.vit import Block, ViT, from_windows, resize_embedding, to_windows
 from maskrcnn.backbones.vit_adapter import Extractor, Injector, SpatialPrior, ViTAdapter
 from maskrcnn.config import AdapterConfig, FPNConfig, ViTConfig
 from maskrcnn.errors import UserError
 from maskrcnn.models.build import build_model
+from maskrcnn.weights.names.uni_perceiver import to_uni_perceiver
 from tests.references import load_module, read_npz
 
 PATCHES = (4, 6)  # of the units' 64x96 image
@@ -35,8 +37,9 @@ def mini(dim: int = 24, num_heads: int = 3, **changes: Any) -> ViTConfig:
     return ViTConfig(dim=dim, depth=4, num_heads=num_heads, window_size=3, global_blocks=(1, 3), **changes)
 
 
-def block(kind: type[nn.Module], window: int | None) -> nn.Module:
-    return kind(24, 3, 96, window=window, drop_path=0.0, eps=1e-6 if kind is Block else 1e-5)
+def block(window: int | None, uni_perceiver: bool = False) -> nn.Module:
+    eps = 1e-5 if uni_perceiver else 1e-6
+    return Block(24, 3, 96, window=window, drop_path=0.0, eps=eps, fill_with_bias=uni_perceiver)
 
 
 # name -> module, what its forward takes besides the inputs, and how its parameters are called in the original.
@@ -46,12 +49,12 @@ UNITS: dict[str, tuple[Callable[[], nn.Module], tuple[Any, ...], dict[str, str]]
     "extractor_r1.0": (lambda: Extractor(24, adapter(), drop_path=0.0, eps=1e-6), (PATCHES,), {}),
     "extractor_r0.5": (lambda: Extractor(24, adapter(0.5), drop_path=0.0, eps=1e-6), (PATCHES,), {}),
     "spm": (lambda: SpatialPrior(24, 8), (), {}),
-    "vitblock_win1_ls1": (lambda: block(Block, 4), (PLACES,), {}),
-    "vitblock_win0_ls1": (lambda: block(Block, None), (PLACES,), {}),
-    "vitblock_win1_ls0": (lambda: block(Block, 4), (PLACES,), {}),
-    "vitblock_win0_ls0": (lambda: block(Block, None), (PLACES,), {}),
-    "bertlayer_win1": (lambda: block(UniPerceiverBlock, 4), (PLACES,), {}),
-    "bertlayer_win0": (lambda: block(UniPerceiverBlock, None), (PLACES,), {}),
+    "vitblock_win1_ls1": (lambda: block(4), (PLACES,), {}),
+    "vitblock_win0_ls1": (lambda: block(None), (PLACES,), {}),
+    "vitblock_win1_ls0": (lambda: block(4), (PLACES,), {}),
+    "vitblock_win0_ls0": (lambda: block(None), (PLACES,), {}),
+    "bertlayer_win1": (lambda: block(4, True), (PLACES,), {}),
+    "bertlayer_win0": (lambda: block(None, True), (PLACES,), {}),
     "backbone.vitadapter_mini": (lambda: ViTAdapter(mini(adapter=adapter())), (), {}),
     "backbone.uniperceiver_mini": (
         lambda: ViTAdapter(mini(adapter=adapter(), uni_perceiver=True)),
@@ -73,7 +76,11 @@ def reference(shared: Path) -> dict[str, np.ndarray]:
     return read_npz(shared / "reference" / "mmdetection" / "unit_modules_vitadapter.npz")
 
 
-def original_name(name: str, renamed: dict[str, str]) -> str:
+def original_name(unit: str, name: str, renamed: dict[str, str]) -> str:
+    if unit.startswith(("bertlayer", "backbone.uniperceiver")):
+        alone = unit.startswith("bertlayer")  # a block without the trunk around it
+        theirs = to_uni_perceiver(f"blocks.0.{name}" if alone else name)
+        return theirs.removeprefix("layers.0.") if alone else theirs
     for ours, theirs in renamed.items():
         if name.startswith(ours):
             index, last = name.removeprefix(ours).split(".")
@@ -98,7 +105,7 @@ def test_outputs_and_gradients_are_the_originals(
     shapes = {
         k.removeprefix(p): v.tolist() for k, v in reference.items() if k.startswith(p := f"{unit}/sd_shape/")
     }
-    state = {original_name(k, renamed): v for k, v in module.state_dict().items()}
+    state = {original_name(unit, k, renamed): v for k, v in module.state_dict().items()}
     absent = {"gamma1", "gamma2"} if unit.endswith("ls0") else set()  # without a scale: where it is 1
     assert {k: list(v.shape) for k, v in state.items() if k not in absent} == shapes
     with torch.no_grad():
@@ -131,7 +138,7 @@ def test_outputs_and_gradients_are_the_originals(
     }
     largest = max(norms.values())
     for name, parameter in module.named_parameters():
-        name = original_name(name, renamed)
+        name = original_name(unit, name, renamed)
         if name not in absent:
             gradient = torch.zeros(()) if parameter.grad is None else parameter.grad
             assert float(gradient.norm()) == pytest.approx(norms.pop(name), rel=2e-5, abs=1e-6 * largest), (

@@ -14,13 +14,13 @@ from PIL import Image
 from maskrcnn import zoo
 from maskrcnn.cli.main import main
 from maskrcnn.masks import rle_decode
-from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.predictor import Predictor
 
 Run = Callable[..., int]
 
 
 @pytest.fixture
-def model(monkeypatch: pytest.MonkeyPatch) -> MaskRCNN:
+def model(monkeypatch: pytest.MonkeyPatch) -> Predictor:
     """Tiny random model that `zoo.load` gives for any name; it finds things everywhere."""
     torch.manual_seed(0)
     model = zoo.build("mask_rcnn_R_50_FPN_1x", num_classes=3, tiny=True).eval()
@@ -64,7 +64,7 @@ def results(data: Path) -> list[dict]:
     return json.loads((data.parent / "results.json").read_text())
 
 
-def test_every_setting_reaches_the_model(run: Run, model: MaskRCNN, data: Path) -> None:
+def test_every_setting_reaches_the_model(run: Run, model: Predictor, data: Path) -> None:
     options = ("--score-threshold", 1e-9, "--nms-threshold", 0.3, "--class-agnostic-nms")
     options += ("--detections-per-image", 4, "--mask-threshold", 0.7, "--min-size", 64, "--max-size", 80)
     assert run("--model", "tiny", *options) == 0
@@ -77,13 +77,13 @@ def test_every_setting_reaches_the_model(run: Run, model: MaskRCNN, data: Path) 
     assert len(results(data)) == 4
 
 
-def test_what_is_not_given_is_the_models_own(run: Run, model: MaskRCNN, data: Path) -> None:
+def test_what_is_not_given_is_the_models_own(run: Run, model: Predictor, data: Path) -> None:
     before = repr(model.config)
     assert run("--model", "tiny") == 0
     assert repr(model.config) == before
 
 
-def test_class_agnostic_suppression_leaves_fewer(run: Run, model: MaskRCNN, data: Path) -> None:
+def test_class_agnostic_suppression_leaves_fewer(run: Run, model: Predictor, data: Path) -> None:
     model.config.box_head.detections_per_image = 1000
     assert run("--model", "tiny", "--nms-threshold", 0.5) == 0
     by_class = len(results(data))
@@ -91,7 +91,7 @@ def test_class_agnostic_suppression_leaves_fewer(run: Run, model: MaskRCNN, data
     assert 0 < len(results(data)) < by_class
 
 
-def test_a_higher_mask_threshold_gives_smaller_masks(run: Run, model: MaskRCNN, data: Path) -> None:
+def test_a_higher_mask_threshold_gives_smaller_masks(run: Run, model: Predictor, data: Path) -> None:
     areas = []
     for threshold in (0.2, 0.4, 0.6, 0.8):
         assert run("--model", "tiny", "--mask-threshold", threshold, "--min-size", 64) == 0
@@ -110,7 +110,7 @@ def test_a_higher_mask_threshold_gives_smaller_masks(run: Run, model: MaskRCNN, 
 )
 def test_test_time_augmentation_is_asked_for(
     run: Run,
-    model: MaskRCNN,
+    model: Predictor,
     monkeypatch: pytest.MonkeyPatch,
     options: list[str],
     sizes: tuple[int, ...],
@@ -118,7 +118,7 @@ def test_test_time_augmentation_is_asked_for(
 ) -> None:
     asked = []
 
-    def views(model: MaskRCNN, image: np.ndarray, tta_config: object) -> object:
+    def views(model: Predictor, image: np.ndarray, tta_config: object) -> object:
         asked.append((image.shape, tta_config))
         return model.predict(image, min_size=32)
 
@@ -129,7 +129,7 @@ def test_test_time_augmentation_is_asked_for(
     assert (config.min_sizes, config.max_size, config.horizontal_flip) == (sizes, longest, True)
 
 
-def test_views_are_merged_into_results(run: Run, model: MaskRCNN, data: Path) -> None:
+def test_views_are_merged_into_results(run: Run, model: Predictor, data: Path) -> None:
     assert run("--model", "tiny", "--tta-sizes", 32, 48, "--detections-per-image", 9) == 0
     entries = results(data)
     assert len(entries) == 9
@@ -147,7 +147,7 @@ def test_views_are_merged_into_results(run: Run, model: MaskRCNN, data: Path) ->
     ],
 )
 def test_mistakes_are_one_line(
-    run: Run, model: MaskRCNN, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+    run: Run, model: Predictor, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     assert run("--model", "tiny", *options) == 2
     error = capsys.readouterr().err
@@ -156,7 +156,7 @@ def test_mistakes_are_one_line(
 
 
 def test_settings_that_a_model_has_no_use_for_are_refused(
-    run: Run, model: MaskRCNN, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Run, model: Predictor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pose = zoo.build("keypoint_rcnn_R_50_FPN_1x", tiny=True)
     monkeypatch.setattr(zoo, "load", lambda *args, **kwargs: pose)
@@ -176,7 +176,7 @@ def test_they_go_with_a_model_not_with_results(
     assert f"{option.split('=')[0]} goes with --model, not with --results" in capsys.readouterr().err
 
 
-def test_a_threshold_of_zero_is_one(run: Run, model: MaskRCNN, data: Path) -> None:
+def test_a_threshold_of_zero_is_one(run: Run, model: Predictor, data: Path) -> None:
     model.config.box_head.score_threshold = 1.0
     assert run("--model", "any", "--score-threshold", 0) == 0
     assert json.loads((data.parent / "results.json").read_text())

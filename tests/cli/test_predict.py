@@ -22,12 +22,12 @@ def model(monkeypatch):
     model.config.box_head.detections_per_image = 7
     calls = []
 
-    def load(name, weights=None, device=None, precision="fp32"):
+    def load(name, weights=None, device=None, precision="fp32", engine=None):
         calls.append((name, weights, device, precision))
         return model
 
     monkeypatch.setattr(zoo, "load", load)
-    model.calls = calls
+    model.calls = calls  # pyright: ignore[reportArgumentType]
     return model
 
 

@@ -17,7 +17,7 @@ HEIGHT, WIDTH = 40, 60
 
 def picture(path: Path, size: tuple[int, int] = (HEIGHT, WIDTH)) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size[::-1], (90, 120, 60)).save(path)
+    Image.new("RGB", size[::-1], (90, 120, 60)).save(path)  # pyright: ignore[reportArgumentType]
     return path
 
 

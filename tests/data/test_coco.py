@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from maskrcnn.data import coco, find_coco, read_coco, read_data
+from maskrcnn.data import coco, coco_arrays, find_coco, read_coco, read_data
 from maskrcnn.data.json_stream import JsonStream
 from maskrcnn.errors import UserError
 from maskrcnn.masks import rle_encode
@@ -149,7 +150,7 @@ def test_processes_map_the_same_file(shared_set: coco.CocoData, method: str) -> 
     context = multiprocessing.get_context(method)
     queue = context.Queue()
     data = shared_set.patched((("boxes", np.array([0]), np.array([[1, 2, 3, 4]], np.float32)),))
-    process = context.Process(target=_first_object, args=(data, queue))
+    process = context.Process(target=_first_object, args=(data, queue))  # pyright: ignore[reportAttributeAccessIssue]
     process.start()
     boxes, path = queue.get(timeout=120)
     process.join()
@@ -379,3 +380,34 @@ def test_ground_truth_equals_pycocotools_on_real_images(shared: Path) -> None:
         bitmaps = truth.masks.to_bitmaps(tuple(data.sizes[i].tolist()))
         for bitmap, o in zip(bitmaps, objects, strict=True):
             np.testing.assert_array_equal(bitmap, oracle.annToMask(o))
+
+
+CATEGORIES = [{"id": 3, "name": "cat"}, {"id": "5", "name": "dog"}, {"id": 9}]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"images": [{"id": 1}], "annotations": "nonsense", "categories": CATEGORIES}),
+        json.dumps({"categories": CATEGORIES, "images": []}, indent=1),
+        json.dumps(
+            {"info": {"categories": 1}, "categories": CATEGORIES, "images": []}
+        ),  # the name is written twice
+        json.dumps({"images": [], "categories": CATEGORIES}).encode("utf-16"),
+    ],
+    ids=["last", "first", "twice", "UTF-16"],
+)
+def test_categories_are_read_without_the_rest(tmp_path: Path, text: str | bytes) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    assert coco_arrays.read_categories(path) == ([3, 5, 9], ["cat", "dog", "9"])
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", '{"images": []}', '{"categories": [3]}', '{"categories": [{"id": 1}']
+)
+def test_broken_categories_are_told(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        coco_arrays.read_categories(path)

@@ -50,7 +50,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         return read(path)
 
     monkeypatch.setattr(image_io, "read_image", counted)
-    return names
+    return names  # pyright: ignore[reportReturnType]
 
 
 @pytest.fixture

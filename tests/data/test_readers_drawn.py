@@ -200,7 +200,7 @@ def test_labelme_shapes_become_masks(tmp_path: Path) -> None:
 def test_labelme_group_is_one_object(tmp_path: Path) -> None:
     picture(tmp_path / "a.png")
     parts = [[[0, 0], [4, 0], [4, 4], [0, 4]], [[10, 0], [14, 0], [14, 4], [10, 4]]]
-    shapes = [shape("cat", p, group_id=1) for p in parts] + [shape("dog", parts[0], group_id=1)]
+    shapes = [shape("cat", p, group_id=1) for p in parts] + [shape("dog", parts[0], group_id=1)]  # pyright: ignore[reportArgumentType]
     write_json(tmp_path / "a.json", labelme("a.png", shapes))
     assert objects(training_part(tmp_path)) == [
         ("a.png", "cat", [0, 0, 14, 4], 32),
@@ -216,7 +216,7 @@ def test_labelme_images_and_parts(tmp_path: Path) -> None:
         picture(tmp_path / "pictures" / f"{part}.png")
         picture(tmp_path / part / "b.png")
         given = f"..\\pictures\\{part}.png"
-        write_json(tmp_path / part / "a.json", labelme(given, [shape("cat", square)], imageHeight=None))
+        write_json(tmp_path / part / "a.json", labelme(given, [shape("cat", square)], imageHeight=None))  # pyright: ignore[reportArgumentType]
         write_json(tmp_path / part / "b.json", labelme("renamed.png", []))
         write_json(tmp_path / part / "z.json", {"other": 1})
     train, val = find_data(tmp_path)
@@ -232,7 +232,7 @@ def test_labelme_images_and_parts(tmp_path: Path) -> None:
 def test_labelme_files_apart_from_their_images(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "a.png")
     square = [[0, 0], [4, 0], [4, 4], [0, 4]]
-    write_json(tmp_path / "labels" / "a.json", labelme("../images/a.png", [shape("cat", square)]))
+    write_json(tmp_path / "labels" / "a.json", labelme("../images/a.png", [shape("cat", square)]))  # pyright: ignore[reportArgumentType]
     data = training_part(tmp_path)
     assert data.file_name(0) == "../images/a.png"
     assert defects(data) == {}

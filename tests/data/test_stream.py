@@ -60,7 +60,7 @@ def test_paths_are_read_little_by_little(paths):
     for consumed in range(1, 5):
         next(batches)
         assert len(taken) <= 2 * consumed + 4
-    batches.close()
+    batches.close()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_a_bug_is_not_taken_for_a_broken_file(paths, monkeypatch):

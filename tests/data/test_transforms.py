@@ -38,7 +38,7 @@ def sample(form: str = "polygons") -> tuple[torch.Tensor, GroundTruth]:
 def agreement(image: torch.Tensor, truth: GroundTruth, channels: tuple[int, ...] = (0, 1)) -> list[float]:
     """IoU of each mask with the pixels that its object was painted on."""
     assert truth.masks is not None
-    masks = truth.masks.to_bitmaps(tuple(image.shape[1:])).astype(bool)
+    masks = truth.masks.to_bitmaps(tuple(image.shape[1:])).astype(bool)  # pyright: ignore[reportArgumentType]
     painted = image.numpy() > 127
     return [(m & painted[c]).sum() / (m | painted[c]).sum() for m, c in zip(masks, channels, strict=True)]
 
@@ -82,7 +82,7 @@ def same(a: tuple[torch.Tensor, GroundTruth], b: tuple[torch.Tensor, GroundTruth
     assert truth_a.masks is not None
     assert truth_b.masks is not None
     size = tuple(image_a.shape[1:])
-    assert np.array_equal(truth_a.masks.to_bitmaps(size), truth_b.masks.to_bitmaps(size))
+    assert np.array_equal(truth_a.masks.to_bitmaps(size), truth_b.masks.to_bitmaps(size))  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("flip", [flip_horizontal, flip_vertical])

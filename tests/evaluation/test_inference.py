@@ -26,7 +26,7 @@ def results(
     """
     labels = torch.arange(config.num_classes)
     found = Instances((9, 9), torch.rand(len(labels), 4), torch.rand(len(labels)), labels)
-    monkeypatch.setattr(inference, "stream_inference", lambda *args, **settings: iter([(0, found)]))
+    monkeypatch.setattr(inference, "predict_stream", lambda *args, **settings: iter([("a.jpg", found)]))
     model: Any = types.SimpleNamespace(config=config)
     data: Any = types.SimpleNamespace(
         category_ids=ids,
@@ -34,6 +34,8 @@ def results(
         arrays={"labels": np.arange(len(ids))},
         image_ids=np.array([7]),
         json_path=Path("a.json"),
+        num_images=1,
+        image_path=lambda i: Path("a.jpg"),
     )
     return [entry["category_id"] for entry in inference.run_inference(model, data)]
 

@@ -230,7 +230,7 @@ class TestSources:
         path = tmp_path / "a.txt"
         path.write_text("text")
         with open(path) as file, pytest.raises(UserError, match=r"a\.txt: .*opened as text"):
-            read_image(file)
+            read_image(file)  # pyright: ignore[reportArgumentType]
         with pytest.raises(UserError, match=r"the open file: .* the file is empty"):
             read_image(io.BytesIO())
         with pytest.raises(UserError, match="/dev/null: cannot read the image: it is no file"):

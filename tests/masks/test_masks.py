@@ -63,8 +63,8 @@ class TestRLE:
     @given(BITMAPS)
     def test_is_that_of_pycocotools(self, bitmap: np.ndarray) -> None:
         expected = coco_mask.encode(np.asfortranarray(bitmap))
-        assert rle_encode(bitmap) == {"size": list(bitmap.shape), "counts": expected["counts"].decode()}
-        for counts in (expected["counts"], expected["counts"].decode()):
+        assert rle_encode(bitmap) == {"size": list(bitmap.shape), "counts": expected["counts"].decode()}  # pyright: ignore[reportAttributeAccessIssue]
+        for counts in (expected["counts"], expected["counts"].decode()):  # pyright: ignore[reportAttributeAccessIssue]
             rle = {"size": list(bitmap.shape), "counts": counts}
             np.testing.assert_array_equal(rle_decode(rle), bitmap)
             assert rle_area(rle) == bitmap.sum()
@@ -76,7 +76,7 @@ class TestRLE:
         bitmap = np.zeros((3000, 2000), np.uint8)
         bitmap[10:2990, 5:1990] = 1
         bitmap[:, 700:900] = 1
-        assert rle_encode(bitmap)["counts"] == coco_mask.encode(np.asfortranarray(bitmap))["counts"].decode()
+        assert rle_encode(bitmap)["counts"] == coco_mask.encode(np.asfortranarray(bitmap))["counts"].decode()  # pyright: ignore[reportAttributeAccessIssue]
 
     @pytest.mark.parametrize(
         "broken",
@@ -238,7 +238,7 @@ class TestTransforms:
         x, y = np.sort(rng.uniform(0, 30, 2)), np.sort(rng.uniform(0, 30, 2))
         masks = InstanceMasks.from_coco([[ring.ravel().tolist()]], (30, 30))
         box = masks.tight_boxes((x[0], y[0], x[1], y[1]))[0].numpy()
-        grid = np.stack(np.meshgrid(np.linspace(*x, 120), np.linspace(*y, 120)), -1).reshape(-1, 2)
+        grid = np.stack(np.meshgrid(np.linspace(*x, 120), np.linspace(*y, 120)), -1).reshape(-1, 2)  # pyright: ignore[reportCallIssue]
         inside = np.zeros(len(grid), bool)
         for a, b in zip(ring, np.roll(ring, -1, 0), strict=True):
             with np.errstate(divide="ignore"):
@@ -290,7 +290,7 @@ class TestPaste:
             monkeypatch.setattr("maskrcnn.masks.predicted.STRIP_PIXELS", strip)
             for mask, rle in zip(np.asarray(pasted), pasted.to_rle(), strict=True):
                 expected = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-                assert rle == {"size": expected["size"], "counts": expected["counts"].decode()}
+                assert rle == {"size": expected["size"], "counts": expected["counts"].decode()}  # pyright: ignore[reportAttributeAccessIssue]
 
     @given(SEEDS)
     @settings(max_examples=40, deadline=None)
@@ -329,7 +329,7 @@ class TestPaste:
             torch.from_numpy(whole.any((1, 2))),
         ):
             chosen = index.tolist() if isinstance(index, Tensor) else index
-            np.testing.assert_array_equal(np.asarray(pasted[index]), whole[chosen])
+            np.testing.assert_array_equal(np.asarray(pasted[index]), whole[chosen])  # pyright: ignore[reportArgumentType, reportCallIssue]
         np.testing.assert_array_equal(pasted[-2], whole[-2])
         with pytest.raises(IndexError, match=f"numbers below {len(whole)}, got {len(whole)}"):
             pasted[len(whole)]

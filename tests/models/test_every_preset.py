@@ -2,26 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
 from maskrcnn import presets
 from maskrcnn.config import Config
-from maskrcnn.models.mask_rcnn import MaskRCNN
-from tests.models.tiny import objects, pictures, random_boxes, tiny
-
-
-def distinct_structures() -> list[str]:
-    """List one preset for each tiny model that there is: schedules and depths leave no difference."""
-    first: dict[str, str] = {}
-    for name in presets.PRESETS:
-        model = dataclasses.replace(presets.get(name, tiny=True).model, name="")
-        first.setdefault(repr(model), name)
-    return list(first.values())
-
+from maskrcnn.models.predictor import Predictor
+from tests.models.tiny import distinct_structures, objects, pictures, random_boxes, tiny
 
 STRUCTURES = distinct_structures()
 CASES = {
@@ -33,13 +21,13 @@ CASES = {
 }
 
 
-def losses(model: MaskRCNN, boxes: list[list[float]]) -> dict[str, torch.Tensor]:
+def losses(model: Predictor, boxes: list[list[float]]) -> dict[str, torch.Tensor]:
     sizes = [(61, 90), (33, 47)]  # odd, and different: the second is padded
     batch = model.preprocess(pictures(*sizes))
     return model(batch, [objects(boxes, sizes[0]), objects([], sizes[1])])
 
 
-def loss_names(model: MaskRCNN) -> set[str]:
+def loss_names(model: Predictor) -> set[str]:
     stages = [""]
     if (cascade := model.config.box_head.cascade) is not None:
         stages = [f"_stage{k}" for k in range(len(cascade.iou_positive))]
@@ -109,23 +97,3 @@ def test_prediction_is_in_the_pictures_own_pixels(preset: str, shape: tuple[int,
     if result.keypoints is not None:
         assert result.keypoints.shape == (len(result), 17, 3)
     assert result.class_names == ("a", "b", "c")
-
-
-@pytest.mark.parametrize("preset", STRUCTURES)
-def test_prepared_for_inference_it_says_the_same(preset: str) -> None:
-    model, prepared = tiny(preset), tiny(preset)
-    for m in (model, prepared):
-        m.box_head.config.score_threshold = 0.0
-        generator = torch.Generator().manual_seed(1)
-        for name, buffer in m.named_buffers():  # norms that do something
-            if buffer.is_floating_point():
-                buffer.copy_(torch.rand(buffer.shape, generator=generator) + 0.5)
-                assert any(part in name for part in ("norm", "features", "spm"))
-    image = np.random.default_rng(0).integers(0, 256, (80, 96, 3), dtype=np.uint8)
-    expected, actual = model.predict(image), prepared.prepare().predict(image)
-    torch.testing.assert_close(actual.scores, expected.scores, rtol=1e-3, atol=1e-5)
-    assert not any(p.requires_grad for p in prepared.parameters())
-    low = tiny(preset).prepare("bf16")
-    assert low.dtype == torch.bfloat16
-    result = low.predict(image)
-    assert result.boxes.dtype == result.scores.dtype == torch.float32

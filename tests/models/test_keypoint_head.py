@@ -16,8 +16,9 @@ from maskrcnn.config import KeypointHeadConfig, MaskHeadConfig, ModelConfig
 from maskrcnn.errors import UserError
 from maskrcnn.models.box_head import SampledRoIs
 from maskrcnn.models.build import build_model
-from maskrcnn.models.keypoint_head import KeypointHead, decode_heatmaps, has_point_inside, heatmap_cells
+from maskrcnn.models.keypoint_head import KeypointHead
 from maskrcnn.models.pooling import RoIFeatures
+from maskrcnn.ops.heatmaps import decode_heatmaps, has_point_inside, heatmap_cells
 from maskrcnn.structures import GroundTruth
 from tests.references import read_npz
 

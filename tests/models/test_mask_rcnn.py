@@ -103,11 +103,11 @@ def test_class_agnostic_heads_of_convolutions() -> None:
     config.box_head = BoxHeadConfig(
         num_convs=2, conv_channels=8, num_fcs=1, fc_channels=16, norm="gn", class_agnostic=True
     )
-    config.mask_head.class_agnostic = True
+    config.mask_head.class_agnostic = True  # pyright: ignore[reportOptionalMemberAccess]
     model = build_model(config).train()
     losses = model(model.preprocess(pictures((61, 90))), [objects(ORDINARY, (61, 90))])
     torch.stack(list(losses.values())).sum().backward()
-    assert model.mask_head.predictor.weight.shape[0] == 1
+    assert model.mask_head.predictor.weight.shape[0] == 1  # pyright: ignore[reportOptionalMemberAccess]
 
 
 @pytest.mark.parametrize(

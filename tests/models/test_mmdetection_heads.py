@@ -12,7 +12,7 @@ from maskrcnn.masks import InstanceMasks
 from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.build import build_model
 from maskrcnn.models.rpn import RPN, Proposals
-from maskrcnn.ops.sampling import roi_align
+from maskrcnn.ops.roi_align import roi_align
 from maskrcnn.structures import GroundTruth
 from maskrcnn.weights.load import load_weights, read_weights
 from maskrcnn.weights.names.mmdetection import from_mmdetection, is_mmdetection, to_mmdetection
@@ -26,7 +26,8 @@ def truth(*boxes: list[float]) -> GroundTruth:
 
 def test_anchors_on_padding_learn_nothing() -> None:
     """An image of 40 x 50 pads to 64 x 64 by itself, though its batch is 64 x 128 large."""
-    rpn = RPN(4, (4, 8, 16, 32, 64), presets.get(NAME).model.rpn)
+    model = presets.get(NAME).model
+    rpn = RPN(4, (4, 8, 16, 32, 64), model.rpn, model.rules)
     features = [torch.zeros(1, 4, 64 // s, 128 // s) for s in rpn.strides]
     anchors = torch.cat(rpn.anchors(features))
     labels = rpn.match(anchors, (40, 50), truth([5.0, 5, 45, 35])).labels
@@ -34,18 +35,19 @@ def test_anchors_on_padding_learn_nothing() -> None:
     assert (labels[x > 63] == -1).all()
     assert (labels[x < 63] == 0).any()
     assert (labels == 1).any()
-    rpn.config.ignore_padding = False
+    rpn.rules.ignore_padding = False
     assert (rpn.match(anchors, (40, 50), truth([5.0, 5, 45, 35])).labels[x > 63] == 0).all()
 
 
 def test_the_normaliser_counts_the_anchors_that_there_were() -> None:
-    config = presets.get(NAME).model.rpn
-    rpn = RPN(4, (4, 8, 16, 32, 64), config)
+    model = presets.get(NAME).model
+    config, rules = model.rpn, model.rules
+    rpn = RPN(4, (4, 8, 16, 32, 64), config, rules)
     features = [torch.randn(1, 4, max(1, 64 // s), max(1, 64 // s)) for s in rpn.strides]
     config.num_samples = 10_000  # more than the 1,000 anchors
     target = truth([5.0, 5, 45, 35])
     _, sampled = rpn.loss(features, [(64, 64)], [target])
-    config.normalize_by = "num_samples"
+    rules.normalize_by = "num_samples"
     _, wanted = rpn.loss(features, [(64, 64)], [target])
     labels = rpn.match(torch.cat(rpn.anchors(features)), (64, 64), target).labels
     factor = 10_000 / int((labels >= 0).sum())
@@ -60,7 +62,7 @@ def test_objects_join_the_rois_as_their_own() -> None:
     none = Proposals(torch.zeros(0, 4), torch.zeros(0))
     (rois,) = model.box_head.sample([none], [target])
     assert sorted(rois.labels.tolist()) == [0, 1]
-    model.box_head.config.best_reassigns = False
+    model.box_head.rules.best_reassigns = False  # pyright: ignore[reportAttributeAccessIssue]
     (rois,) = model.box_head.sample([none], [target])
     assert rois.labels.tolist() == [0, 0]
 

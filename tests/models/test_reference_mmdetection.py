@@ -120,6 +120,7 @@ def stages(shared: Path, model: MaskRCNN, case: dict[str, np.ndarray]) -> Stages
 
 def tap_place(tap: str, model: MaskRCNN) -> tuple[str, int | None]:
     """Module whose output a tap is, and which one of its outputs."""
+    tap = tap.replace("layers.", "blocks.")  # Uni-Perceiver's
     part, dot, index = tap.rpartition(".out")
     if not dot:
         return tap, None
@@ -131,10 +132,7 @@ def tap_place(tap: str, model: MaskRCNN) -> tuple[str, int | None]:
     assert backbone.adapter is not None
     k = int(part.split(".")[1])
     if index == "0":
-        return (
-            f"{'layers' if backbone.uni_perceiver else 'blocks'}.{backbone.adapter.interactions[k][1]}",
-            None,
-        )
+        return f"blocks.{backbone.adapter.interactions[k][1]}", None
     is_last = k == len(backbone.adapter.interactions) - 1
     return f"{part}.extra_extractors.1" if is_last else f"{part}.extractor", None
 

@@ -95,7 +95,7 @@ def key(request: pytest.FixtureRequest, case: dict, model: MaskRCNN) -> Iterator
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(matching, "hashed_order", lambda index, seed: torch.arange(len(index)))
         for setting, value in json.loads(str(case[f"{key}/overrides_json"])).items():
-            patch.setattr(*settings[setting], value)
+            patch.setattr(*settings[setting], value)  # pyright: ignore[reportCallIssue]
         yield key
 
 

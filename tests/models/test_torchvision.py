@@ -19,7 +19,7 @@ from maskrcnn import zoo
 from maskrcnn.backbones.layers import FrozenBatchNorm
 from maskrcnn.images.resize import resize_image, resize_size
 from maskrcnn.masks import PredictedMasks, whole_pixel_boxes
-from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.predictor import Predictor
 from maskrcnn.models.rpn import Proposals
 from maskrcnn.weights.load import load_weights, read_weights
 from maskrcnn.weights.names.torchvision import from_torchvision, to_torchvision
@@ -51,7 +51,7 @@ def theirs(name: str) -> Any:
     return model
 
 
-def ours(path: Path, name: str) -> MaskRCNN:
+def ours(path: Path, name: str) -> Predictor:
     model = zoo.restore(name, path)
     model.config.input.min_size, model.config.input.max_size = SIZES
     return model.eval()

@@ -10,7 +10,7 @@ from maskrcnn.config import TTAConfig
 from maskrcnn.errors import UserError
 from maskrcnn.models import tta as module
 from maskrcnn.models.cascade import CascadeHead
-from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.predictor import Predictor
 from maskrcnn.models.tta import View
 from maskrcnn.ops.boxes import box_iou
 from maskrcnn.structures import Instances
@@ -22,7 +22,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (61, 90, 3), dtype=np.uint8)
 
 
 @torch.no_grad()
-def finds_much(preset: str = PRESETS[0]) -> MaskRCNN:
+def finds_much(preset: str = PRESETS[0]) -> Predictor:
     """Random model whose last layers are scaled until they say something: it finds dozens of objects."""
     model = tiny(preset).eval()
     assert model.mask_head is not None
@@ -34,11 +34,11 @@ def finds_much(preset: str = PRESETS[0]) -> MaskRCNN:
     boxes, features = model.rpn(maps, batch.image_sizes)[0].boxes, model.roi_features(maps)
     heads = model.box_head.heads if isinstance(model.box_head, CascadeHead) else [model.box_head]
     for head in heads:
-        logits, deltas = head.predict_rois(features, [boxes])
+        logits, deltas = head.predict_rois(features, [boxes])  # pyright: ignore[reportAttributeAccessIssue]
         scale = 3 / logits.std(0).mean()
-        head.class_predictor.weight *= scale
-        head.class_predictor.bias.sub_(scale * logits.mean(0))  # no class is likelier than another
-        head.box_predictor.weight /= deltas.std()
+        head.class_predictor.weight *= scale  # pyright: ignore[reportAttributeAccessIssue]
+        head.class_predictor.bias.sub_(scale * logits.mean(0))  # no class is likelier than another  # pyright: ignore[reportAttributeAccessIssue]
+        head.box_predictor.weight /= deltas.std()  # pyright: ignore[reportAttributeAccessIssue]
     masks = model.mask_head(features, [boxes], torch.zeros(len(boxes), dtype=torch.int64))
     model.mask_head.predictor.weight *= 3 / masks.std()
     model.box_head.config.score_threshold = 0.2

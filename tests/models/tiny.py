@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 
 from maskrcnn import presets
 from maskrcnn.masks import InstanceMasks
 from maskrcnn.models.build import build_model
-from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.predictor import Predictor
 from maskrcnn.structures import GroundTruth
 
 
-def tiny(name: str = "mask_rcnn_R_50_FPN_1x") -> MaskRCNN:
+def distinct_structures() -> list[str]:
+    """List one preset for each tiny model that there is: schedules and depths leave no difference."""
+    first: dict[str, str] = {}
+    for name in presets.PRESETS:
+        model = dataclasses.replace(presets.get(name, tiny=True).model, name="")
+        first.setdefault(repr(model), name)
+    return list(first.values())
+
+
+def tiny(name: str = "mask_rcnn_R_50_FPN_1x") -> Predictor:
     torch.manual_seed(0)
     config = presets.get(name, tiny=True).model
     config.num_classes = 3

@@ -383,9 +383,9 @@ from maskrcnn.ops import bilinear, deform_conv2d, ms_deform_attn
 from tests.ops.test_deformable import attention_by_grid_sample, dcn, dcn_args, randn, value_and_grads
 
 def both(op, *tensors):
-    bilinear._use_triton = lambda x: True
+    bilinear.use_triton = lambda x: True
     ours = value_and_grads(op, *tensors)
-    bilinear._use_triton = lambda x: False
+    bilinear.use_triton = lambda x: False
     return ours, value_and_grads(op, *tensors)
 
 for dtype, tolerance in [(torch.float64, 1e-12), (torch.float32, 1e-4), (torch.bfloat16, 0.03), (torch.float16, 0.004)]:
@@ -405,7 +405,7 @@ wide = randn(1, 4, 1, 150), randn(1, 2, 1, 1, 1, 2, seed=1), randn(1, 2, 1, 1, 1
 ours, expected = both(lambda v, l, w: ms_deform_attn(v, [(2, 2)], l, w), *wide)
 torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
 
-bilinear._use_triton = lambda x: True
+bilinear.use_triton = lambda x: True
 args = randn(1, 4, 3, 4), randn(1, 36, 3, 4, seed=1) * 2, randn(2, 4, 3, 3, seed=2)
 ours = value_and_grads(lambda x, o, w: deform_conv2d(x, o, w, padding=1), *args)
 expected = value_and_grads(lambda x, o, w: torchvision.ops.deform_conv2d(x, o, w, padding=1), *args)

@@ -233,10 +233,13 @@ def test_traces_as_one_graph():
 
 TRITON_CASES = """
 import torch, torchvision
-from maskrcnn.ops import sampling, sampling_triton
+import sys
+from maskrcnn.ops import sampling_triton
+import maskrcnn.ops.roi_align
+sampling = sys.modules["maskrcnn.ops.roi_align"]
 from tests.ops.test_sampling import BOXES, feature_map, value_and_grad
 
-sampling._use_triton = lambda x: True
+sampling.use_triton = lambda x: True
 boxes = BOXES[[0, 2, 4, 6, 8, 12]].double()
 for size, scale, ratio, aligned in [((2, 3), 0.1, 0, True), ((1, 2), 0.25, 1, False)]:
     ours = value_and_grad(sampling.roi_align, feature_map(), boxes, size, scale, ratio, aligned)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +26,12 @@ class FakeModel:
         self.config = types.SimpleNamespace(input=InputConfig(min_size=64, max_size=100))
         self.batches: list[list[tuple[int, int]]] = []
 
+    training = False
+
     def eval(self):
+        return self
+
+    def train(self, mode=True):
         return self
 
     def preprocess(self, images, original_sizes):
@@ -36,6 +42,10 @@ class FakeModel:
 
     def detect(self, batch):
         return [detection(float(score), size) for score, size in zip(batch.pixels, batch.original_sizes)]
+
+
+def fake_model() -> Any:  # pyright: ignore[reportUndefinedVariable]
+    return FakeModel()
 
 
 def detection(score: float, size: tuple[int, int]) -> Instances:
@@ -61,7 +71,7 @@ def paths(tmp_path):
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 50])
 @pytest.mark.parametrize("num_threads", [1, 3])
 def test_every_image_in_order_and_broken_ones_named(paths, batch_size, num_threads):
-    model = FakeModel()
+    model = fake_model()
     results = list(predict_stream(model, paths, batch_size=batch_size, num_threads=num_threads))
     assert [path for path, _ in results] == paths
     for i, (path, result) in enumerate(results):
@@ -69,8 +79,8 @@ def test_every_image_in_order_and_broken_ones_named(paths, batch_size, num_threa
             assert isinstance(result, UserError)
             assert str(path) in str(result)
         else:
-            assert result.scores.item() == pytest.approx(20 * i / 255)
-            assert result.image == path
+            assert result.scores.item() == pytest.approx(20 * i / 255)  # pyright: ignore[reportAttributeAccessIssue]
+            assert result.image == path  # pyright: ignore[reportAttributeAccessIssue]
     assert max(map(len, model.batches)) <= batch_size
     if batch_size == 2:
         assert sum(len(b) == 2 for b in model.batches) >= 3  # of one shape, though no two neighbours are
@@ -86,15 +96,15 @@ def test_memory_is_bounded(paths):
             taken += 1
             yield paths[0]
 
-    stream = predict_stream(FakeModel(), endless(), batch_size=2, num_threads=2)
+    stream = predict_stream(fake_model(), endless(), batch_size=2, num_threads=2)
     for _ in range(20):
         next(stream)
-    stream.close()
+    stream.close()  # pyright: ignore[reportAttributeAccessIssue]
     assert taken <= 20 + 3 * 2 * 4
 
 
 def test_sizes_reach_the_model(paths):
-    model = FakeModel()
+    model = fake_model()
     list(predict_stream(model, paths[:1], min_size=32, max_size=500))
     assert model.batches == [[(32, 32)]]
 
@@ -102,7 +112,7 @@ def test_sizes_reach_the_model(paths):
 def test_predictions_and_pictures_are_written(paths, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
-    written = write_predictions(predict_stream(FakeModel(), paths, batch_size=4), out, category_ids=(17,))
+    written = write_predictions(predict_stream(fake_model(), paths, batch_size=4), out, category_ids=(17,))
     assert (written.num_images, written.num_failed, written.num_detections) == (11, 1, 11)
     entries = json.loads((out / "predictions.json").read_text())
     assert [e["image_id"] for e in entries] == [f"{i:02}" for i in range(12) if i != 5]
@@ -123,7 +133,7 @@ def test_no_images_give_an_empty_list(tmp_path):
 
 def test_without_drawing_there_are_no_pictures(paths, tmp_path):
     (tmp_path / "out").mkdir()
-    write_predictions(predict_stream(FakeModel(), paths), tmp_path / "out", draw=False)
+    write_predictions(predict_stream(fake_model(), paths), tmp_path / "out", draw=False)
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["predictions.json"]
 
 
@@ -133,7 +143,9 @@ def test_a_picture_that_cannot_be_drawn_costs_no_result(paths, tmp_path):
     Image.new("L", (70_000, 2)).save(wide)
 
     def results():
-        for path, result in predict_stream(FakeModel(), [paths[1], paths[2], wide], min_size=1, max_size=100):
+        for path, result in predict_stream(
+            fake_model(), [paths[1], paths[2], wide], min_size=1, max_size=100
+        ):
             if path == paths[2]:
                 paths[2].unlink()
             yield path, result

@@ -34,7 +34,7 @@ def test_a_checkpoint_comes_back_as_it_went(tmp_path):
     folder = disk.save_checkpoint(tmp_path, some_checkpoint(), CONFIG)
     back = disk.load_checkpoint(folder)
     assert torch.equal(back.model["w"], torch.ones(3, 4, 2, 2))
-    assert torch.equal(back.average["w"], torch.full((3, 4, 2, 2), 2.0))
+    assert torch.equal(back.average["w"], torch.full((3, 4, 2, 2), 2.0))  # pyright: ignore[reportOptionalSubscript]
     assert back.state["iteration"] == 5
     assert torch.equal(back.state["rng"], torch.get_rng_state())
     assert back.clock == {"seconds": 7.5}

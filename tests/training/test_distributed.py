@@ -26,7 +26,7 @@ from tests.training.ranks import run_ranks
 from tests.training.small_run import SmallModel, batches, small_config, validate
 
 # Sums in another order: float32's rounding, through a few steps.
-TOLERANCE = {"rtol": 1e-4, "atol": 1e-6}
+TOLERANCE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-6}
 
 
 def test_one_process_needs_no_group():
@@ -114,7 +114,10 @@ def assert_same_run(one: Path, two: Path) -> None:
     left, right = load_file(one / "model.safetensors"), load_file(two / "model.safetensors")
     for name in left:
         torch.testing.assert_close(
-            left[name], right[name], **TOLERANCE, msg=lambda m, name=name: f"{name}: {m}"
+            left[name],
+            right[name],
+            **TOLERANCE,
+            msg=lambda m, name=name: f"{name}: {m}",
         )
     left, right = (
         [e for e in read_log(x / "log.jsonl") if e["kind"] in ("train", "eval")] for x in (one, two)

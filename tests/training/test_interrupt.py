@@ -148,7 +148,7 @@ def command(out: Path, config: Config, event: tuple[Any, ...]) -> None:
                 subprocess.run(["kill", f"-{number:d}", *workers], check=True)
             os.kill(os.getpid(), number)
 
-    Trainer._record = record
+    Trainer._record = record  # pyright: ignore[reportAttributeAccessIssue]
     (out / "config.json").write_text(to_json(config))
     name = os.environ["RANK"]
     for descriptor, kind in ((1, "out"), (2, "err")):

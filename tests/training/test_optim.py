@@ -142,7 +142,8 @@ def test_every_parameter_has_the_original_s_rate_and_decay(shared, name):
     config = presets.get(name)
     with torch.device("meta"):
         model = build_model(config.model)
-    names = {p: to_mmdetection(n) for n, p in model.named_parameters()}
+    uni_perceiver = getattr(config.model.backbone, "uni_perceiver", False)
+    names = {p: to_mmdetection(n, uni_perceiver=uni_perceiver) for n, p in model.named_parameters()}
     groups = parameter_groups(model, config.optim)
     ours = {names[p]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
     assert ours.keys() == published["lr_wd"].keys()

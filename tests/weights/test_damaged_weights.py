@@ -333,7 +333,7 @@ def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
 
 def test_weights_of_a_known_model_with_shapes_that_are_not(tmp_path: Path) -> None:
     names = {"Transformer/encoderblock_0/LayerNorm_0/scale": np.zeros(3, np.float32)}
-    np.savez(tmp_path / "a.npz", **names)
+    np.savez(tmp_path / "a.npz", **names)  # pyright: ignore[reportArgumentType]
     assert "expected weights of a known model, got damaged ones" in refusal(tmp_path / "a.npz")
     model = zoo.build(mutate_weights.BACKBONE, 3, tiny=True)
     state = {k: v.numpy() for k, v in model.backbone.get_submodule("body").state_dict().items()}

@@ -21,7 +21,7 @@ from maskrcnn.errors import UserError
 from maskrcnn.models.build import build_model
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.weights.load import load_weights, read_weights
-from maskrcnn.weights.names.detectron2 import from_detectron2, is_detectron2, to_detectron2
+from maskrcnn.weights.names.detectron2 import DETECTRON2, from_detectron2, to_detectron2
 from maskrcnn.weights.write import write_weights
 from maskrcnn.zoo import download
 from maskrcnn.zoo import table as zoo_table
@@ -63,7 +63,7 @@ def saved(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[MaskRCNN, Pat
     match request.param:
         case "zoo .pkl":
             constants = {"pixel_mean": np.zeros((3, 1, 1), np.float32)}
-            constants["proposal_generator.anchor_generator.cell_anchors.0"] = np.zeros((3, 4), np.float32)
+            constants["proposal_generator.anchor_generator.cell_anchors.0"] = np.zeros((3, 4), np.float32)  # pyright: ignore[reportArgumentType]
             path.write_bytes(
                 pickle.dumps({"model": theirs | constants, "__author__": "Detectron2 Model Zoo"}, 2)
             )
@@ -114,7 +114,7 @@ def shapes(model: torch.nn.Module) -> dict[str, list[int]]:
 
 def gn_variant() -> MaskRCNN:
     config = presets.get(R50).model
-    config.backbone.norm = config.fpn.norm = config.box_head.norm = config.mask_head.norm = "gn"
+    config.backbone.norm = config.fpn.norm = config.box_head.norm = config.mask_head.norm = "gn"  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
     config.box_head.num_convs, config.box_head.num_fcs = 4, 1
     return build_model(config)
 
@@ -132,8 +132,8 @@ def test_detectron2s_names_and_shapes_are_ours_renamed(shared: Path, name: str, 
         theirs: dict[str, list[int]] = json.load(file)[name]
     with torch.device("meta"):
         ours = shapes(build())
-    assert is_detectron2(theirs)
-    assert not is_detectron2(ours)
+    assert DETECTRON2.matches(theirs)
+    assert not DETECTRON2.matches(ours)
     assert {from_detectron2(k): v for k, v in theirs.items()} == ours
     assert {to_detectron2(k): v for k, v in ours.items()} == theirs
 

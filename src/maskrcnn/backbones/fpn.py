@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,47 +30,20 @@ class FPN(nn.Module):
         for feature, lateral, output in zip(
             features[-2::-1], self.lateral[-2::-1], self.output[-2::-1], strict=True
         ):
-            top = _add_upsampled(lateral(feature), top)
+            finer = lateral(feature)
+            top = F.interpolate(top, size=finer.shape[-2:], mode="nearest").add_(finer)
             levels.insert(0, output(top))
         return [*levels, F.max_pool2d(levels[-1], kernel_size=1, stride=2)]
-
-
-def _add_upsampled(finer: Tensor, coarser: Tensor) -> Tensor:
-    """Add to `finer` the map `coarser`, enlarged to the nearest place. In inference the sum is written over `finer`."""
-    height, width = coarser.shape[-2:]
-    if torch.is_grad_enabled() or finer.shape[-2:] != (2 * height, 2 * width):
-        return F.interpolate(coarser, size=finer.shape[-2:], mode="nearest").add_(finer)
-    finer.unflatten(2, (height, 2)).unflatten(4, (width, 2)).add_(coarser[:, :, :, None, :, None])
-    return finer
-
-
-class LevelConvs(nn.Module):
-    """A 1x1 convolution and ReLU on each level, instead of a pyramid, for bodies that mix their levels themselves.
-
-    forward: the stages' maps, finest first -> [P2, P3, P4, P5, P6], all with `out_channels`; P6 is P5 max-pooled.
-    """
-
-    def __init__(self, in_channels: list[int], config: FPNConfig) -> None:
-        super().__init__()
-        self.lateral = nn.ModuleList(
-            Conv(c, config.out_channels, 1, norm=config.norm, relu=True) for c in in_channels
-        )
-
-    def forward(self, features: list[Tensor]) -> list[Tensor]:
-        levels = [conv(feature) for conv, feature in zip(self.lateral, features, strict=True)]
-        height, width = levels[-1].shape[-2:]
-        kernel = min(2, height), min(2, width)  # a picture of up to 32 pixels a side has a P6 too
-        return [*levels, F.max_pool2d(levels[-1], kernel, stride=2)]
 
 
 class FPNBackbone(nn.Module):
     """A backbone body with a pyramid on it. forward: (B, 3, H, W) -> [P2..P6], strides 4..64."""
 
-    def __init__(self, body: nn.Module, out_channels: dict[str, int], config: FPNConfig) -> None:
+    def __init__(self, body: nn.Module, pyramid: nn.Module, out_channels: int) -> None:
         super().__init__()
         self.body = body
-        self.fpn = (FPN if config.top_down else LevelConvs)(list(out_channels.values()), config)
-        self.out_channels = config.out_channels
+        self.fpn = pyramid
+        self.out_channels = out_channels
         self.strides = (4, 8, 16, 32, 64)
         self.num_roi_levels = 4  # P6 is the RPN's alone
 

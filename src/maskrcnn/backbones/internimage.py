@@ -6,12 +6,14 @@ the place of attention. Pre-norm in T, post-norm in S and B. Maps are (B, H, W, 
 
 from __future__ import annotations
 
+import re
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
-from maskrcnn.backbones.layers import gelu, mlp, residual, softmax
 from maskrcnn.config import InternImageConfig
 from maskrcnn.ops.deformable import dcnv3
 
@@ -62,7 +64,7 @@ class Stem(nn.Module):
         self.norm2 = _norm(channels, place=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = gelu(self.norm1(self.conv1(x).permute(0, 2, 3, 1)))
+        x = F.gelu(self.norm1(self.conv1(x).permute(0, 2, 3, 1)))
         return self.norm2(self.conv2(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
@@ -121,7 +123,7 @@ class Layer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         for module, norm, gamma in ((self.dcn, self.norm1, self.gamma1), (self.mlp, self.norm2, self.gamma2)):
             y = norm(module(x)) if self.post_norm else module(norm(x))
-            x = residual(x, stochastic_depth(y, self.drop_path, "row", self.training), gamma)
+            x = x.addcmul(gamma, stochastic_depth(y, self.drop_path, "row", self.training))
         return x
 
 
@@ -132,7 +134,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return mlp(x, self.fc1, self.fc2)
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class DCNv3(nn.Module):
@@ -157,13 +159,11 @@ class DCNv3(nn.Module):
         self.output_proj = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        conv, norm = self.dw_conv
-        local = gelu(norm(conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
+        offset, mask = self.modulation(x)
         value = self.input_proj(x)
-        mask = softmax(self.mask(local).unflatten(-1, (self.groups, -1))).flatten(-2)
         value = dcnv3(
             value,
-            self.offset(local),
+            offset,
             mask.to(value.dtype),
             kernel_size=KERNEL_SIZE,
             stride=1,
@@ -173,6 +173,12 @@ class DCNv3(nn.Module):
             offset_scale=self.offset_scale,
         )
         return self.output_proj(value)
+
+    def modulation(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict offsets (B, H, W, 2 * 9 G) and weights (B, H, W, 9 G) of the samples, of G groups."""
+        conv, norm = self.dw_conv
+        local = F.gelu(norm(conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)))
+        return self.offset(local), self.mask(local).unflatten(-1, (self.groups, -1)).softmax(-1).flatten(-2)
 
 
 def _norm(channels: int, *, place: int = 0) -> nn.Sequential:
@@ -193,3 +199,23 @@ def _initialize(module: nn.Module) -> None:
         for linear in (module.input_proj, module.output_proj):
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
+
+
+build = InternImage
+
+
+def layer_of(name: str, config: InternImageConfig) -> tuple[int | None, int]:
+    """Layer of a parameter, 0 for the stem, from 1 the blocks, and the number of blocks. What ends a level counts with
+    the next level's first block.
+    """
+    depths = config.depths
+    if name.startswith("patch_embed."):
+        return 0, sum(depths)
+    found = re.match(r"levels\.(\d+)\.(?:blocks\.(\d+)|norm|downsample)\.", name)
+    if found is None:
+        return None, sum(depths)
+    level, block = int(found[1]), found[2]
+    if block is not None:
+        return 1 + sum(depths[:level]) + int(block), sum(depths)
+    # The last level has no next: its own first block.
+    return 1 + sum(depths[: min(level + 1, len(depths) - 1)]), sum(depths)

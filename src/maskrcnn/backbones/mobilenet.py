@@ -5,7 +5,6 @@ Only the layers up to the last inverted residual: the 1x1 convolution to 1280 ch
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -51,29 +50,8 @@ def _conv(
 
 def _apply(x: Tensor, conv: nn.Module, norm: nn.Module | None) -> Tensor:
     assert isinstance(conv, nn.Conv2d)
-    if conv.groups > 1 and conv.stride[0] > 1 and _is_slow_backward(x):
-        with torch.autocast("cpu", enabled=False):
-            return _convolve(x.float(), conv, norm).to(x.dtype)
-    return _convolve(x, conv, norm)
-
-
-def _is_slow_backward(x: Tensor) -> bool:
-    """Return True for bfloat16 in training on a CPU, where a channel-wise convolution of stride 2 takes 4 to 25 times
-    as long as in float32.
-    """
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled()
-
-
-def _convolve(x: Tensor, conv: nn.Conv2d, norm: nn.Module | None) -> Tensor:
-    return conv_norm(
-        x,
-        conv.weight,
-        conv.bias,
-        norm,
-        stride=conv.stride[0],
-        padding=int(conv.padding[0]),
-        groups=conv.groups,
-    )
+    stride, padding = conv.stride[0], int(conv.padding[0])
+    return conv_norm(x, conv.weight, conv.bias, norm, stride=stride, padding=padding, groups=conv.groups)
 
 
 class InvertedResidual(nn.Module):
@@ -150,3 +128,6 @@ def _out_channels(block: nn.Module) -> int:
     conv = block.conv[block.num_blocks]
     assert isinstance(conv, nn.Conv2d)
     return conv.out_channels
+
+
+build = MobileNetV2

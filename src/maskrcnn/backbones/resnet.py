@@ -87,7 +87,7 @@ class BottleneckBlock(nn.Module):
         shortcut = x if self.shortcut is None else self.shortcut(x)
         x = self.conv1(x)
         offset = None if self.conv2_offset is None else self.conv2_offset(x)
-        return self.conv3.add_to(self.conv2(x, offset), shortcut)
+        return F.relu_(self.conv3(self.conv2(x, offset)).add_(shortcut))
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, norm: Norm) -> Conv | None:
@@ -163,3 +163,6 @@ class ResNet(nn.Module):
         for name in self.out_channels:
             x = features[name] = self.get_submodule(name)(x)
         return features
+
+
+build = ResNet

@@ -3,14 +3,15 @@ as in Li et al. 2022 (arXiv 2203.16527) and ViT-Adapter's baselines; the origina
 
 Attention is over windows of 14 x 14 places, except in a few blocks, where it is over all of them. Windows that reach
 over the edge are filled up, and nothing masks the filling: its keys take part with logit 0 and value 0. There is no
-class token and no last norm. Uni-Perceiver's transformer (Zhu et al. 2021, arXiv 2112.01522) is the same but for its
-names, its embedding and what windows are filled with: the projection of nothing, which is the bias.
+class token and no last norm. Uni-Perceiver's transformer (Zhu et al. 2021, arXiv 2112.01522) differs in its embedding,
+in the scales that its blocks begin with, and in what windows are filled with.
 
 Shape letters: B images, H x W patches an image, N = H * W tokens, C channels, M heads, T x T places a window.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import torch
@@ -19,7 +20,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
-from maskrcnn.backbones.layers import GroupNorm, mlp, residual
 from maskrcnn.config import ViTConfig
 from maskrcnn.errors import UserError
 
@@ -34,28 +34,27 @@ class Trunk(nn.Module):
         _check(config)
         self.config = config
         self.eps = 1e-5 if config.uni_perceiver else 1e-6
-        block = UniPerceiverBlock if config.uni_perceiver else Block
-        blocks = nn.ModuleList(
-            block(
+        self.blocks = nn.ModuleList(
+            Block(
                 config.dim,
                 config.num_heads,
                 int(config.dim * config.mlp_ratio),
                 window=None if i in config.global_blocks else config.window_size,
                 drop_path=config.drop_path * i / max(1, config.depth - 1),
                 eps=self.eps,
+                fill_with_bias=config.uni_perceiver,
+                scale=0.0 if config.uni_perceiver else 1.0,
             )
             for i in range(config.depth)
         )
         grid = config.pretrain_size // config.patch_size
         if config.uni_perceiver:
             self.visual_embed = UniPerceiverEmbed(config.dim, config.patch_size, grid, self.eps)
-            self.layers = blocks
         else:
             self.patch_embed = PatchEmbed(config.dim, config.patch_size)
             self.pos_embed = nn.Parameter(
                 torch.zeros(1, 1 + grid**2, config.dim)
             )  # first: a class token's, unused
-            self.blocks = blocks
             nn.init.trunc_normal_(self.pos_embed, std=0.02)
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, Size]:
@@ -67,9 +66,8 @@ class Trunk(nn.Module):
 
     def run_blocks(self, x: Tensor, size: Size, first: int, last: int) -> Tensor:
         """Run the blocks `first` to `last`, both included: (B, N, C) -> (B, N, C)."""
-        blocks = self.layers if self.config.uni_perceiver else self.blocks
-        for i in range(first, last + 1):
-            x = self.recomputed(blocks[i], x, size)
+        for block in self.blocks[first : last + 1]:
+            x = self.recomputed(block, x, size)
         return x
 
     def recomputed(self, module: nn.Module, *args: object) -> Tensor:
@@ -92,7 +90,7 @@ class ViT(Trunk):
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(dim, eps=self.eps) for _ in range(4))
         self.up1 = nn.Sequential(
             nn.ConvTranspose2d(dim, dim, 2, stride=2),
-            GroupNorm(32, dim),
+            nn.GroupNorm(32, dim),
             nn.GELU(),
             nn.ConvTranspose2d(dim, dim, 2, stride=2),
         )
@@ -159,44 +157,33 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, dim: int, num_heads: int, hidden_dim: int, *, window: int | None, drop_path: float, eps: float
+        self,
+        dim: int,
+        num_heads: int,
+        hidden_dim: int,
+        *,
+        window: int | None,
+        drop_path: float,
+        eps: float,
+        fill_with_bias: bool = False,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = Attention(dim, num_heads, window)
+        self.attn = Attention(dim, num_heads, window, fill_with_bias)
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = MLP(dim, hidden_dim)
-        self.gamma1 = nn.Parameter(torch.ones(dim))
-        self.gamma2 = nn.Parameter(torch.ones(dim))
+        self.gamma1 = nn.Parameter(torch.full((dim,), scale))
+        self.gamma2 = nn.Parameter(torch.full((dim,), scale))
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        attended = self.attn(self.norm1(x), size)
-        x = add_scaled(x, self.gamma1, attended, self.drop_path, self.training)
-        return add_scaled(x, self.gamma2, self.mlp(self.norm2(x)), self.drop_path, self.training)
+        x = x.addcmul(self.gamma1, self.dropped(self.attn(self.norm1(x), size)))
+        return x.addcmul(self.gamma2, self.dropped(self.mlp(self.norm2(x))))
 
-
-class UniPerceiverBlock(nn.Module):
-    """Transformer block under Uni-Perceiver's parameter names, computed as `Block`. Its scales start at 0."""
-
-    def __init__(
-        self, dim: int, num_heads: int, hidden_dim: int, *, window: int | None, drop_path: float, eps: float
-    ) -> None:
-        super().__init__()
-        self.drop_path = drop_path
-        self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.self_attn = UniPerceiverAttention(dim, num_heads, window)
-        self.norm2 = nn.LayerNorm(dim, eps=eps)
-        self.linear1 = nn.Linear(dim, hidden_dim)
-        self.linear2 = nn.Linear(hidden_dim, dim)
-        self.gamma_1 = nn.Parameter(torch.zeros(dim))
-        self.gamma_2 = nn.Parameter(torch.zeros(dim))
-
-    def forward(self, x: Tensor, size: Size) -> Tensor:
-        attended = self.self_attn(self.norm1(x), size)
-        x = add_scaled(x, self.gamma_1, attended, self.drop_path, self.training)
-        y = mlp(self.norm2(x), self.linear1, self.linear2)
-        return add_scaled(x, self.gamma_2, y, self.drop_path, self.training)
+    def dropped(self, y: Tensor) -> Tensor:
+        """Leave y (B, ...) out of an image in training, with the probability `drop_path`: stochastic depth."""
+        return stochastic_depth(y, self.drop_path, "row", self.training)
 
 
 class MLP(nn.Module):
@@ -206,40 +193,26 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden_dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return mlp(x, self.fc1, self.fc2)
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Attention(nn.Module):
-    """Self-attention over windows of `window` squared places, or over all places: (B, N, C) -> (B, N, C)."""
+    """Self-attention over windows of `window` squared places, or over all places: (B, N, C) -> (B, N, C).
 
-    def __init__(self, dim: int, num_heads: int, window: int | None) -> None:
+    fill_with_bias: windows that reach over the edge are filled with the projection of nothing, which is the bias, as
+    in Uni-Perceiver, instead of zeros.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window: int | None, fill_with_bias: bool = False) -> None:
         super().__init__()
-        self.num_heads, self.window = num_heads, window
+        self.num_heads, self.window, self.fill_with_bias = num_heads, window, fill_with_bias
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
         qkv = self.qkv(x)
-        return self.proj(attend(qkv, size, self.num_heads, self.window, qkv.new_zeros(())))
-
-
-class UniPerceiverAttention(nn.Module):
-    def __init__(self, dim: int, num_heads: int, window: int | None) -> None:
-        super().__init__()
-        self.num_heads, self.window = num_heads, window
-        self.in_proj = nn.Linear(dim, 3 * dim)
-        self.out_proj = nn.Linear(dim, dim)
-
-    def forward(self, x: Tensor, size: Size) -> Tensor:
-        qkv = self.in_proj(x)
-        return self.out_proj(attend(qkv, size, self.num_heads, self.window, self.in_proj.bias.to(qkv.dtype)))
-
-
-def add_scaled(x: Tensor, scale: Tensor, y: Tensor, drop_path: float, training: bool) -> Tensor:
-    """Residual sum x + scale * y with stochastic depth: y (B, ...) is left out of an image in training with the
-    probability `drop_path`.
-    """
-    return residual(x, stochastic_depth(y, drop_path, "row", training), scale)
+        filling = self.qkv.bias.to(qkv.dtype) if self.fill_with_bias else qkv.new_zeros(())
+        return self.proj(attend(qkv, size, self.num_heads, self.window, filling))
 
 
 def attend(qkv: Tensor, size: Size, num_heads: int, window: int | None, filling: Tensor) -> Tensor:
@@ -366,3 +339,11 @@ def initialize(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=(2 / fan_out) ** 0.5)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
+
+
+def layer_of(name: str, config: ViTConfig) -> tuple[int | None, int]:
+    """Layer of a parameter (0 the embeddings, from 1 the blocks, None for an adapter's), and the number of blocks."""
+    if name.startswith(("patch_embed.", "visual_embed.", "pos_embed")):
+        return 0, config.depth
+    found = re.match(r"blocks\.(\d+)\.", name)
+    return None if found is None else 1 + int(found[1]), config.depth

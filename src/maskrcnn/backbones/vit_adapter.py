@@ -15,21 +15,14 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.ops import stochastic_depth
 
-from maskrcnn.backbones.layers import (
-    add_enlarged,
-    add_linear,
-    add_resized,
-    batch_norm,
-    gelu,
-    in_pieces,
-    make_norm,
-    residual,
-    softmax,
-)
-from maskrcnn.backbones.vit import Size, Trunk, as_map, as_tokens, initialize
+from maskrcnn.backbones.layers import make_norm
+from maskrcnn.backbones.vit import Size, Trunk, ViT, as_map, as_tokens, initialize, layer_of
 from maskrcnn.config import AdapterConfig, ViTConfig
 from maskrcnn.ops.deformable import ms_deform_attn
+
+__all__ = ["ViTAdapter", "build", "layer_of"]  # the family's; the rest is for `engines`
 
 
 class ViTAdapter(Trunk):
@@ -70,14 +63,21 @@ class ViTAdapter(Trunk):
             for extractor in (interaction.extractor, *interaction.extra_extractors):
                 c = self.recomputed(extractor, c, x, size)
         sizes = pyramid(size)
-        c2, c3, c4 = map(as_map, c.split([h * w for h, w in sizes], dim=1), sizes)
-        vit = as_map(x, size)
-        c1 = add_resized(add_enlarged(c1, c2, self.up), vit, 4)
-        c2 = add_resized(c2, vit, 2)
-        c3 = c3 + vit
+        maps = [
+            as_map(level, s)
+            for level, s in zip(c.split([h * w for h, w in sizes], dim=1), sizes, strict=True)
+        ]
+        return {f"c{i}": level for i, level in enumerate(self.merge(c1, maps, as_map(x, size)), 2)}
+
+    def merge(self, c1: Tensor, maps: list[Tensor], vit: Tensor) -> list[Tensor]:
+        """Add the ViT's map, resized, to the prior's four, and normalise them. c1 (B, C, h/4, w/4); maps: the other
+        three.
+        """
+        c2, c3, c4 = maps
+        c1 = c1 + self.up(c2) + F.interpolate(vit, scale_factor=4, mode="bilinear")
+        c2 = c2 + F.interpolate(vit, scale_factor=2, mode="bilinear")
         c4 = c4 + F.interpolate(vit, scale_factor=0.5, mode="bilinear")
-        maps, norms = (c1, c2, c3, c4), (self.norm1, self.norm2, self.norm3, self.norm4)
-        return {f"c{i}": batch_norm(c, norm) for i, (c, norm) in enumerate(zip(maps, norms, strict=True), 2)}
+        return [self.norm1(c1), self.norm2(c2), self.norm3(c3 + vit), self.norm4(c4)]
 
 
 class SpatialPrior(nn.Module):
@@ -147,13 +147,11 @@ class Injector(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor, size: Size) -> Tensor:
         sampled = self.attn(x, self.query_norm, [size], c, self.feat_norm, pyramid(size))
-        return residual(x, self.attn.output_proj(sampled), self.gamma)
+        return x.addcmul(self.gamma, self.attn.output_proj(sampled))
 
 
 class Extractor(nn.Module):
-    """Add to the prior's tokens what they sample from the ViT's map: (B, S, C), (B, N, C) -> (B, S, C). In inference
-    the prior's tokens are overwritten.
-    """
+    """Add to the prior's tokens what they sample from the ViT's map: (B, S, C), (B, N, C) -> (B, S, C)."""
 
     def __init__(self, dim: int, config: AdapterConfig, *, drop_path: float, eps: float) -> None:
         super().__init__()
@@ -166,10 +164,8 @@ class Extractor(nn.Module):
 
     def forward(self, c: Tensor, x: Tensor, size: Size) -> Tensor:
         sampled = self.attn(c, self.query_norm, pyramid(size), x, self.feat_norm, [size])
-        c = add_linear(c, sampled, self.attn.output_proj, 0.0, self.training)
-        return add_linear(
-            c, self.ffn.hidden(c, self.ffn_norm, size), self.ffn.fc2, self.drop_path, self.training
-        )
+        c = c + self.attn.output_proj(sampled)
+        return c + stochastic_depth(self.ffn(self.ffn_norm(c), size), self.drop_path, "row", self.training)
 
 
 class DeformableAttention(nn.Module):
@@ -202,18 +198,19 @@ class DeformableAttention(nn.Module):
         M, L, P = self.num_heads, self.num_levels, self.num_points
         # Places in float32 at least: bfloat16 has 8 bits, and a map more places than that.
         real = torch.promote_types(query.dtype, torch.float32)
-        value = in_pieces(lambda feat: self.value_proj(feat_norm(feat)), feat, feat.shape[-1])
-        value = value.unflatten(-1, (M, -1)).to(self.value_proj.weight.dtype)  # not autocast's
-        told = in_pieces(lambda query: self._tell(query_norm(query)), query, query.shape[-1]).to(real)
-        offsets, weights = told.split([M * L * P * 2, M * L * P], dim=-1)
-        offsets = offsets.unflatten(-1, (M, L, P, 2))
-        weights = softmax(weights.unflatten(-1, (M, L * P)))
+        value = self.value_proj(feat_norm(feat)).unflatten(-1, (M, -1))
+        value = value.to(self.value_proj.weight.dtype)  # not autocast's
+        offsets, weights = self.modulation(query_norm(query))
+        offsets = offsets.to(real).unflatten(-1, (M, L, P, 2))
         extent = torch.tensor(sizes, dtype=real, device=query.device).flip(1)[:, None]  # (L, 1, 2): W, H
         locations = centres(query_sizes, real, query.device)[:, None, None, None] + offsets / extent
         return ms_deform_attn(value, sizes, locations, weights.unflatten(-1, (L, P)))
 
-    def _tell(self, query: Tensor) -> Tensor:
-        return torch.cat([self.sampling_offsets(query), self.attention_weights(query)], dim=-1)
+    def modulation(self, query: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict the samples' offsets (B, Q, 2 M L P), in places of their maps, and their weights (B, Q, M, L P)."""
+        logits = self.attention_weights(query).unflatten(-1, (self.num_heads, -1))
+        real = torch.promote_types(query.dtype, torch.float32)
+        return self.sampling_offsets(query), logits.to(real).softmax(-1)
 
 
 class ConvFFN(nn.Module):
@@ -225,10 +222,8 @@ class ConvFFN(nn.Module):
         self.dwconv = DepthwiseConv(hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def hidden(self, c: Tensor, norm: nn.Module, size: Size) -> Tensor:
-        """Input of `fc2`: tokens (B, S, C), after their norm, through `fc1`, the depthwise convolution and GELU."""
-        hidden = in_pieces(lambda c: self.fc1(norm(c)), c, c.shape[-1])
-        return gelu(self.dwconv(hidden, size))
+    def forward(self, c: Tensor, size: Size) -> Tensor:
+        return self.fc2(F.gelu(self.dwconv(self.fc1(c), size)))
 
 
 class DepthwiseConv(nn.Module):
@@ -277,3 +272,8 @@ def _start_deformable_attention(module: nn.Module) -> None:
     nn.init.zeros_(module.attention_weights.weight)
     for linear in (module.value_proj, module.output_proj):
         nn.init.xavier_uniform_(linear.weight)
+
+
+def build(config: ViTConfig) -> Trunk:
+    """Build the plain ViT, or the one with an adapter."""
+    return ViT(config) if config.adapter is None else ViTAdapter(config)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from maskrcnn.backbones.internimage import DCNv3
 from maskrcnn.backbones.layers import Conv
-from maskrcnn.backbones.vit import Attention, UniPerceiverAttention
+from maskrcnn.backbones.vit import Attention
 from maskrcnn.models.mask_rcnn import MaskRCNN
 
 PROPOSALS, DETECTIONS = 1000, 100
@@ -43,7 +43,7 @@ def count_macs(model: MaskRCNN, size: tuple[int, int] = (800, 1280)) -> dict[str
         places = sum(f.shape[2] * f.shape[3] for f in features)
         macs["rpn"] = places * _weights(model.rpn.head)
     pool_size = model.config.box_head.pool_size
-    macs["box_head"] = PROPOSALS * _in_convs_and_fcs(model.box_head, pool_size)
+    macs["box_head"] = PROPOSALS * _in_convs_and_fcs(model.get_submodule("box_head"), pool_size)
     if model.res5 is not None:
         with torch.inference_mode(), _counting(model.res5) as in_res5:
             shape = (1, features[0].shape[1], 2 * pool_size, 2 * pool_size)
@@ -100,7 +100,7 @@ def _counting(module: nn.Module) -> Iterator[list[int]]:
 
 
 def _counts(layer: nn.Module) -> bool:
-    kinds = Conv | nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DCNv3 | Attention | UniPerceiverAttention
+    kinds = Conv | nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DCNv3 | Attention
     return isinstance(layer, kinds)
 
 
@@ -111,9 +111,7 @@ def _macs(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> int:
         return layer.weight.numel() * (output.numel() // output.shape[1])
     if isinstance(layer, nn.ConvTranspose2d):
         return layer.weight.numel() * (inputs[0].numel() // inputs[0].shape[1])
-    if isinstance(
-        layer, Attention | UniPerceiverAttention
-    ):  # beyond the layers inside it: logits, weighted sums
+    if isinstance(layer, Attention):  # beyond the layers inside it: logits, weighted sums
         num_keys = output.shape[1] if layer.window is None else layer.window**2
         return 2 * num_keys * output.numel()
     assert isinstance(layer, DCNv3)  # likewise: 9 samples of 5 products each

@@ -45,6 +45,7 @@ class Task:
     repeats: int = 3
     checkpointing: bool = False
     tiny: bool = False
+    engine: str | None = None  # of inference; None: the fastest for the device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,10 +162,11 @@ def _batch(model: MaskRCNN, task: Task) -> ImageBatch:
 def _inference(model: MaskRCNN, task: Task) -> Callable[[], Any]:
     import torch
 
+    from maskrcnn.engines.prepare import prepare
     from maskrcnn.models.box_head import Detections
     from maskrcnn.models.rpn import Proposals
 
-    model.prepare("fp32" if task.precision == "tf32" else task.precision)
+    prepare(model, "fp32" if task.precision == "tf32" else task.precision, task.engine)
     batch = _batch(model, task)
     boxes = _boxes(model.config.rpn.post_nms_topk_test, task.size).to(task.device)
     scores = torch.linspace(1, 0, len(boxes), device=task.device)
@@ -331,6 +333,7 @@ def _device_name(device: torch.device) -> str:
 
 def table(found: Sequence[Measurement]) -> str:
     """Markdown table: a row for each model, a pair of columns (time, memory) for each kind of measurement."""
+
     columns = list(dict.fromkeys(_column(m.task) for m in found))
     rows: dict[str, dict[str, Measurement]] = {}
     for m in found:
@@ -358,39 +361,14 @@ def _column(task: Task) -> str:
 
 def chart(found: Sequence[Measurement]) -> str:
     """Draw seconds an image of each model as horizontal bars (SVG), a colour for each kind of measurement."""
-    from html import escape
+    from maskrcnn.charts import as_file, bar_chart
 
-    colours = ("#4269d0", "#e8590c", "#2b8a3e", "#9c36b5", "#0b7285", "#868e96")
     columns = list(dict.fromkeys(_column(m.task) for m in found))
-    models = list(dict.fromkeys(m.task.model for m in found))
-    by_cell = {
-        (m.task.model, _column(m.task)): m.seconds / m.task.batch for m in found if m.seconds is not None
-    }
-    longest = max(by_cell.values(), default=1.0)
-    bar, left, width, legend = 11, 340, 420, 18 * len(columns) + 12
-    step = bar * len(columns) + 8
-    height = legend + step * len(models) + 8
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {left + width + 70} {height}" '
-        f'width="{left + width + 70}" height="{height}" font-family="sans-serif" font-size="11">',
-        '<rect width="100%" height="100%" fill="white"/>',
-    ]
-    for i, column in enumerate(columns):
-        parts.append(f'<rect x="{left}" y="{8 + 18 * i}" width="12" height="12" fill="{colours[i % 6]}"/>')
-        parts.append(f'<text x="{left + 18}" y="{18 + 18 * i}">{escape(column)}: seconds an image</text>')
-    for row, model in enumerate(models):
-        top = legend + step * row
-        parts.append(
-            f'<text x="{left - 8}" y="{top + (step - 8) / 2 + 4}" text-anchor="end">{escape(model)}</text>'
-        )
-        for i, column in enumerate(columns):
-            if (value := by_cell.get((model, column))) is not None:
-                length, y = width * value / longest, top + bar * i
-                parts.append(
-                    f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar - 2}" fill="{colours[i % 6]}"/>'
-                    f'<text x="{left + length + 4:.1f}" y="{y + 8}" font-size="9">{value:.3g}</text>'
-                )
-    return "".join(parts) + "</svg>\n"
+    rows: dict[str, dict[str, float]] = {m.task.model: {} for m in found}
+    for m in found:
+        if m.seconds is not None:
+            rows[m.task.model][f"{_column(m.task)}: seconds an image"] = m.seconds / m.task.batch
+    return as_file(bar_chart(rows, [f"{column}: seconds an image" for column in columns]))
 
 
 if __name__ == "__main__":

@@ -42,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="timed runs after a warm-up; the median counts (3)",
     )
     add("--timeout", type=float, metavar="S", help="give up on a measurement after so many seconds")
+    add(
+        "--engine",
+        metavar="cpu|eager",
+        help="what runs the network in inference (the fastest for the device)",
+    )
     add("--tiny", action="store_true", help="the tiny variants, to see that everything runs")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the results")
 
@@ -83,13 +88,16 @@ def main(args: argparse.Namespace) -> int:
 def _tasks(args: argparse.Namespace) -> list[Task]:
     from maskrcnn import presets, processor
     from maskrcnn.bench.measure import Task
+    from maskrcnn.engines.prepare import check_engine
 
     for name in args.models or ():
         presets.get(name)
     for option, value in (("size", min(args.size)), ("batch", min(args.batch)), ("repeats", args.repeats)):
         if value < 1:
             raise UserError(f"bench: --{option} must be at least 1, got {value}.")
-    processor.parse_device(args.device)
+    device = processor.parse_device(args.device)
+    if args.engine is not None:
+        check_engine(args.engine, device)
     return [
         Task(
             model=model,
@@ -102,6 +110,7 @@ def _tasks(args: argparse.Namespace) -> list[Task]:
             repeats=args.repeats,
             checkpointing=args.checkpointing,
             tiny=args.tiny,
+            engine=args.engine,
         )
         for model in args.models or _structures()
         for mode in args.modes

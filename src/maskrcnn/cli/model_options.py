@@ -31,6 +31,7 @@ def add_model_options(parser: argparse.ArgumentParser, *, model_required: bool =
     add("--weights", metavar="FILE", help="weights for a model given by name")
     add("--device", metavar="cpu|cuda|cuda:1|mps|xpu", help="where to run (cuda if there is one)")
     add("--precision", choices=("fp32", "bf16", "fp16"), help="of the network (fp32)")
+    add("--engine", metavar="cpu|eager", help="what runs the network (the fastest for the device)")
     add("--num-threads", type=whole_number, metavar="N", help="CPU threads (all cores)")
     settings = parser.add_argument_group(
         "what it reports", "By default as the model was published or trained."
@@ -87,7 +88,13 @@ def load_model(args: argparse.Namespace) -> MaskRCNN:
     if args.num_threads:
         torch.set_num_threads(args.num_threads)
     tta = tta_of(args)
-    model = load(args.model, weights=args.weights, device=args.device, precision=args.precision or "fp32")
+    model = load(
+        args.model,
+        weights=args.weights,
+        device=args.device,
+        precision=args.precision or "fp32",
+        engine=args.engine,
+    )
     c = model.config
     for part, names in ((c.box_head, _BOX_SETTINGS), (c.input, _INPUT_SETTINGS)):
         for name in names:

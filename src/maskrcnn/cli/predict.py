@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,6 @@ from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
     from maskrcnn.config import ModelConfig
-    from maskrcnn.data.coco import CocoData
     from maskrcnn.models.mask_rcnn import MaskRCNN
 
 _DRAW_THRESHOLD = 0.5
@@ -94,27 +93,31 @@ def main(args: argparse.Namespace) -> int:
     )
     print(
         f"{_count(written.num_images, 'image')}, {_count(written.num_detections, 'detection')}, "
-        f"{written.num_images / max(seconds, 1e-9):.2f} images/s: {written.path}{skipped}"
+        f"{written.num_images / max(seconds, 1e-9):.2f} images/s (engine {model.engine}): {written.path}{skipped}"
     )
     return 1 if written.num_failed or written.not_drawn else 0
 
 
 def _load_model(args: argparse.Namespace) -> MaskRCNN:
-    data = _read_categories(args.data) if args.data else None
+    categories = _read_categories(args.data) if args.data else None
     model = load_model(args)
-    if data is not None:
-        _adopt_ids(model.config, data, args.data)
+    if categories is not None:
+        _adopt_ids(model.config, *categories, args.data)
     return model
 
 
-def _read_categories(path: Path) -> CocoData:
-    from maskrcnn.data.coco import read_coco
+def _read_categories(path: Path) -> tuple[Sequence[int], Sequence[str]]:
+    """Ids and names of a data set's classes."""
+    from maskrcnn.data.coco_arrays import read_categories
     from maskrcnn.data.find import find_data, is_other_format, read_data
 
-    return read_data(find_data(path).train) if is_other_format(path) else read_coco(path)
+    if is_other_format(path):
+        data = read_data(find_data(path).train)
+        return data.category_ids, data.class_names
+    return read_categories(path)
 
 
-def _adopt_ids(c: ModelConfig, data: CocoData, path: Path) -> None:
+def _adopt_ids(c: ModelConfig, its_ids: Sequence[int], its_names: Sequence[str], path: Path) -> None:
     """Give the model's classes the data set's ids, by name; those that it does not have keep their own.
 
     Raises:
@@ -122,16 +125,16 @@ def _adopt_ids(c: ModelConfig, data: CocoData, path: Path) -> None:
     """
     from maskrcnn.data.classes import ids_of_model
 
-    ids = ids_of_model(c, data.class_names, data.category_ids, path)
+    ids = ids_of_model(c, its_names, its_ids, path)
     own = c.category_ids or range(c.num_classes)
     for k, i in enumerate(ids):
-        if i is None and own[k] in data.category_ids:
+        if i is None and own[k] in its_ids:
             name = c.class_names[k] if c.class_names else own[k]
             raise UserError(
                 f"{path}: expected all classes of the model, got no {name!r}, whose id {own[k]} is another's there. "
                 "Give the data set that it was trained on."
             )
-    named = dict(zip(data.category_ids, data.class_names, strict=True))
+    named = dict(zip(its_ids, its_names, strict=True))
     if not c.class_names and len(named) == c.num_classes:
         c.class_names = tuple(named[i] for i in ids if i is not None)
     c.category_ids = tuple(own[k] if i is None else i for k, i in enumerate(ids))

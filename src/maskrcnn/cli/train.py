@@ -29,7 +29,7 @@ from maskrcnn.config import Config, ModelConfig, field_names, from_file, overrid
 from maskrcnn.errors import Interrupted, UserError, did_you_mean
 
 if TYPE_CHECKING:
-    from maskrcnn.training.distributed import Process
+    pass
 
 FROM_THE_DATA_SET = ("model.name", "model.num_classes", "model.class_names", "model.category_ids")
 OPTIONS = (
@@ -78,6 +78,7 @@ def main(args: argparse.Namespace, extra: list[str]) -> int:
     import torch
 
     from maskrcnn.training.distributed import LostProcessError
+    from maskrcnn.training.finetune import choose_schedule
     from maskrcnn.training.train import train
 
     if args.num_threads is not None:
@@ -85,7 +86,7 @@ def main(args: argparse.Namespace, extra: list[str]) -> int:
             raise UserError(f"--num-threads: expected at least 1, got {args.num_threads}.")
         torch.set_num_threads(args.num_threads)
     try:
-        choose = partial(chosen_schedule, given=given) if args.model and not resumed else None
+        choose = partial(choose_schedule, given=given) if args.model and not resumed else None
         result = train(config, Path(args.out), resume=args.resume, device=args.device, choose=choose)
     except UserError:
         if os.environ.get("RANK", "0") == "0":
@@ -146,15 +147,6 @@ def keep_choices(config: Config, saved: Config, given: Collection[str], args: ar
     for name in names - set(given):
         part, field = name.split(".")
         setattr(getattr(config, part), field, getattr(getattr(saved, part), field))
-
-
-def chosen_schedule(config: Config, num_images: int, process: Process, *, given: Collection[str]) -> str:
-    """Schedule that `training.finetune` chooses, which depends on what the weights are."""
-    from maskrcnn.training.finetune import choose_schedule
-    from maskrcnn.weights.load import read_weights
-
-    detector = bool(config.train.weights) and read_weights(config.train.weights).kind != "backbone"
-    return choose_schedule(config, num_images, process, detector=detector, given=given)
 
 
 def dotted(extra: list[str]) -> list[tuple[str, str]]:

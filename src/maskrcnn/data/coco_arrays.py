@@ -31,7 +31,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from maskrcnn.data.json_stream import JsonStream
+from maskrcnn.data.json_stream import JsonStream, array_of
 from maskrcnn.errors import UserError
 from maskrcnn.masks.rle import read_runs, write_counts
 
@@ -243,6 +243,21 @@ class _Annotations:
                 if label < 0
             ),
         }
+
+
+def read_categories(path: Path) -> tuple[list[int], list[str]]:
+    """Ids and names of a COCO JSON's categories, without a look at the images and annotations where that can be.
+
+    Raises:
+        UserError: not JSON, not COCO's layout, or ids that nothing can be made of.
+    """
+    found = array_of(path, "categories")
+    if found is None:
+        stream = JsonStream(path, ("categories",))
+        found = [category for _, category in stream]
+        if "categories" not in stream.seen:
+            raise UserError(f"{path}: expected a COCO JSON with categories, got none.")
+    return _categories(path, found)
 
 
 def _categories(path: Path, categories: list[Any]) -> tuple[list[int], list[str]]:

@@ -7,6 +7,7 @@ are asked for come one element at a time, and what is not asked for is parsed an
 from __future__ import annotations
 
 import json
+import mmap
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from maskrcnn.data.label_text import encoding_of, json_fault
 from maskrcnn.errors import UserError
 
 _CHUNK = 1 << 20  # characters read at a time
+_LONGEST = 1 << 24  # bytes of an array that is read by itself
 _SPACE = " \t\r\n"
 
 
@@ -135,3 +137,24 @@ class JsonStream:
         place = f"character {self._before + self._at}"
         ended = " (the file ends there)" if self._at >= len(self._text) else ""
         raise UserError(f"{self.path}: not valid JSON: {message} at {place}{ended}.")
+
+
+def array_of(path: Path, member: str) -> list[Any] | None:
+    """Read one array of a JSON object without parsing what is before and after it; None where that is not sure to be
+    the object's own: the name is written more than once in the file, or the text is not UTF-8.
+    """
+    try:
+        with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if not encoding_of(content[:4]).startswith("utf-8"):
+                return None
+            key = f'"{member}"'.encode()
+            at = content.find(key)
+            if at < 0 or content.find(key, at + 1) >= 0:
+                return None
+            text = content[at + len(key) : at + len(key) + _LONGEST].decode(errors="replace").lstrip(_SPACE)
+            if not text.startswith(":"):
+                return None
+            found, _ = json.JSONDecoder().raw_decode(text[1:].lstrip(_SPACE))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, list) else None

@@ -119,3 +119,11 @@ def _run_boxes(runs: Runs, heights: np.ndarray) -> np.ndarray:
     np.minimum.at(boxes[:, :2], runs.owner, np.stack([left, top], 1).astype(np.float32))
     np.maximum.at(boxes[:, 2:], runs.owner, np.stack([right + 1, bottom + 1], 1).astype(np.float32))
     return boxes
+
+
+def box_overlap(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes (..., 4) and (..., 4), 0 where neither has an area."""
+    low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
+    overlap = np.clip(high - low, 0, None).prod(-1)
+    areas = [(x[..., 2:] - x[..., :2]).prod(-1) for x in (a, b)]
+    return overlap / np.maximum(areas[0] + areas[1] - overlap, 1e-9)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from maskrcnn.errors import UserError
+from maskrcnn.images.checks import IMAGE_SUFFIXES
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # Pictures in formats that are not read
 OTHER_SUFFIXES = (
-    ".heic", ".heif", ".avif", ".gif", ".jxl", ".jp2", ".psd", ".exr", ".svg", ".pdf", ".dcm", ".nii",
+    ".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".exr", ".svg", ".pdf", ".dcm", ".nii",
     ".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2",
 )  # fmt: skip
 # Systems' own files and folders beside those whose names begin with a dot

@@ -1,1 +1,1 @@
-"""Everything that makes a model fast without changing what it computes."""
+"""Everything that makes a model fast without changing what it computes: see `engines.prepare`."""

@@ -1,9 +1,11 @@
-"""Inference over a data set: images read and resized in threads, detections streamed out as COCO results."""
+"""Inference over many images, read and resized in threads; over a data set, as COCO results in its ids."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,10 +13,12 @@ import torch
 
 from maskrcnn.data.classes import ids_of_model, unknown
 from maskrcnn.data.stream import StreamedImage, stream_images
-from maskrcnn.errors import UserError
+from maskrcnn.errors import UserError, check_number
 from maskrcnn.models.tta import detect_in_views
 from maskrcnn.processor import DTYPES, let_forks_compute
 from maskrcnn.structures import Instances
+
+_WINDOW = 4  # batches whose images are looked at together, to find some of one size
 
 if TYPE_CHECKING:
     from maskrcnn.config import ModelConfig, TTAConfig
@@ -38,37 +42,73 @@ def detect_images(
     return [detect_in_views(model, i.pixels.permute(1, 2, 0).numpy(), tta) for i in images]
 
 
-def stream_inference(
+def predict_stream(
     model: MaskRCNN,
-    data: CocoData,
+    paths: Iterable[str | Path],
     *,
-    indices: Sequence[int] | None = None,
     batch_size: int = 1,
     num_threads: int = 2,
+    min_size: int | None = None,
+    max_size: int | None = None,
     tta: TTAConfig | None = None,
-) -> Iterator[tuple[int, Instances]]:
-    """Image number and detections, in the order of `indices` (default: all), as they are made.
+) -> Iterator[tuple[str | Path, Instances | UserError]]:
+    """Yield each path with its detections, or with the fault of the file, in the order of `paths`.
 
-    The model computes in its own precision (`MaskRCNN.prepare`). Only a few batches of images are in memory.
+    The model computes in its own precision (`engines.prepare`). Images are batched with others of the same padded
+    size among the next few, so that what is found in an image does not depend on its neighbours. `num_threads` of
+    them are read at a time, ahead of the model.
 
-    Raises:
-        UserError: an image cannot be read: numbers over a part of a data set would mislead.
+    min_size, max_size: shortest and longest side that the network sees, by default the model's own.
+    tta: look at each picture in these sizes instead, one view at a time.
     """
-    order = range(data.num_images) if indices is None else indices
-    paths = (data.image_path(i) for i in order)
     c = model.config.input
-    sizes = (None, None) if tta else (c.min_size, c.max_size)
-    was_training = model.training
+    check_number(batch_size, "predict: batch_size", 1, whole=True)
+    check_number(num_threads, "predict: num_threads", 1, whole=True)
+    for size, name in ((min_size, "min_size"), (max_size, "max_size")):
+        if size is not None:
+            check_number(size, f"predict: {name}", 1, whole=True)
     let_forks_compute()
+    was_training = model.training
     model.eval()
+    window = batch_size * _WINDOW if batch_size > 1 else 1
+    sizes = (None, None) if tta else (min_size or c.min_size, max_size or c.max_size)
     try:
-        for batch in stream_images(paths, *sizes, batch_size, num_threads, c.resize):
-            if batch.errors:
-                raise batch.errors[0].error
-            found = detect_images(model, batch.images, tta)
-            yield from ((order[image.index], f) for image, f in zip(batch.images, found, strict=True))
+        stream = stream_images(paths, *sizes, window, num_threads, c.resize)
+        for images, errors in stream:
+            results: dict[int, tuple[str | Path, Instances | UserError]] = {
+                e.index: (e.path, e.error) for e in errors
+            }
+            for batch in _batches_of_one_size(images, batch_size, c.size_divisor):
+                for image, instances in zip(batch, detect_images(model, batch, tta), strict=True):
+                    results[image.index] = (image.path, _on_cpu(instances, image.path))
+            yield from (results.pop(index) for index in sorted(results))
     finally:
         model.train(was_training)
+
+
+def _batches_of_one_size(
+    images: list[StreamedImage], batch_size: int, divisor: int
+) -> Iterator[list[StreamedImage]]:
+    groups: dict[tuple[int, int], list[StreamedImage]] = {}
+    for image in images:
+        _, h, w = image.pixels.shape
+        groups.setdefault((-(-h // divisor), -(-w // divisor)), []).append(image)
+    for group in groups.values():
+        for first in range(0, len(group), batch_size):
+            yield group[first : first + batch_size]
+
+
+def _on_cpu(instances: Instances, path: str | Path) -> Instances:
+    """Move detections off the GPU. The picture is read again when drawn: a path waits in less memory than pixels."""
+    return dataclasses.replace(
+        instances,
+        boxes=instances.boxes.cpu(),
+        scores=instances.scores.cpu(),
+        labels=instances.labels.cpu(),
+        masks=None if instances.masks is None else instances.masks.to("cpu"),
+        keypoints=None if instances.keypoints is None else instances.keypoints.cpu(),
+        image=path,
+    )
 
 
 def run_inference(
@@ -92,10 +132,13 @@ def run_inference(
     """
     category_ids = _category_ids(model.config, data)
     results: list[dict[str, Any]] = []
-    stream = stream_inference(
-        model, data, indices=indices, batch_size=batch_size, num_threads=num_threads, tta=tta
+    order = range(data.num_images) if indices is None else indices
+    stream = predict_stream(
+        model, (data.image_path(i) for i in order), batch_size=batch_size, num_threads=num_threads, tta=tta
     )
-    for done, (i, instances) in enumerate(stream, start=1):
+    for done, (i, (_, instances)) in enumerate(zip(order, stream), start=1):
+        if isinstance(instances, UserError):  # numbers over a part of a data set would mislead
+            raise instances
         found = instances.to_coco(data.image_ids[i].item(), category_ids)
         results += (entry for entry in found if entry["category_id"] is not None)
         if progress:

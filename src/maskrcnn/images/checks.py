@@ -21,6 +21,9 @@ import struct
 import zlib
 from typing import Literal, NamedTuple
 
+# Endings by which pictures are found in folders.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
 __all__ = ["PictureFile", "for_decoding", "format_of", "png_file", "webp_file", "webp_without_zeros"]
 
 Data = bytes | memoryview

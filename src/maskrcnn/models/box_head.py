@@ -6,15 +6,14 @@ Shape letters: R RoIs over the batch, P proposals of an image, G its objects, K 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskrcnn.backbones.layers import conv_tower
-from maskrcnn.config import BoxHeadConfig
-from maskrcnn.models.linear import Linear, first_fc
+from maskrcnn.config import BoxHeadConfig, RulesConfig
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import Proposals
 from maskrcnn.ops.boxes import batched_nms, clip_boxes, decode_boxes, encode_boxes, nonempty, scale_boxes
@@ -49,6 +48,18 @@ class Detections(NamedTuple):
     proposal_index: Tensor
 
 
+class DetectionHead(Protocol):
+    """Second stage as `MaskRCNN` sees it: a `BoxHead`, or a cascade of them. Its methods are `BoxHead`'s."""
+
+    config: BoxHeadConfig
+    num_classes: int
+
+    def __call__(self, *args: Any, **how: Any) -> list[Detections]: ...
+    def suppress(self, *args: Any, **how: Any) -> Tensor: ...
+    def sample(self, *args: Any, **how: Any) -> list[SampledRoIs]: ...
+    def loss(self, *args: Any, **how: Any) -> dict[str, Tensor]: ...
+
+
 class BoxHead(nn.Module):
     """Box head: RoIAlign, optional convolutions, fully connected layers or the mean over the cells, class and box
     predictors.
@@ -61,12 +72,13 @@ class BoxHead(nn.Module):
         channels: int,
         num_classes: int,
         config: BoxHeadConfig,
+        rules: RulesConfig | None = None,
         *,
         iou_positive: float | None = None,
         box_weights: tuple[float, float, float, float] | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.num_classes = config, num_classes
+        self.config, self.rules, self.num_classes = config, rules or RulesConfig(), num_classes
         self.iou_positive = config.iou_positive if iou_positive is None else iou_positive
         self.box_weights = config.box_weights if box_weights is None else box_weights
         self.convs = conv_tower(channels, config.conv_channels, config.num_convs, config.norm)
@@ -75,48 +87,26 @@ class BoxHead(nn.Module):
             features *= config.pool_size**2
         self.fcs = nn.ModuleList()
         for _ in range(config.num_fcs):
-            fc = Linear(features, config.fc_channels)
+            fc = nn.Linear(features, config.fc_channels)
             nn.init.kaiming_uniform_(fc.weight, a=1)
             nn.init.zeros_(fc.bias)
             self.fcs.append(fc)
             features = config.fc_channels
-        self.class_predictor = Linear(features, num_classes + 1)
-        self.box_predictor = Linear(features, 4 * (1 if config.class_agnostic else num_classes))
+        self.class_predictor = nn.Linear(features, num_classes + 1)
+        self.box_predictor = nn.Linear(features, 4 * (1 if config.class_agnostic else num_classes))
         for predictor, std in ((self.class_predictor, 0.01), (self.box_predictor, 0.001)):
             nn.init.normal_(predictor.weight, std=std)
             nn.init.zeros_(predictor.bias)
 
-    def prepare(self) -> None:
-        """Lay out the first layer's weights as pooled RoIs are, for inference; the layer keeps that form."""
-        if len(self.fcs):
-            self.fcs[0].weight = nn.Parameter(self._kernel(), requires_grad=False)
-
-    def _kernel(self) -> Tensor:
-        """Weights of the first layer as those of a convolution over a whole RoI, (D, C, P, P), laid out
-        channels-last.
-        """
-        weight = self.fcs[0].get_parameter("weight")
-        if weight.dim() == 2:
-            weight = weight.unflatten(1, (-1, self.config.pool_size, self.config.pool_size))
-        return weight.contiguous(memory_format=torch.channels_last)
-
     def predict_rois(self, features: RoIFeatures, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Predict class_logits (R, K + 1) and box_deltas (R, K or 1, 4) of every image's boxes, in float32."""
-        kernel = self._kernel() if len(self.fcs) else None  # once, not for every chunk: DC5's are 400 MB
-        parts = [self.predict_pooled(x, kernel) for x in features.chunks(boxes, self.config.pool_size)]
-        logits, deltas = zip(*parts, strict=True)
-        return torch.cat(logits), torch.cat(deltas)
+        return self.predict_pooled(features.pool(boxes, self.config.pool_size))
 
-    def predict_pooled(self, x: Tensor, kernel: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Predict class_logits and box_deltas of RoIs pooled from the maps, (R, C, pool_size, pool_size). kernel:
-        `_kernel()`, if it was computed already.
-        """
+    def predict_pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Predict class_logits and box_deltas of RoIs pooled from the maps, (R, C, pool_size, pool_size)."""
         x = self.convs(x)
-        if len(self.fcs):
-            x = first_fc(x, self._kernel() if kernel is None else kernel, self.fcs[0].get_parameter("bias"))
-        else:
-            x = x.mean((2, 3))
-        for fc in self.fcs[1:]:
+        x = x.flatten(1) if len(self.fcs) else x.mean((2, 3))
+        for fc in self.fcs:
             x = F.relu_(fc(x))
         logits, deltas = self.class_predictor(x), self.box_predictor(x)
         dtype = torch.promote_types(logits.dtype, torch.float32)
@@ -166,14 +156,14 @@ class BoxHead(nn.Module):
         proposal, label = (scores[:, :-1] > threshold).nonzero(as_tuple=True)
         score = scores[proposal, label]
         delta = deltas[proposal, 0 if c.class_agnostic else label]
-        box = decode_boxes(delta, boxes[proposal], self.box_weights, c.limit_shrinking)
+        box = decode_boxes(delta, boxes[proposal], self.box_weights, self.rules.limit_shrinking)
         box = clip_boxes(box, size)
         keep = torch.isfinite(box).all(1) & torch.isfinite(score)
-        if c.min_box_side > 0:
-            keep &= nonempty(box, c.min_box_side)
+        if self.rules.min_detection_side > 0:
+            keep &= nonempty(box, self.rules.min_detection_side)
         box, score, label, proposal = box[keep], score[keep], label[keep], proposal[keep]
         # Rounding to whole pixels resizes height and width by slightly different factors.
-        compared = scale_boxes(box, size, original_size or size) if c.nms_in_original else box
+        compared = scale_boxes(box, size, original_size or size) if self.rules.nms_in_original else box
         keep = self.suppress(compared, score, label)
         return Detections(box[keep], score[keep], label[keep], proposal[keep])
 
@@ -206,7 +196,7 @@ class BoxHead(nn.Module):
     def match(self, boxes: Tensor, target: GroundTruth) -> Matches:
         """Match one image's RoIs, its proposals followed by its ground-truth boxes, to the ground truth."""
         iou = self.iou_positive
-        if not self.config.best_reassigns:
+        if not self.rules.best_reassigns:
             return match_boxes(boxes, target.boxes, iou, iou)
         # The objects' own boxes would be the best of all.
         proposals = boxes[: len(boxes) - len(target)]

@@ -6,18 +6,20 @@ from collections.abc import Callable
 
 from torch import nn
 
-from maskrcnn.backbones.fpn import FPNBackbone, LastMap
-from maskrcnn.config import InternImageConfig, MobileNetV2Config, ModelConfig, ResNetConfig, ViTConfig
+from maskrcnn.backbones import family_of
+from maskrcnn.backbones.fpn import FPN, FPNBackbone, LastMap
+from maskrcnn.backbones.level_convs import LevelConvs
+from maskrcnn.config import ModelConfig, ResNetConfig
 from maskrcnn.errors import UserError
 from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.cascade import CascadeHead
 from maskrcnn.models.keypoint_head import KeypointHead
 from maskrcnn.models.mask_head import MaskHead
-from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.predictor import Predictor
 from maskrcnn.models.rpn import RPN
 
 
-def build_model(config: ModelConfig) -> MaskRCNN:
+def build_model(config: ModelConfig) -> Predictor:
     """Build a model with random weights.
 
     Raises:
@@ -25,19 +27,22 @@ def build_model(config: ModelConfig) -> MaskRCNN:
     """
     _check(config)
     body, out_channels = build_body(config)
-    backbone = (
-        LastMap(body, out_channels, stride=16)
-        if config.fpn is None
-        else FPNBackbone(body, out_channels, config.fpn)
-    )
-    rpn = RPN(backbone.out_channels, backbone.strides, config.rpn)
+    if config.fpn is None:
+        backbone = LastMap(body, out_channels, stride=16)
+    else:
+        pyramid = FPN if config.fpn.top_down else LevelConvs
+        backbone = FPNBackbone(
+            body, pyramid(list(out_channels.values()), config.fpn), config.fpn.out_channels
+        )
+    rules = config.rules
+    rpn = RPN(backbone.out_channels, backbone.strides, config.rpn, rules)
     res5, channels = build_shared_res5(config) or (None, backbone.out_channels)
     box_head = BoxHead if config.box_head.cascade is None else CascadeHead
-    return MaskRCNN(
+    return Predictor(
         backbone,
         rpn,
-        box_head(channels, config.num_classes, config.box_head),
-        None if config.mask_head is None else MaskHead(channels, config.num_classes, config.mask_head),
+        box_head(channels, config.num_classes, config.box_head, rules),
+        None if config.mask_head is None else MaskHead(channels, config.num_classes, config.mask_head, rules),
         None if config.keypoint_head is None else KeypointHead(channels, config.keypoint_head),
         res5,
         config,
@@ -59,31 +64,8 @@ def build_shared_res5(config: ModelConfig) -> tuple[nn.Module, int] | None:
 
 
 def build_body(config: ModelConfig) -> tuple[nn.Module, dict[str, int]]:
-    """Build the backbone's body: the body and the channels of its maps by name, finest first.
-
-    Each file is imported where its model is asked for: one does not wait for the others.
-    """
-    match config.backbone:
-        case ResNetConfig():
-            from maskrcnn.backbones.resnet import ResNet
-
-            body = ResNet(config.backbone)
-        case MobileNetV2Config():
-            from maskrcnn.backbones.mobilenet import MobileNetV2
-
-            body = MobileNetV2(config.backbone)
-        case InternImageConfig():
-            from maskrcnn.backbones.internimage import InternImage
-
-            body = InternImage(config.backbone)
-        case ViTConfig(adapter=None):
-            from maskrcnn.backbones.vit import ViT
-
-            body = ViT(config.backbone)
-        case ViTConfig():
-            from maskrcnn.backbones.vit_adapter import ViTAdapter
-
-            body = ViTAdapter(config.backbone)
+    """Build the backbone's body: the body and the channels of its maps by name, finest first."""
+    body = family_of(config.backbone).build(config.backbone)
     return body, body.out_channels
 
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from maskrcnn.config import BoxHeadConfig
+from maskrcnn.config import BoxHeadConfig, RulesConfig
 from maskrcnn.models.box_head import BoxHead, Detections, SampledRoIs
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import Proposals
@@ -25,12 +25,14 @@ from maskrcnn.structures import GroundTruth
 class CascadeHead(nn.Module):
     """Cascade of box heads, with the interface of one `BoxHead`. Its boxes are class-agnostic."""
 
-    def __init__(self, channels: int, num_classes: int, config: BoxHeadConfig) -> None:
+    def __init__(
+        self, channels: int, num_classes: int, config: BoxHeadConfig, rules: RulesConfig | None = None
+    ) -> None:
         super().__init__()
         assert config.cascade is not None
         self.config, self.num_classes = config, num_classes
         self.stages = nn.ModuleList(
-            BoxHead(channels, num_classes, config, iou_positive=iou, box_weights=weights)
+            BoxHead(channels, num_classes, config, rules, iou_positive=iou, box_weights=weights)
             for iou, weights in zip(config.cascade.iou_positive, config.cascade.box_weights, strict=True)
         )
 
@@ -120,7 +122,7 @@ def _moved(
     head: BoxHead, boxes: list[Tensor], deltas: Tensor, image_sizes: list[tuple[int, int]]
 ) -> list[Tensor]:
     """Apply a stage's box_deltas (R, 1, 4) to every image's RoIs and clip them to the image: per image (P, 4)."""
-    moved = decode_boxes(deltas[:, 0], torch.cat(boxes), head.box_weights, head.config.limit_shrinking)
+    moved = decode_boxes(deltas[:, 0], torch.cat(boxes), head.box_weights, head.rules.limit_shrinking)
     counts = [len(b) for b in boxes]
     return [clip_boxes(b, size) for b, size in zip(moved.split(counts), image_sizes, strict=True)]
 

@@ -1,35 +1,25 @@
 """Mask R-CNN: He et al. 2017 (arXiv 1703.06870), with detectron2's semantics.
 
 Backbone -> proposals -> boxes -> masks. Two entry points with one return type each: `forward` gives the training
-losses, `detect` the detections; `predict` is `detect` for pictures.
+losses, `detect` the detections. `models.predictor` has `predict`, which takes pictures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from pathlib import Path
-from typing import Any, overload
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from maskrcnn.backbones.fpn import FPNBackbone, LastMap
-from maskrcnn.backbones.layers import fold_norms
-from maskrcnn.config import ModelConfig, TTAConfig
-from maskrcnn.errors import UserError, check_number, described
-from maskrcnn.images.pictures import Picture, is_picture, pixels_of
-from maskrcnn.images.resize import resize_image, resize_size
+from maskrcnn.config import ModelConfig
 from maskrcnn.masks import PredictedMasks, whole_pixel_boxes
-from maskrcnn.models.box_head import BoxHead, Detections
-from maskrcnn.models.cascade import CascadeHead
+from maskrcnn.models.box_head import DetectionHead, Detections
 from maskrcnn.models.keypoint_head import KeypointHead
 from maskrcnn.models.mask_head import MaskHead
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import RPN
 from maskrcnn.ops.boxes import clip_boxes, nonempty, scale_boxes
-from maskrcnn.processor import DTYPES, let_forks_compute
 from maskrcnn.structures import GroundTruth, ImageBatch, Instances
 
 
@@ -42,7 +32,7 @@ class MaskRCNN(nn.Module):
         self,
         backbone: FPNBackbone | LastMap,
         rpn: RPN,
-        box_head: BoxHead | CascadeHead,
+        box_head: DetectionHead,
         mask_head: MaskHead | None,
         keypoint_head: KeypointHead | None,
         res5: nn.Module | None,
@@ -56,6 +46,7 @@ class MaskRCNN(nn.Module):
         self.keypoint_head = keypoint_head
         self.res5 = res5  # of C4: the stage that all heads share
         self.config = config
+        self.engine = "eager"  # whoever prepares the model writes here what with
 
     @property
     def device(self) -> torch.device:
@@ -128,11 +119,9 @@ class MaskRCNN(nn.Module):
     def roi_features(self, features: list[Tensor]) -> RoIFeatures:
         """Select the maps that the heads pool from: all of a pyramid's but its last, or the only one."""
         levels = self.backbone.num_roi_levels
-        strides, fpn = self.backbone.strides[:levels], self.config.fpn
-        if fpn is None:
-            return RoIFeatures(features[:levels], strides, self.res5)
-        how = (fpn.level_epsilon, fpn.roi_aligned, fpn.roi_sampling_ratio)
-        return RoIFeatures(features[:levels], strides, None, *how)
+        strides, rules = self.backbone.strides[:levels], self.config.rules
+        how = (rules.level_epsilon, rules.roi_aligned, rules.roi_sampling_ratio)
+        return RoIFeatures(features[:levels], strides, self.res5, *how)
 
     def _finish(
         self,
@@ -167,7 +156,7 @@ class MaskRCNN(nn.Module):
         """Masks of a picture of `size` from predicted probabilities (N, M, M) over predicted boxes (N, 4)."""
         head = self.config.mask_head
         assert head is not None
-        if head.paste == "torchvision":
+        if self.config.rules.paste == "torchvision":
             boxes = whole_pixel_boxes(boxes, probs.shape[-1])
         return PredictedMasks(probs, boxes, size, head.threshold)
 
@@ -195,124 +184,3 @@ class MaskRCNN(nn.Module):
                 image = image.flip(0)
             out[:, :h, :w] = (image.to(dtype) - mean) / std
         return ImageBatch(pixels.to(self.dtype), sizes, list(original_sizes or sizes))
-
-    @overload
-    def predict(
-        self,
-        images: Picture,
-        *,
-        min_size: int | None = ...,
-        max_size: int | None = ...,
-        score_threshold: float | None = ...,
-        tta: TTAConfig | None = ...,
-    ) -> Instances: ...
-    @overload
-    def predict(
-        self,
-        images: Sequence[Picture],
-        *,
-        min_size: int | None = ...,
-        max_size: int | None = ...,
-        score_threshold: float | None = ...,
-        tta: TTAConfig | None = ...,
-    ) -> list[Instances]: ...
-    def predict(
-        self,
-        images: Picture | Sequence[Picture],
-        *,
-        min_size: int | None = None,
-        max_size: int | None = None,
-        score_threshold: float | None = None,
-        tta: TTAConfig | None = None,
-    ) -> Instances | list[Instances]:
-        """Detect the objects of a picture, or of each of several.
-
-        images: a path, a file opened for reading bytes, an (H, W, 3) uint8 RGB array or a Pillow image, whose pixels
-        are taken as they are, without its EXIF orientation; a list of these gives a list.
-        min_size, max_size: shortest and longest side that the network sees, by default the model's own.
-        score_threshold: only detections of a score above it; by default the model's own threshold, 0.05.
-        tta: look at each picture in these sizes and mirrored, instead of once, and merge what is found.
-
-        What else a model goes by is in its config, to be changed before: `config.box_head` (nms_threshold,
-        class_agnostic_nms, detections_per_image) and `config.mask_head` (threshold).
-
-        A process that is forked after this, as `multiprocessing.Pool` does on Linux, computes with one thread:
-        OpenMP's do not survive a fork. It must not ask Torch for more.
-
-        Raises:
-            UserError: a file that cannot be read, an array of another shape or type, anything else for a picture, a
-                size below 1, a threshold outside 0 to 1, sizes given in both ways.
-        """
-        if min_size is not None:
-            min_size = check_number(min_size, "predict: min_size", 1, whole=True)
-        if max_size is not None:
-            max_size = check_number(max_size, "predict: max_size", 1, whole=True)
-        if score_threshold is not None:
-            score_threshold = check_number(score_threshold, "predict: score_threshold", 0, 1)
-        if tta is not None:
-            _check_views(tta)
-            if min_size is not None or max_size is not None:
-                raise UserError("predict: expected sizes in tta or as min_size and max_size, got both.")
-        how = (min_size, max_size, score_threshold, tta)
-        given: Any = images
-        if not _are_several(given):
-            return self._predict_one(given, "predict", *how)
-        return [self._predict_one(image, f"predict: images[{i}]", *how) for i, image in enumerate(given)]
-
-    def _predict_one(
-        self,
-        picture: Picture,
-        where: str,
-        min_size: int | None,
-        max_size: int | None,
-        score_threshold: float | None,
-        tta: TTAConfig | None,
-    ) -> Instances:
-        image = pixels_of(picture, where)
-        let_forks_compute()
-        was_training = self.training
-        self.eval()
-        try:
-            if tta is None:
-                original = (image.shape[0], image.shape[1])
-                c = self.config.input
-                size = resize_size(*original, min_size or c.min_size, max_size or c.max_size, c.resize)
-                resized = resize_image(image, size, c.resize)
-                resized = torch.from_numpy(np.ascontiguousarray(resized)).permute(2, 0, 1)
-                instances = self.detect(self.preprocess([resized], [original]), score_threshold)[0]
-            else:
-                from maskrcnn.models.tta import detect_in_views
-
-                instances = detect_in_views(self, image, tta, score_threshold)
-        finally:
-            self.train(was_training)
-        instances.image = picture if isinstance(picture, str | Path) else image
-        return instances
-
-    def prepare(self, precision: str = "fp32") -> MaskRCNN:
-        """Make the model ready for fast inference, for good: batch norms folded, channels-last, cast.
-
-        precision: fp32, bf16 or fp16. Boxes, scores and mask probabilities are computed in float32 in any of them.
-        """
-        self.eval().requires_grad_(False)
-        fold_norms(self)
-        for module in self.modules():
-            if isinstance(module, BoxHead):
-                module.prepare()
-        self.to(dtype=DTYPES[precision])
-        return self.to(memory_format=torch.channels_last)
-
-
-def _are_several(images: object) -> bool:
-    """Return True for an iterable of pictures, False for a single picture and for containers that hold none."""
-    none = Tensor | Mapping | AbstractSet | bytes | bytearray | memoryview
-    return isinstance(images, Iterable) and not is_picture(images) and not isinstance(images, none)
-
-
-def _check_views(tta: TTAConfig) -> None:
-    if not isinstance(tta, TTAConfig):
-        raise UserError(f"predict: tta: expected a TTAConfig, got {described(tta)}.")
-    if not tta.min_sizes:
-        raise UserError("predict: tta.min_sizes: expected one size or more, got none.")
-    for size in (*tta.min_sizes, tta.max_size):
-        check_number(size, "predict: a size of tta", 1, whole=True)

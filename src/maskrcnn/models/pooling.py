@@ -5,21 +5,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
 from maskrcnn.ops.boxes import box_area
-from maskrcnn.ops.sampling import roi_align
+from maskrcnn.ops.roi_align import roi_align
 
 CANONICAL_SIZE, CANONICAL_LEVEL = 224, 4  # a RoI of 224x224 belongs to P4
 EPSILON = 1e-8  # detectron2's: a RoI a hair smaller belongs there too
-
-# RoIs that go through C4's last stage at a time, in inference: all 1,000 would take gigabytes.
-CHUNK = 64
-# Numbers pooled at a time otherwise: 24 MiB in float32, which the C library gives again without asking the system.
-CHUNK_NUMBERS = 6 << 20
 
 
 def assign_levels(boxes: Tensor, min_level: int, max_level: int, epsilon: float = EPSILON) -> Tensor:
@@ -33,7 +27,7 @@ class RoIFeatures:
 
     maps: (B, C, H, W) each, finest first, of `strides`. res5: what pooled RoIs go through before the heads see them,
     of stride 2 (C4); None otherwise. level_epsilon: see `assign_levels`; aligned, sampling_ratio: see
-    `ops.sampling.roi_align`.
+    `ops.roi_align`.
     """
 
     def __init__(
@@ -54,39 +48,19 @@ class RoIFeatures:
         after the other.
         """
         if self.res5 is None:
-            return self._pool(with_image_index(boxes), size)
-        if not torch.is_grad_enabled():
-            return torch.cat(list(self.chunks(boxes, size)))
+            return self.pool_rois(with_image_index(boxes), size)
         # In training the mask's RoIs are the first of the box head's, whose features they share.
-        if self._last is None or not all(map(_begins_with, self._last[0], boxes)):
-            self._last = boxes, self._through_res5(with_image_index(boxes), size)
+        if self._last is None or not all(torch.equal(a[: len(b)], b) for a, b in zip(self._last[0], boxes)):
+            self._last = boxes, self.pool_rois(with_image_index(boxes), size)
         parts = self._last[1].split([len(b) for b in self._last[0]])
         return torch.cat([part[: len(b)] for part, b in zip(parts, boxes, strict=True)])
 
-    def chunks(self, boxes: list[Tensor], size: int) -> Iterator[Tensor]:
-        """Yield the pooled features of every image's boxes as `pool` does, in inference some RoIs at a time: that
-        takes less memory, and a head's results for a chunk stay in the cache. Yields one chunk at least, if of no
-        RoI.
-        """
-        if torch.is_grad_enabled():
-            yield self.pool(boxes, size)
-            return
-        numbers = self.maps[0].shape[1] * size**2
-        length = CHUNK if self.res5 is not None else max(1, CHUNK_NUMBERS // numbers)
-        for rois in with_image_index(boxes).split(length):
-            yield self._pool(rois, size) if self.res5 is None else self._through_res5(rois, size)
-
-    def _through_res5(self, rois: Tensor, size: int) -> Tensor:
-        assert self.res5 is not None
-        return self.res5(self._pool(rois, 2 * size))
-
-    def _pool(self, rois: Tensor, size: int) -> Tensor:
+    def pool_rois(self, rois: Tensor, size: int) -> Tensor:
+        """Pool RoIs (R, 5), image and box: (R, C, size, size)."""
         how = (self.level_epsilon, self.aligned, self.sampling_ratio)
-        return pool_rois(self.maps, self.strides, rois, size, *how)
-
-
-def _begins_with(boxes: Tensor, first: Tensor) -> bool:
-    return torch.equal(boxes[: len(first)], first)
+        if self.res5 is None:
+            return pool_rois(self.maps, self.strides, rois, size, *how)
+        return self.res5(pool_rois(self.maps, self.strides, rois, 2 * size, *how))
 
 
 def with_image_index(boxes: list[Tensor]) -> Tensor:
@@ -119,14 +93,4 @@ def pool_rois(
         if len(place) or (i == 0 and not len(rois)):
             parts.append(roi_align(feature, rois[place], size, 1 / stride, sampling_ratio, aligned))
             places.append(place)
-    if torch.is_grad_enabled():
-        return torch.cat(parts)[torch.argsort(torch.cat(places))]
-    out = torch.empty(
-        (len(rois), *parts[0].shape[1:]),
-        dtype=parts[0].dtype,
-        device=rois.device,
-        memory_format=torch.channels_last,
-    )
-    for place, part in zip(places, parts, strict=True):
-        out[place] = part
-    return out
+    return torch.cat(parts)[torch.argsort(torch.cat(places))]

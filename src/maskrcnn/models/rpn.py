@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from maskrcnn.backbones.layers import Conv
-from maskrcnn.config import RPNConfig
+from maskrcnn.config import RPNConfig, RulesConfig
 from maskrcnn.models.anchors import cell_anchors, grid_anchors
-from maskrcnn.ops import winograd
+from maskrcnn.models.sparse_rpn import predict_at
 from maskrcnn.ops.boxes import batched_nms, clip_boxes, decode_boxes, encode_boxes, nonempty
 from maskrcnn.ops.matching import Matches, match_boxes, subsample
 from maskrcnn.ops.processes import mean_over_processes
@@ -43,80 +43,15 @@ class RPNHead(nn.Module):
             nn.init.normal_(conv.weight, std=0.01)
 
     def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Predict from L maps (B, C, H, W): objectness_logits L x (B, H * W * A), box_deltas L x (B, H * W * A, 4)."""
-        num_anchors = len(self.objectness.weight)
-        # One pass over the map for both predictions.
-        weight = torch.cat([self.objectness.weight, self.deltas.weight])
-        bias = torch.cat([self._bias(self.objectness), self._bias(self.deltas)])
-        logits, deltas = [], []
-        for feature in features:
-            x = self._predict(feature, weight, bias)
-            # Scores and boxes are compared and decoded: float32 at least.
-            x = x.to(torch.promote_types(x.dtype, torch.float32))
-            logits.append(x[..., :num_anchors].flatten(1))
-            deltas.append(x[..., num_anchors:].reshape(len(x), -1, 4))
-        return logits, deltas
-
-    def _predict(self, feature: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """Predict objectness and box deltas of one map: (B, C, H, W) -> (B, H, W, 5A)."""
-        conv = self.conv
-        if (
-            torch.is_grad_enabled()
-            or not isinstance(conv, Conv)
-            or not winograd.applies(feature, conv.weight)
-        ):
-            return F.conv2d(conv(feature), weight, bias).permute(0, 2, 3, 1)
-        out = feature.new_empty(len(feature), *feature.shape[2:], len(weight))
-        for where, x in winograd.strips(feature, conv.weight, conv.bias, relu=True):
-            out[where] = F.conv2d(x.permute(0, 3, 1, 2), weight, bias).permute(0, 2, 3, 1)
-        return out
-
-    def at(self, features: list[Tensor], image: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Predict at S sampled anchors only, for the loss: logits (S,) and deltas (S, 4).
-
-        image: (S,) of each; index: (S,) among the anchors of its image's levels. The loss touches a few hundred of
-        some 200,000 anchors, so the gradient of the dense maps is zero nearly everywhere; going backward through
-        their convolutions would be a seventh of a training step on a CPU.
+        """Predict from L maps (B, C, H, W): objectness_logits L x (B, H * W * A), box_deltas L x (B, H * W * A, 4),
+        float32 at least, as scores and boxes are compared and decoded.
         """
-        conv = self.conv
-        if isinstance(conv, nn.Sequential):  # only the last can do with a few places
-            features = [conv[:-1](feature) for feature in features]
-            conv = conv[-1]
-        assert isinstance(conv, Conv)
-        num_anchors = len(self.objectness.weight)
-        place, anchor = index.div(num_anchors, rounding_mode="floor"), index % num_anchors
-        rows, order, first = [], [], 0
+        logits, deltas, real = [], [], torch.promote_types(features[0].dtype, torch.float32)
         for feature in features:
-            count = feature.shape[2] * feature.shape[3]
-            here = ((place >= first) & (place < first + count)).nonzero()[:, 0]
-            rows.append(_neighbourhoods(feature, image[here], place[here] - first))
-            order.append(here)
-            first += count
-        weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # (C, 3 * 3 * C)
-        x = F.relu_(F.linear(torch.cat(rows), weight, self._bias(conv)))[torch.cat(order).argsort()]
-        logits = self.objectness.weight[:, :, 0, 0], self._bias(self.objectness)
-        deltas = self.deltas.weight.view(num_anchors, 4, -1), self._bias(self.deltas).view(num_anchors, 4)
-        logit = torch.einsum("sc,sc->s", x, logits[0][anchor].to(x.dtype)) + logits[1][anchor]
-        delta = torch.einsum("sc,skc->sk", x, deltas[0][anchor].to(x.dtype)) + deltas[1][anchor]
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        return logit.to(dtype), delta.to(dtype)
-
-    @staticmethod
-    def _bias(conv: Conv) -> Tensor:
-        assert conv.bias is not None
-        return conv.bias
-
-
-def _neighbourhoods(feature: Tensor, image: Tensor, place: Tensor) -> Tensor:
-    """Gather the inputs of a 3x3 convolution at S places of maps (B, C, H, W): (S, 3 * 3 * C), zero outside the map."""
-    channels, height, width = feature.shape[1:]
-    step = torch.arange(-1, 2, device=place.device)
-    y = (place.div(width, rounding_mode="floor")[:, None] + step)[:, :, None]  # (S, 3, 1)
-    x = (place % width)[:, None, None] + step  # (S, 1, 3)
-    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    index = (image[:, None, None] * height + y.clamp(0, height - 1)) * width + x.clamp(0, width - 1)
-    rows = feature.permute(0, 2, 3, 1).flatten(0, 2)[index.flatten()]
-    return (rows * inside.flatten()[:, None]).view(len(place), 9 * channels)
+            x = self.conv(feature)
+            logits.append(self.objectness(x).to(real).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.deltas(x).to(real).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
+        return logits, deltas
 
 
 def _within_padded(anchors: Tensor, size: tuple[int, int], strides: tuple[int, ...]) -> Tensor:
@@ -130,9 +65,11 @@ def _within_padded(anchors: Tensor, size: tuple[int, int], strides: tuple[int, .
 
 
 class RPN(nn.Module):
-    def __init__(self, channels: int, strides: tuple[int, ...], config: RPNConfig) -> None:
+    def __init__(
+        self, channels: int, strides: tuple[int, ...], config: RPNConfig, rules: RulesConfig | None = None
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.rules = config, rules or RulesConfig()
         self.strides = strides
         self.head = RPNHead(
             channels, len(config.anchor_sizes[0]) * len(config.aspect_ratios), config.num_convs
@@ -150,7 +87,7 @@ class RPN(nn.Module):
         for feature, stride, sizes in zip(features, self.strides, self.config.anchor_sizes, strict=True):
             cell = cell_anchors(sizes, self.config.aspect_ratios).to(feature.device, dtype)
             size = (feature.shape[2], feature.shape[3])
-            if self.config.anchors == "torchvision":
+            if self.rules.anchors == "torchvision":
                 anchors.append(grid_anchors(cell.round(), size, (height // size[0], width // size[1])))
             else:
                 anchors.append(grid_anchors(cell, size, stride))
@@ -192,7 +129,7 @@ class RPN(nn.Module):
         for level, (anchor, logit, delta) in enumerate(zip(anchors, logits, deltas, strict=True)):
             score, index = logit.topk(min(pre_nms_topk, logit.shape[1]), dim=1)
             delta = delta.gather(1, index[..., None].expand(-1, -1, 4))
-            boxes.append(decode_boxes(delta, anchor[index], BOX_WEIGHTS, self.config.limit_shrinking))
+            boxes.append(decode_boxes(delta, anchor[index], BOX_WEIGHTS, self.rules.limit_shrinking))
             scores.append(score)
             levels.append(torch.full_like(index, level))
         proposals = []
@@ -200,7 +137,7 @@ class RPN(nn.Module):
             torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1), image_sizes
         ):
             box = clip_boxes(box, size)
-            keep = nonempty(box, self.config.min_box_side) & torch.isfinite(score)
+            keep = nonempty(box, self.rules.min_proposal_side) & torch.isfinite(score)
             box, score, level = box[keep], score[keep], level[keep]
             keep = batched_nms(box, score, level, self.config.nms_threshold)[:post_nms_topk]
             proposals.append(Proposals(box[keep], score[keep]))
@@ -209,18 +146,17 @@ class RPN(nn.Module):
     def match(self, anchors: Tensor, size: tuple[int, int], target: GroundTruth) -> Matches:
         """Match one image's anchors to its objects, for the losses."""
         c = self.config
-        everywhere = slice(None)
-        part = _within_padded(anchors, size, self.strides) if c.ignore_padding else everywhere
+        part = _within_padded(anchors, size, self.strides) if self.rules.ignore_padding else slice(None)
         matches = match_boxes(
             anchors[part],
             target.boxes,
             c.iou_negative,
             c.iou_positive,
             keep_best=True,
-            min_best=c.iou_best,
-            best_reassigns=c.best_reassigns,
+            min_best=self.rules.iou_best,
+            best_reassigns=self.rules.best_reassigns,
         )
-        if part is everywhere:
+        if isinstance(part, slice):
             return matches
         labels = torch.full_like(anchors[:, 0], -1, dtype=torch.int64)
         gt_index = torch.zeros_like(labels)
@@ -246,14 +182,15 @@ class RPN(nn.Module):
             labels.append(matches.labels[sampled])
             gt_boxes = target.boxes[matches.gt_index[positive]] if len(positive) else anchors[positive]
             wanted.append(encode_boxes(anchors[positive], gt_boxes, BOX_WEIGHTS))
-        logits, deltas = self.head.at(features, torch.cat(images), torch.cat(indices))
+        where, head = (torch.cat(images), torch.cat(indices)), self.head
+        logits, deltas = predict_at(head.conv, head.objectness, head.deltas, features, *where)
         label = torch.cat(labels)
         loss_cls = F.binary_cross_entropy_with_logits(logits, label.to(logits.dtype), reduction="sum")
         loss_loc = F.smooth_l1_loss(
             deltas[label == 1], torch.cat(wanted), reduction="sum", beta=c.smooth_l1_beta
         )
         normalizer: float | Tensor = c.num_samples * len(targets)
-        if c.normalize_by == "sampled":
+        if self.rules.normalize_by == "sampled":
             normalizer = mean_over_processes(num_sampled, logits.device)
         return {
             "loss_rpn_cls": loss_cls * (c.loss_weight / normalizer),

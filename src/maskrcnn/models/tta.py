@@ -9,7 +9,7 @@ Shape letters: N detections, M mask cells a side.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,12 +18,10 @@ from torch import Tensor
 from maskrcnn.config import TTAConfig
 from maskrcnn.errors import UserError
 from maskrcnn.images.resize import resize_image, resize_size
+from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.ops.boxes import clip_boxes, nonempty, scale_boxes
 from maskrcnn.structures import ImageBatch, Instances
-
-if TYPE_CHECKING:
-    from maskrcnn.models.mask_rcnn import MaskRCNN
 
 # Features kept from the boxes' pass for the masks'; beyond, the backbone runs twice, as the original always does.
 KEPT_BYTES = 1 << 30

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskrcnn import processor
-from maskrcnn.ops.sampling import _sum_bags, _use_triton
+from maskrcnn.ops.sampling import _sum_bags, use_triton
 
 # Samples in a block: enough work for all threads, little enough to stay in the cache. It does not depend on
 # the number of threads, so that sums are made in the same order with any.
@@ -80,7 +80,7 @@ def _bilinear_sum(
     sizes: list[int],
 ) -> Tensor:
     (N, _, G, D), Q = rows.shape, weight.shape[1]
-    if _use_triton(rows):
+    if use_triton(rows):
         from maskrcnn.ops import sampling_triton
 
         out = sampling_triton.bilinear_sum_rows(rows.contiguous(), offset, weight, scale, point, at, sizes)
@@ -124,7 +124,7 @@ def _bilinear_sum_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of rows, offset and weight; with for_rows or for_places off, empty in their stead."""
     (N, _, G, D), K = rows.shape, weight.shape[3]
-    if _use_triton(rows):
+    if use_triton(rows):
         from maskrcnn.ops import sampling_triton
 
         return sampling_triton.bilinear_sum_rows_backward(

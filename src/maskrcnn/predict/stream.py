@@ -6,7 +6,6 @@ encode masks and draw. Each holds a bounded number of images.
 
 from __future__ import annotations
 
-import dataclasses
 import glob
 import json
 from collections import deque
@@ -17,21 +16,24 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from maskrcnn.data.source import is_junk, other_pictures
-from maskrcnn.data.stream import StreamedImage, stream_images
-from maskrcnn.errors import UserError, check_number, described, did_you_mean, one_line
-from maskrcnn.evaluation.inference import detect_images
+from maskrcnn.errors import UserError, described, did_you_mean, one_line
+from maskrcnn.evaluation.inference import predict_stream
 from maskrcnn.files import atomic_path
-from maskrcnn.processor import let_forks_compute
+from maskrcnn.images.checks import IMAGE_SUFFIXES
 
 if TYPE_CHECKING:
-    from maskrcnn.config import TTAConfig
-    from maskrcnn.models.mask_rcnn import MaskRCNN
     from maskrcnn.structures import Instances
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 PREDICTIONS = "predictions.json"
-
-_WINDOW = 4  # batches whose images are looked at together, to find some of one size
+__all__ = [
+    "PREDICTIONS",
+    "Written",
+    "check_outputs",
+    "find_images",
+    "not_read",
+    "predict_stream",
+    "write_predictions",
+]
 
 
 def find_images(inputs: str | Path | Iterable[str | Path]) -> list[Path]:
@@ -86,45 +88,6 @@ def check_outputs(images: Sequence[Path], out_dir: str | Path, *, draw: bool = T
                 raise UserError(
                     f"{picture}: the picture drawn would replace an input. Choose another folder to write in."
                 )
-
-
-def predict_stream(
-    model: MaskRCNN,
-    paths: Iterable[str | Path],
-    *,
-    batch_size: int = 1,
-    num_threads: int = 2,
-    min_size: int | None = None,
-    max_size: int | None = None,
-    tta: TTAConfig | None = None,
-) -> Iterator[tuple[str | Path, Instances | UserError]]:
-    """Yield each path with its detections, or with the fault of the file, in the order of `paths`.
-
-    Images are batched with others of the same padded size among the next few, so that what is found in an
-    image does not depend on its neighbours. `num_threads` of them are read at a time, ahead of the model.
-
-    min_size, max_size: shortest and longest side that the network sees, by default the model's own.
-    tta: look at each picture in these sizes instead, one view at a time.
-    """
-    c = model.config.input
-    check_number(batch_size, "predict: batch_size", 1, whole=True)
-    check_number(num_threads, "predict: num_threads", 1, whole=True)
-    for size, name in ((min_size, "min_size"), (max_size, "max_size")):
-        if size is not None:
-            check_number(size, f"predict: {name}", 1, whole=True)
-    let_forks_compute()
-    model.eval()
-    window = batch_size * _WINDOW if batch_size > 1 else 1
-    sizes = (None, None) if tta else (min_size or c.min_size, max_size or c.max_size)
-    stream = stream_images(paths, *sizes, window, num_threads, c.resize)
-    for images, errors in stream:
-        results: dict[int, tuple[str | Path, Instances | UserError]] = {
-            e.index: (e.path, e.error) for e in errors
-        }
-        for batch in _batches_of_one_size(images, batch_size, c.size_divisor):
-            for image, instances in zip(batch, detect_images(model, batch, tta), strict=True):
-                results[image.index] = (image.path, _on_cpu(instances, image.path))
-        yield from (results.pop(index) for index in sorted(results))
 
 
 def write_predictions(
@@ -224,31 +187,6 @@ def _in_threads(
             yield oldest()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _batches_of_one_size(
-    images: list[StreamedImage], batch_size: int, divisor: int
-) -> Iterator[list[StreamedImage]]:
-    groups: dict[tuple[int, int], list[StreamedImage]] = {}
-    for image in images:
-        _, h, w = image.pixels.shape
-        groups.setdefault((-(-h // divisor), -(-w // divisor)), []).append(image)
-    for group in groups.values():
-        for first in range(0, len(group), batch_size):
-            yield group[first : first + batch_size]
-
-
-def _on_cpu(instances: Instances, path: str | Path) -> Instances:
-    """Move detections off the GPU. The picture is read again when drawn: a path waits in less memory than pixels."""
-    return dataclasses.replace(
-        instances,
-        boxes=instances.boxes.cpu(),
-        scores=instances.scores.cpu(),
-        labels=instances.labels.cpu(),
-        masks=None if instances.masks is None else instances.masks.to("cpu"),
-        keypoints=None if instances.keypoints is None else instances.keypoints.cpu(),
-        image=path,
-    )
 
 
 def _matches(given: str) -> list[Path]:

@@ -13,9 +13,14 @@ from maskrcnn.errors import UserError, did_you_mean
 from maskrcnn.presets import detectron2, internimage, small, torchvision, vit
 from maskrcnn.presets.tiny import shrink
 
-PRESETS: dict[str, Callable[[], Config]] = (
-    detectron2.PRESETS | internimage.PRESETS | vit.PRESETS | torchvision.PRESETS | small.PRESETS
-)
+# By the project whose models they are, whose files they can be written as.
+PROJECTS: dict[str, dict[str, Callable[[], Config]]] = {
+    "detectron2": detectron2.PRESETS,
+    "mmdetection": internimage.PRESETS | vit.PRESETS,
+    "torchvision": torchvision.PRESETS,
+    "maskrcnn": small.PRESETS,
+}
+PRESETS: dict[str, Callable[[], Config]] = {k: v for named in PROJECTS.values() for k, v in named.items()}
 
 
 def get(name: str, *, tiny: bool = False) -> Config:
@@ -28,3 +33,8 @@ def get(name: str, *, tiny: bool = False) -> Config:
         raise UserError(f"model {name!r}: no such preset. {did_you_mean(name, PRESETS)}".rstrip())
     config = PRESETS[name]()
     return shrink(config) if tiny else config
+
+
+def project_of(name: str) -> str:
+    """Name of the project whose model a preset is; our own for a name that is no preset's."""
+    return next((project for project, named in PROJECTS.items() if name in named), "maskrcnn")

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 from maskrcnn.config import (
     AugmentConfig,
-    BoxHeadConfig,
     Config,
     DataConfig,
     FPNConfig,
     InputConfig,
     InternImageConfig,
-    MaskHeadConfig,
     ModelConfig,
     OptimConfig,
-    RPNConfig,
+    RulesConfig,
     TrainConfig,
     ViTConfig,
 )
@@ -45,20 +43,17 @@ def mmdetection_model(
         name=name,
         input=InputConfig(pixel_mean=pixel_mean, pixel_std=pixel_std, channel_order="RGB", resize="opencv"),
         backbone=backbone,
-        fpn=FPNConfig(top_down=top_down, level_epsilon=level_epsilon),
-        rpn=RPNConfig(
+        fpn=FPNConfig(top_down=top_down),
+        rules=RulesConfig(
             iou_best=0.3,
             best_reassigns=True,
             limit_shrinking=True,
             normalize_by="sampled",
             ignore_padding=True,
-        ),
-        box_head=BoxHeadConfig(
-            best_reassigns=True,
-            limit_shrinking=True,
             nms_in_original=True,
+            level_epsilon=level_epsilon,
+            mask_targets="bitmaps",
         ),
-        mask_head=MaskHeadConfig(targets="bitmaps"),
     )
 
 

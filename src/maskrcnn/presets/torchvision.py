@@ -12,14 +12,13 @@ from maskrcnn.config import (
     BoxHeadConfig,
     Config,
     DataConfig,
-    FPNConfig,
     InputConfig,
     KeypointHeadConfig,
-    MaskHeadConfig,
     ModelConfig,
     OptimConfig,
     ResNetConfig,
     RPNConfig,
+    RulesConfig,
     TrainConfig,
 )
 from maskrcnn.presets.detectron2 import COCO_FLIP_PAIRS, COCO_KEYPOINTS, COCO_SKELETON
@@ -53,17 +52,20 @@ def maskrcnn_resnet50_fpn() -> Config:
                 pixel_mean=IMAGENET_MEAN, pixel_std=IMAGENET_STD, channel_order="RGB", resize="torchvision"
             ),
             backbone=ResNetConfig(stride_in_1x1=False, norm_epsilon=0.0),
-            # torchvision adds 1e-6 to the logarithm; on the borders between levels this is about the same.
-            fpn=FPNConfig(level_epsilon=7e-7, roi_aligned=False, roi_sampling_ratio=2),
-            rpn=RPNConfig(
+            rpn=RPNConfig(post_nms_topk_train=2000, smooth_l1_beta=1 / 9),
+            box_head=BoxHeadConfig(smooth_l1_beta=1 / 9),
+            rules=RulesConfig(
                 anchors="torchvision",
-                post_nms_topk_train=2000,
-                min_box_side=1e-3,
-                smooth_l1_beta=1 / 9,
                 normalize_by="sampled",
+                min_proposal_side=1e-3,
+                min_detection_side=1e-2,
+                # torchvision adds 1e-6 to the logarithm; on the borders between levels this is about the same.
+                level_epsilon=7e-7,
+                roi_aligned=False,
+                roi_sampling_ratio=2,
+                paste="torchvision",
+                mask_targets="bitmaps",
             ),
-            box_head=BoxHeadConfig(min_box_side=1e-2, smooth_l1_beta=1 / 9),
-            mask_head=MaskHeadConfig(paste="torchvision", targets="bitmaps"),
         ),
         data=DataConfig(batch_size=16, augment=AugmentConfig(min_sizes=(800,), antialias=False)),
         optim=OptimConfig(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from maskrcnn.charts import Curve, in_page, line_chart
 from maskrcnn.report.page import bar, cards_of, data_uri, section, write_page
 from maskrcnn.training.runlog import read_log
 
@@ -43,15 +44,6 @@ class Panel:
     truth: np.ndarray
     prediction: np.ndarray
     caption: str = ""
-
-
-@dataclass(slots=True)
-class Curve:
-    """Named line of a chart."""
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float]
 
 
 @dataclass(slots=True)
@@ -260,12 +252,6 @@ def _meaning(name: str) -> str:
     return f"{words} over IoU 0.50 to 0.95" if name == "AP" else words
 
 
-# --------------------------------------------------------------------------------------------- charts
-
-_WIDTH, _HEIGHT = 480, 270
-_LEFT, _RIGHT, _TOP, _BOTTOM = 44, 12, 10, 38
-
-
 def _figure(
     title: str,
     curves: Sequence[Curve],
@@ -279,64 +265,5 @@ def _figure(
         f'<span><i style="background:var(--c{i % 8})"></i>{html.escape(c.name)}</span>'
         for i, c in enumerate(curves)
     )
-    chart = line_chart(curves, x_title, y_max=y_max, x_max=x_max, marks=marks)
+    chart = in_page(line_chart(curves, x_title, y_max=y_max, x_max=x_max, marks=marks))
     return f'<figure><figcaption>{html.escape(title)}</figcaption>{chart}<div class="legend">{legend}</div></figure>'
-
-
-def line_chart(
-    curves: Sequence[Curve],
-    x_title: str,
-    *,
-    y_max: float | None = None,
-    x_max: float | None = None,
-    marks: bool = False,
-) -> str:
-    """Draw lines over axes from 0 as an SVG; points that are not finite are left out. `marks`: dots with their
-    values.
-    """
-    points = [
-        [(x, y) for x, y in zip(c.x, c.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
-        for c in curves
-    ]
-    x_ticks = ticks(x_max or max((x for line in points for x, _ in line), default=1.0))
-    y_ticks = ticks(y_max or max((y for line in points for _, y in line), default=1.0))
-    right = x_max or max([x for line in points for x, _ in line] + [x_ticks[1]])
-
-    def place(x: float, y: float) -> tuple[float, float]:
-        return (
-            _LEFT + x / right * (_WIDTH - _LEFT - _RIGHT),
-            _HEIGHT - _BOTTOM - y / y_ticks[-1] * (_HEIGHT - _TOP - _BOTTOM),
-        )
-
-    parts = []
-    for value in y_ticks:
-        _, y = place(0, value)
-        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
-    for value in x_ticks:
-        x, _ = place(value, 0)
-        if value <= right * 1.001:
-            parts.append(
-                f'<text x="{x:.1f}" y="{_HEIGHT - _BOTTOM + 16}" text-anchor="middle">{value:g}</text>'
-            )
-    middle = (_LEFT + _WIDTH - _RIGHT) / 2
-    parts.append(f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{html.escape(x_title)}</text>')
-    for i, (curve, line) in reversed(list(enumerate(zip(curves, points, strict=True)))):
-        path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in line)
-        parts.append(f'<polyline style="stroke:var(--c{i % 8})" points="{path}"/>')
-        for x, y in line if marks else []:
-            cx, cy = place(x, y)
-            label = f"{html.escape(curve.name)} {y:.3f} at {x:.4g} {html.escape(x_title)}"
-            dot = f'cx="{cx:.1f}" cy="{cy:.1f}" r="3.5" style="fill:var(--c{i % 8})"'
-            parts.append(f"<circle {dot}><title>{label}</title></circle>")
-    return f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">{"".join(parts)}</svg>'
-
-
-def ticks(largest: float) -> list[float]:
-    """Round numbers from 0 to at least `largest`, four to seven of them."""
-    if not largest > 0:
-        return [0.0, 1.0]
-    raw = largest / 5
-    unit = 10 ** math.floor(math.log10(raw))
-    step = next(m * unit for m in (1, 2, 2.5, 5, 10) if m * unit >= raw * 0.999)
-    return [round(i * step, 10) for i in range(math.ceil(largest / step - 1e-6) + 1)]

@@ -37,7 +37,7 @@ CHOSEN = (
 
 
 def choose_schedule(
-    config: Config, num_images: int, process: Process, *, detector: bool, given: Collection[str] = ()
+    config: Config, num_images: int, process: Process, detector: bool, *, given: Collection[str] = ()
 ) -> str:
     """Fit the fields `CHOSEN` of the config to `num_images`, but for those `given`; a sentence on it, or nothing."""
     preset = config.train.iterations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from maskrcnn.config import Config, from_file, to_dict
+from maskrcnn.config import Config, check_bounds, from_file, to_dict
 from maskrcnn.errors import UserError
 from maskrcnn.training.distributed import Process
 
@@ -36,29 +36,16 @@ def check_settings(config: Config, process: Process) -> None:
         UserError: one line that names the setting.
     """
     t, o, batch = config.train, config.optim, config.data.batch_size
-    for name, value in (
-        ("train.iterations", t.iterations),
-        ("train.log_every", t.log_every),
-        ("train.checkpoint_every", t.checkpoint_every),
-        ("train.keep_checkpoints", t.keep_checkpoints),
-        ("optim.accumulation_steps", o.accumulation_steps),
-        ("data.batch_size", batch),
-    ):
-        if value < 1:
-            raise UserError(f"--{name}: expected at least 1, got {value}.")
+    check_bounds(config)
     if t.max_minutes is not None and t.max_minutes <= 0:
         raise UserError(f"--train.max_minutes: expected more than 0, got {t.max_minutes:g}.")
     if t.ema_decay is not None and not 0 < t.ema_decay < 1:
         raise UserError(f"--train.ema_decay: expected a number between 0 and 1, got {t.ema_decay:g}.")
-    if t.precise_norm_batches < 0:
-        raise UserError(f"--train.precise_norm_batches: expected 0 or more, got {t.precise_norm_batches}.")
     if t.precise_norm_batches and t.ema_decay is not None:
         raise UserError(
             "--train.precise_norm_batches: measures the weights being trained, not their average; leave out "
             "--train.ema_decay or this."
         )
-    if t.loss_scale <= 0:
-        raise UserError(f"--train.loss_scale: expected more than 0, got {t.loss_scale:g}.")
     window = config.data.augment.window_share
     if window is not None and not 0 < window[0] <= window[1] <= 1:
         raise UserError(

@@ -23,6 +23,7 @@ from maskrcnn.data.pictures import StillReadable
 from maskrcnn.data.quality.check import checked
 from maskrcnn.data.source import Source
 from maskrcnn.data.split import split_off
+from maskrcnn.engines.prepare import for_training, prepare
 from maskrcnn.errors import UserError
 from maskrcnn.evaluation.inference import autocast, run_inference
 from maskrcnn.evaluation.scores import EvaluationResult, evaluate_results, scored_kinds
@@ -36,12 +37,12 @@ from maskrcnn.training.lock import run_lock
 from maskrcnn.training.runlog import Display
 from maskrcnn.training.settings import check_settings
 from maskrcnn.training.trainer import Batch, Trainer, TrainResult
-from maskrcnn.weights.load import load_weights
+from maskrcnn.weights.load import WeightFile, load_weights, read_weights
 
 VALIDATION_LOSS_IMAGES = 500  # at most, in the order of a fixed seed: the curve needs no more
 
 
-Choose = Callable[[Config, int, Process], str]  # what `train` does with its argument `choose`
+Choose = Callable[[Config, int, Process, bool], str]  # what `train` does with its argument `choose`
 
 
 def train(
@@ -54,7 +55,8 @@ def train(
 ) -> TrainResult:
     """Train by `config` into the folder `out`; under `torchrun`, on all its processes.
 
-    `choose` may change the config once the number of training images is known, and returns a sentence on it.
+    `choose` may change the config once the number of training images is known and whether the initial weights are a
+    detector's, and returns a sentence on it.
 
     The classes are taken from the data set into `config.model`. With `resume` an interrupted run goes on from
     its last complete checkpoint, or starts if it has none. Files: see `training.checkpoint`; log: `training.runlog`.
@@ -84,11 +86,14 @@ def _train(config: Config, out: Path, process: Process, resume: bool, choose: Ch
     train_data, val_data = open_data(config.data, display.say, config.model)
     adopt_classes(config, train_data, display.say)
     train_data = adopt_keypoints(config, train_data, display.say)
+    weights = read_weights(config.train.weights) if start is None and config.train.weights else None
     if choose is not None:
-        if said := choose(config, int((train_data.num_objects > 0).sum()), process):
+        detector = weights is not None and weights.kind != "backbone"
+        if said := choose(config, int((train_data.num_objects > 0).sum()), process, detector):
             display.say(said)
         check_settings(config, process)
-    model = initial_model(config, display.say if start is None else None)
+    model = initial_model(config, weights, display.say if start is None else None)
+    del weights  # as large as the model
     trainer = Trainer(
         model,
         config,
@@ -213,16 +218,18 @@ def adopt_keypoints(config: Config, data: CocoData, say: Callable[[str], object]
     return data.subset(seen)
 
 
-def initial_model(config: Config, say: Callable[[str], object] | None) -> MaskRCNN:
-    """The model with its initial weights; without `say`, random ones, which a checkpoint will replace."""
+def initial_model(
+    config: Config, weights: WeightFile | None, say: Callable[[str], object] | None
+) -> MaskRCNN:
+    """The model with its initial weights, or random ones; without `say`, those that a checkpoint will replace."""
     torch.manual_seed(config.train.seed)  # alike on every process
-    model = build_model(config.model)
+    model = for_training(build_model(config.model))
     if say is None:
         return model
-    if not config.train.weights:
+    if weights is None:
         say("initial weights: random")
         return model
-    notes = load_weights(model, config.train.weights, new_head=True)
+    notes = load_weights(model, weights, new_head=True)
     for line in notes or [f"initial weights: {config.train.weights}"]:
         say(line)
     return model
@@ -275,7 +282,7 @@ def validation(
         told.update(lost.values())
         losses = validation_losses(model, config, part, process)
         share = range(process.rank, part.num_images, process.world_size)
-        mine = run_inference(model.prepare(config.train.precision), part, indices=share)
+        mine = run_inference(prepare(model, config.train.precision), part, indices=share)
         results = [entry for some in distributed.gather(mine) for entry in some]
         result = distributed.on_main(lambda: scored(part, tuple(lost), results))
         for warning in set(result.warnings) - told:

@@ -12,38 +12,36 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from maskrcnn.config import InternImageConfig, ModelConfig, ResNetConfig, ViTConfig
+from maskrcnn.config import ModelConfig
 from maskrcnn.errors import UserError
 from maskrcnn.files import atomic_path
-from maskrcnn.weights.names.detectron2 import to_detectron2
-from maskrcnn.weights.names.mmdetection import to_mmdetection
-from maskrcnn.weights.names.torchvision import to_torchvision
+from maskrcnn.presets import project_of
+from maskrcnn.weights.names import FORMATS, Names
+from maskrcnn.weights.names.detectron2 import DETECTRON2
+from maskrcnn.weights.names.mmdetection import MMDETECTION
 from maskrcnn.weights.write import write_weights
 
 SUFFIXES = (".safetensors", ".pkl", ".pth")
 AUTHOR = "maskrcnn"
 
-Origin = Literal["detectron2", "mmdetection", "torchvision"]
 
-
-def origin(config: ModelConfig) -> Origin | None:
-    """Name of the project whose model a config is of; None for our own."""
-    if isinstance(config.backbone, InternImageConfig | ViTConfig):
-        return "mmdetection"
-    if not isinstance(config.backbone, ResNetConfig):
-        return None
-    return "torchvision" if config.rpn.anchors == "torchvision" else "detectron2"
+def origin(config: ModelConfig) -> Names | None:
+    """Names of the project whose model a config is of; None for our own."""
+    project = project_of(config.name)
+    return next((n for n in FORMATS if n.name == project and n.to_theirs is not None), None)
 
 
 def check_suffix(config: ModelConfig, out: Path) -> None:
     """Raises a UserError where a model has no file of `out`'s kind."""
-    whose = origin(config)
-    allowed = {None: SUFFIXES[:1], "detectron2": SUFFIXES}.get(whose, (".safetensors", ".pth"))
+    names = origin(config)
+    allowed = SUFFIXES[:1] if names is None else (".safetensors", ".pth")
+    if names is DETECTRON2:
+        allowed = SUFFIXES
     if out.suffix not in allowed:
         raise UserError(
             f"--out {out}: expected a name that ends in {' or '.join(allowed)}, which {config.name} can be written to."
@@ -52,17 +50,10 @@ def check_suffix(config: ModelConfig, out: Path) -> None:
 
 def original_names(config: ModelConfig, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a model under the names, and in the order of classes, of its original."""
-    whose = origin(config)
-    if whose == "torchvision":
-        return to_torchvision(state)
-
-    def rename(name: str) -> str | None:
-        if whose == "detectron2":
-            return to_detectron2(name, pyramid=config.fpn is not None)
-        return to_mmdetection(name, pyramid=config.fpn is None or config.fpn.top_down)
-
-    renamed = {rename(name): value for name, value in state.items()}
-    return {name: value for name, value in renamed.items() if name is not None}
+    names = origin(config)
+    assert names is not None
+    assert names.to_theirs is not None
+    return names.to_theirs(state, config)
 
 
 def write_as(out: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> None:
@@ -80,11 +71,10 @@ def write_as(out: Path, config: ModelConfig, state: Mapping[str, Tensor]) -> Non
         _write(out, lambda path: path.write_bytes(_pickled(named)))
         return
     content: dict[str, Any] = named
-    match origin(config):
-        case "detectron2":
-            content = {"model": named, "__author__": AUTHOR}
-        case "mmdetection":
-            content = {"meta": {"CLASSES": config.class_names}, "state_dict": named}
+    if (names := origin(config)) is DETECTRON2:
+        content = {"model": named, "__author__": AUTHOR}
+    elif names is MMDETECTION:
+        content = {"meta": {"CLASSES": config.class_names}, "state_dict": named}
     _write(out, lambda path: torch.save(content, path))
 
 

@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,16 +33,12 @@ from maskrcnn.data.classes import places
 from maskrcnn.errors import UserError, shown
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.weights.checksums import DamagedError, check_file
-from maskrcnn.weights.names.caffe2 import from_bare_detectron2, from_caffe2, is_bare_detectron2, is_caffe2
-from maskrcnn.weights.names.detectron2 import from_detectron2, is_detectron2
-from maskrcnn.weights.names.mmdetection import from_mmdetection, is_mmdetection
-from maskrcnn.weights.names.pretrained import fit, from_pretrained, may_be_missing
-from maskrcnn.weights.names.torchvision import from_resnet, from_torchvision, is_resnet, is_torchvision
+from maskrcnn.weights.names import FORMATS, Kind
+from maskrcnn.weights.names.ours import current
+from maskrcnn.weights.names.pretrained import fit, may_be_missing
 from maskrcnn.weights.npz import read_npz
 from maskrcnn.weights.torch_file import read_torch
 from maskrcnn.weights.unpickle import read_pickle, reason
-
-Kind = Literal["maskrcnn", "detectron2", "mmdetection", "torchvision", "backbone"]
 
 IN_A_FOLDER = ("model.safetensors", "best.safetensors")  # the end of a run, or the best of one still going
 MAX_STAGES = 8  # of a cascade
@@ -54,9 +50,6 @@ HEADS_PER_CLASS = (
 )
 HEAD_PER_KEYPOINT = "keypoint_head.deconv."
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, as its first pickle
-
-
-TORCHVISION_RESNET = "strides in the 3x3 convolutions and RGB images of ImageNet's mean and deviation"
 
 
 @dataclass(slots=True)
@@ -292,7 +285,8 @@ def _read_safetensors(path: Path) -> WeightFile:
         values = json.loads(header["config"])
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path}: its config is not valid JSON ({reason(e)}).") from None
-    return WeightFile(path, state, from_dict(ModelConfig, values, f"{path}: config"), "maskrcnn")
+    config = from_dict(ModelConfig, values, f"{path}: config")
+    return WeightFile(path, current(state), config, "maskrcnn")
 
 
 def _unwrapped(content: Any) -> Any:
@@ -327,39 +321,13 @@ def _named(path: Path, state: dict[str, Tensor]) -> WeightFile:
 
 
 def _renamed(path: Path, state: dict[str, Tensor]) -> WeightFile:
-    if is_torchvision(state):
-        return WeightFile(path, from_torchvision(state), None, "torchvision")
-    if any(k.startswith("backbone.body.") for k in state):
-        return WeightFile(path, state, None, "maskrcnn")
-    if is_detectron2(state):
-        renamed = {from_detectron2(k): v for k, v in state.items()}
-        return WeightFile(path, {k: v for k, v in renamed.items() if k is not None}, None, "detectron2")
-    if is_mmdetection(state):
-        return WeightFile(path, {from_mmdetection(k): v for k, v in state.items()}, None, "mmdetection")
-    if is_resnet(state):
-        return WeightFile(path, *_backbone(*from_resnet(state)), made_for=TORCHVISION_RESNET)
-    if is_caffe2(state):
-        return WeightFile(path, *_backbone(*from_caffe2(state)))
-    if is_bare_detectron2(state):
-        renamed = {k: from_bare_detectron2(k) for k in state}
-        body = {new: state[k] for k, new in renamed.items() if new}
-        return WeightFile(path, *_backbone(body, tuple(k for k, new in renamed.items() if not new)))
-    if "features.0.0.weight" in state:
-        # torchvision's MobileNetV2: its last convolution and its classifier have no place in a detector.
-        other = tuple(k for k in state if not k.startswith("features.") or k.startswith("features.18."))
-        body = {f"backbone.body.{k}": v for k, v in state.items() if k not in other}
-        return WeightFile(path, *_backbone(body, other))
-    if found := from_pretrained(state):
-        return WeightFile(path, *_backbone(*found))
-    raise UserError(
-        f"{path}: expected weights of a known model, got {len(state)} with names like {_listed(state)}."
-    )
-
-
-def _backbone(
-    body: dict[str, Tensor], other: tuple[str, ...]
-) -> tuple[dict[str, Tensor], None, Literal["backbone"], tuple[str, ...]]:
-    return body, None, "backbone", other
+    names = next((one for one in FORMATS if one.matches(state)), None)
+    if names is None:
+        raise UserError(
+            f"{path}: expected weights of a known model, got {len(state)} with names like {_listed(state)}."
+        )
+    ours = names.to_ours(state)
+    return WeightFile(path, ours.state, None, names.kind, ours.dropped, ours.made_for)
 
 
 def _misshapen(

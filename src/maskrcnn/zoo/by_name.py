@@ -13,26 +13,27 @@ from maskrcnn.zoo.table import find
 
 if TYPE_CHECKING:
     from maskrcnn.config import ModelConfig
-    from maskrcnn.models.mask_rcnn import MaskRCNN
+    from maskrcnn.models.predictor import Predictor
     from maskrcnn.weights.load import WeightFile
 
 MAX_CLASSES = 100_000
 _WEIGHT_SUFFIXES = (".safetensors", ".pkl", ".pth", ".pt", ".tar", ".npz")
 
 
-def build(name: str, num_classes: int | None = None, *, tiny: bool = False) -> MaskRCNN:
+def build(name: str, num_classes: int | None = None, *, tiny: bool = False) -> Predictor:
     """Build a model with random weights, on the CPU, ready to train.
 
     Raises:
         UserError: no such model; the message has the nearest names. No number of classes from 1 to 100,000.
     """
+    from maskrcnn.engines.prepare import for_training
     from maskrcnn.models.build import build_model
 
     _check_path(name, "build: name")
     if num_classes is not None:
         num_classes = check_number(num_classes, "build: num_classes", 1, MAX_CLASSES, whole=True)
     config = presets.get(name, tiny=tiny).model
-    return build_model(config if num_classes is None else with_classes(config, num_classes))
+    return for_training(build_model(config if num_classes is None else with_classes(config, num_classes)))
 
 
 def load(
@@ -40,7 +41,8 @@ def load(
     weights: str | Path | None = None,
     device: str | None = None,
     precision: str = "fp32",
-) -> MaskRCNN:
+    engine: str | None = None,
+) -> Predictor:
     """Load a model with its weights, ready to predict.
 
     name_or_path: a run folder or a safetensors file of ours, which need nothing else; or a model's name, with
@@ -48,11 +50,14 @@ def load(
     `maskrcnn.zoo.download`). The number of classes is the file's.
     device: as PyTorch names it, by default a CUDA GPU where there is one. precision: of the network; results are
     float32 anyway, and where the processor is slower in it than in fp32 one line is logged that says so.
+    engine: what runs the network, by default the fastest for the device: `cpu`, rewrites of single methods that are
+    faster on this kind of processor; `eager`, plain PyTorch. `model.engine` says which.
 
     Raises:
-        UserError: no such model or file, weights of another model, no such device, a download that fails.
+        UserError: no such model or file, weights of another model, no such device or engine, a download that fails.
     """
     from maskrcnn import processor
+    from maskrcnn.engines.prepare import check_engine, prepare
 
     if not isinstance(precision, str) or precision not in processor.DTYPES:
         raise UserError(f"precision: expected fp32, bf16 or fp16, got {described(precision)}.")
@@ -60,12 +65,13 @@ def load(
     if weights is not None:
         _check_path(weights, "load: weights")
     target = processor.find_device(device)
+    engine = check_engine(engine, target)
     if remark := processor.remark(precision, target):
         logging.getLogger("maskrcnn").warning(remark)
-    return restore(name_or_path, weights).to(target).prepare(precision)
+    return prepare(restore(name_or_path, weights).to(target), precision, engine)
 
 
-def restore(name_or_path: str | Path, weights: str | Path | None = None) -> MaskRCNN:
+def restore(name_or_path: str | Path, weights: str | Path | None = None) -> Predictor:
     """Load a model as `load` does but on the CPU in float32, as trained, to be changed or saved."""
     from maskrcnn.models.build import build_model
     from maskrcnn.weights.file_config import check_config

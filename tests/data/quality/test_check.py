@@ -393,10 +393,10 @@ def test_whatever_is_in_the_json_the_answer_is_a_usable_set_or_one_line(
     if error is not None:
         assert "\n" not in error
         return
-    assert isinstance(report, Report)
+    assert isinstance(report, Report)  # pyright: ignore[reportPossiblyUnboundVariable]
     assert len(list(report.lines())) == len(report) + len(report.counts)
-    for i in range(repaired.num_images):
-        truth = repaired.ground_truth(i)
+    for i in range(repaired.num_images):  # pyright: ignore[reportPossiblyUnboundVariable]
+        truth = repaired.ground_truth(i)  # pyright: ignore[reportPossiblyUnboundVariable]
         assert truth.masks is not None
         assert (truth.boxes[:, 2:] > truth.boxes[:, :2]).all()
         truth.masks.to_bitmaps((20, 30))

@@ -15,7 +15,9 @@ from maskrcnn import zoo
 from maskrcnn.errors import UserError
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.weights.load import load_weights, read_weights
-from maskrcnn.weights.names.pretrained import BODY, may_be_missing, resize_places
+from maskrcnn.weights.names.pretrained import may_be_missing, resize_places
+from maskrcnn.weights.names.protocol import BODY
+from maskrcnn.weights.names.uni_perceiver import to_uni_perceiver
 
 INTERN, INTERN_POST = "mask_rcnn_internimage_t_fpn_1x_coco", "mask_rcnn_internimage_s_fpn_1x_coco"
 ADAPTER, PLAIN = "mask_rcnn_deit_adapter_tiny_fpn_3x_coco", "mask_rcnn_deit_tiny_fpn_3x_coco"
@@ -210,6 +212,7 @@ def test_uni_perceiver(tmp_path: Path) -> None:
     }
     state = {}
     for name, value in trunk(model).items():
+        name = to_uni_perceiver(name)
         for ours, theirs in old.items():
             name = name.replace(ours, theirs)
         state[f"fused_encoder.{name}"] = value
@@ -218,7 +221,7 @@ def test_uni_perceiver(tmp_path: Path) -> None:
     notes = check(model, saved(tmp_path / "uni.pth", {"model": state}))
     assert "token_embed" in notes
     assert "loss_prepare" in notes
-    assert "gamma_1" in notes
+    assert "gamma1" in notes
 
 
 def test_a_backbone_of_another_size_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.coco_arrays import POLYGONS, RLE
-from maskrcnn.data.mask_extents import measure_rings, measure_rles, merge_rings
+from maskrcnn.data.mask_extents import box_overlap, measure_rings, measure_rles, merge_rings
 from maskrcnn.data.quality.defects import Report
 from maskrcnn.masks.rle import Runs, read_runs
 
@@ -125,7 +125,7 @@ def _boxes(report: Report, objects: np.ndarray) -> None:
     measure_rles(a, around)
     limits = np.where(a["sizes"] > 0, a["sizes"], np.inf)[a["image"][objects]][:, [1, 0, 1, 0]]
     masks = np.clip(around[objects], 0, limits)
-    overlap = _iou(boxes, masks)
+    overlap = box_overlap(boxes, masks)
     loose = (overlap < LOOSE) & (np.abs(boxes - masks) > 2).any(1) & (masks[:, 2:] > masks[:, :2]).all(1)
     index = np.flatnonzero(loose)
     index = index[np.argsort(overlap[index], kind="stable")]
@@ -143,7 +143,7 @@ def _twice(report: Report) -> None:
         if not 1 < len(index) <= _MOST_IN_PAIRS:
             continue
         boxes, labels = a["boxes"][index], a["labels"][index]
-        overlap = _iou(boxes[:, None], boxes[None])
+        overlap = box_overlap(boxes[:, None], boxes[None])
         first, second = np.nonzero(np.triu((overlap > TWICE) & (labels[:, None] == labels[None]), 1))
         found += [
             (overlap[p, q], int(index[q]), a["ids"][index[p]])
@@ -152,13 +152,6 @@ def _twice(report: Report) -> None:
     found.sort(key=lambda entry: -entry[0])
     texts = [f"IoU {overlap:.3f} with the box of annotation {other}" for overlap, _, other in found]
     report.add_objects("drawn_twice", np.array([j for _, j, _ in found], np.int64), "{}", texts)
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    low, high = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
-    overlap = np.clip(high - low, 0, None).prod(-1)
-    areas = [(x[..., 2:] - x[..., :2]).prod(-1) for x in (a, b)]
-    return overlap / np.maximum(areas[0] + areas[1] - overlap, 1e-9)
 
 
 def _polygon_holes(report: Report, objects: np.ndarray) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.coco_arrays import NO_MASK, POLYGONS, RLE, UNREADABLE
 from maskrcnn.data.file_names import near
-from maskrcnn.data.mask_extents import SOUND, measure_rings, measure_rles, merge_rings
+from maskrcnn.data.mask_extents import SOUND, box_overlap, measure_rings, measure_rles, merge_rings
 from maskrcnn.data.pictures import look_at
 from maskrcnn.data.quality.defects import Report
 
@@ -238,7 +238,9 @@ def _check_boxes(report: Report, extents: np.ndarray) -> None:
     missing = absent & np.isnan(mask).any(1)
     gone = empty | hollow | missing
     outside = ~absent & ~gone & (np.abs(boxes - given) > _ROUNDING).any(1)
-    differs = ~absent & ~gone & (np.abs(boxes - mask) > 2 * _ROUNDING).any(1) & (_iou(boxes, mask) < 0.5)
+    differs = (
+        ~absent & ~gone & (np.abs(boxes - mask) > 2 * _ROUNDING).any(1) & (box_overlap(boxes, mask) < 0.5)
+    )
 
     at, where = alive[absent & ~gone], "its bbox is missing, or not four finite numbers"
     report.add_objects("box_absent", at, where)
@@ -319,13 +321,6 @@ def _known_sizes(report: Report) -> np.ndarray:
             sizes = sizes.copy()
             sizes[index] = values
     return sizes
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    low, high = np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:])
-    overlap = np.clip(high - low, 0, None).prod(1)
-    union = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - overlap
-    return overlap / np.maximum(union, 1e-9)
 
 
 def _xywh(box: np.ndarray) -> str:

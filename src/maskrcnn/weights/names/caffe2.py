@@ -8,12 +8,13 @@ normalisations whole (`_bn_gamma`, `_bn_running_mean`), fused to an affine (`_bn
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from maskrcnn.weights.names.detectron2 import from_detectron2
+from maskrcnn.weights.names.protocol import BODY, Names, Renamed
 
 BRANCHES = {"1": "shortcut", "2a": "conv1", "2b": "conv2", "2c": "conv3"}
 NORM_PARTS = {
@@ -26,24 +27,14 @@ _BLOB = re.compile(
 )
 
 
-def is_caffe2(names: Iterable[str]) -> bool:
-    """Return True for the blob names of a caffe2 ResNet."""
-    return "res2_0_branch2a_w" in names
-
-
-def is_bare_detectron2(names: Iterable[str]) -> bool:
-    """Return True for detectron2's parameter names of a ResNet alone."""
-    return "res2.0.conv1.weight" in names
-
-
 def from_bare_detectron2(name: str) -> str | None:
     """Our name of a ResNet's parameter, or None for a name that is no part of a backbone (a classifier)."""
     ours = from_detectron2(f"backbone.bottom_up.{name}") or ""
-    return ours if ours.startswith("backbone.body.") else None
+    return ours if ours.startswith(BODY) else None
 
 
-def from_caffe2(blobs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Convert a caffe2 ResNet: the weights of a backbone under our names, and the blobs that are no part of one.
+def from_caffe2(blobs: Mapping[str, Tensor]) -> Renamed:
+    """Convert a caffe2 ResNet: the weights of a backbone under our names.
 
     An affine that stands for a batch normalisation becomes one of mean 0 and variance 1 (with its epsilon).
     """
@@ -58,7 +49,7 @@ def from_caffe2(blobs: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[s
         if blob.endswith("_bn_s"):
             state[name.removesuffix("weight") + "running_mean"] = torch.zeros_like(value)
             state[name.removesuffix("weight") + "running_var"] = torch.ones_like(value) - 1e-5
-    return state, tuple(other)
+    return Renamed(state=state, dropped=tuple(other))
 
 
 def _renamed(blob: str) -> str | None:
@@ -72,3 +63,23 @@ def _renamed(blob: str) -> str | None:
         return from_bare_detectron2(f"{place}.weight") if found["part"] == "w" else None
     part = NORM_PARTS.get(found["part"])
     return part and from_bare_detectron2(f"{place}.norm.{part}")
+
+
+def _from_bare(state: Mapping[str, Tensor]) -> Renamed:
+    renamed = {k: from_bare_detectron2(k) for k in state}
+    body = {new: state[k] for k, new in renamed.items() if new}
+    return Renamed(state=body, dropped=tuple(k for k, new in renamed.items() if not new))
+
+
+CAFFE2 = Names(
+    name="caffe2's ResNet",
+    kind="backbone",
+    matches=lambda names: "res2_0_branch2a_w" in names,
+    to_ours=from_caffe2,
+)
+BARE = Names(
+    name="detectron2's ResNet",
+    kind="backbone",
+    matches=lambda names: "res2.0.conv1.weight" in names,
+    to_ours=_from_bare,
+)

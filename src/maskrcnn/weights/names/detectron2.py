@@ -6,7 +6,12 @@ both sides, and so are all shapes. Boxes' classes and FC1's flattening (C, H, W)
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Mapping
+
+from torch import Tensor
+
+from maskrcnn.config import ModelConfig
+from maskrcnn.weights.names.protocol import BODY, Names, Renamed
 
 # detectron2's beginning -> ours; where one continues another, it is first. Its FPN levels count from 2 (stride 4),
 # its layers from 1.
@@ -54,11 +59,6 @@ _TO_ONE_MAP = _TO_PYRAMID | {ours: theirs for theirs, ours in ONE_MAP_BEGINNINGS
 _NOT_WEIGHTS = ("pixel_mean", "pixel_std", "cell_anchors", "num_batches_tracked")
 
 
-def is_detectron2(names: Iterable[str]) -> bool:
-    """Return True for the parameter names of one of detectron2's detectors."""
-    return any(n.startswith(("backbone.bottom_up.", "proposal_generator.", "roi_heads.")) for n in names)
-
-
 def from_detectron2(name: str) -> str | None:
     """Our name of detectron2's `name`; None for an entry that is not a weight; `name` itself where it has no place."""
     if any(part in name for part in _NOT_WEIGHTS):
@@ -73,8 +73,28 @@ def to_detectron2(name: str, *, pyramid: bool = True) -> str | None:
     return _renamed(name, _TO_PYRAMID if pyramid else _TO_ONE_MAP)
 
 
+def _matches(names: Collection[str]) -> bool:
+    theirs = ("backbone.bottom_up.", "proposal_generator.", "roi_heads.")
+    return any(n.startswith(theirs) for n in names) and not any(n.startswith(BODY) for n in names)
+
+
+def _to_ours(state: Mapping[str, Tensor]) -> Renamed:
+    renamed = {from_detectron2(k): v for k, v in state.items()}
+    return Renamed(state={k: v for k, v in renamed.items() if k is not None})
+
+
+def _to_theirs(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    renamed = {to_detectron2(k, pyramid=config.fpn is not None): v for k, v in state.items()}
+    return {k: v for k, v in renamed.items() if k is not None}
+
+
 def _renamed(name: str, beginnings: dict[str, str]) -> str:
     for old, new in beginnings.items():
         if name.startswith(old):
             return new + name[len(old) :]
     return name
+
+
+DETECTRON2 = Names(
+    name="detectron2", kind="detectron2", matches=_matches, to_ours=_to_ours, to_theirs=_to_theirs
+)

@@ -6,7 +6,13 @@ own names are the originals' (`backbones.internimage`, `backbones.vit`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from maskrcnn.config import ModelConfig, ViTConfig
+from maskrcnn.weights.names.protocol import Names, Renamed
+from maskrcnn.weights.names.uni_perceiver import from_uni_perceiver, to_uni_perceiver
 
 WRAPPER = "module."  # before every name where the model was saved together with what distributed it
 
@@ -39,13 +45,31 @@ def is_mmdetection(names: Iterable[str]) -> bool:
 
 def from_mmdetection(name: str) -> str:
     """Our name of MMDetection's `name`; `name` itself where it has no place."""
-    name = name.removeprefix(WRAPPER)
+    name = from_uni_perceiver(name.removeprefix(WRAPPER))
     return next((ours + name[len(k) :] for k, ours in _FROM.items() if name.startswith(k)), name)
 
 
-def to_mmdetection(name: str, *, pyramid: bool = True) -> str:
-    """Inverse of `from_mmdetection`. pyramid: True for a model that has one (`FPNConfig.top_down`)."""
+def to_mmdetection(name: str, *, pyramid: bool = True, uni_perceiver: bool = False) -> str:
+    """Inverse of `from_mmdetection`. pyramid: True for a model that has one (`FPNConfig.top_down`); uni_perceiver:
+    True for one with Uni-Perceiver's transformer.
+    """
+    name = to_uni_perceiver(name) if uni_perceiver else name
     table = BEGINNINGS if pyramid else BEGINNINGS | NO_PYRAMID_BEGINNINGS
     # Later entries first: without a pyramid the lateral convolutions go by their other name.
     found = ((theirs, ours) for theirs, ours in reversed(table.items()) if name.startswith(ours))
     return next((theirs + name[len(ours) :] for theirs, ours in found), name)
+
+
+def _to_ours(state: Mapping[str, Tensor]) -> Renamed:
+    return Renamed(state={from_mmdetection(k): v for k, v in state.items()})
+
+
+def _to_theirs(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    pyramid = config.fpn is None or config.fpn.top_down
+    uni_perceiver = isinstance(config.backbone, ViTConfig) and config.backbone.uni_perceiver
+    return {to_mmdetection(k, pyramid=pyramid, uni_perceiver=uni_perceiver): v for k, v in state.items()}
+
+
+MMDETECTION = Names(
+    name="mmdetection", kind="mmdetection", matches=is_mmdetection, to_ours=_to_ours, to_theirs=_to_theirs
+)

@@ -16,21 +16,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-BODY = "backbone.body."
+from maskrcnn.weights.names.mmdetection import is_mmdetection
+from maskrcnn.weights.names.protocol import BODY, Names, Renamed
+from maskrcnn.weights.names.uni_perceiver import from_uni_perceiver
+
 _WRAPPERS = re.compile(r"^(?:(?:backbone|module|model|fused_encoder)\.)+")
 _TRUNK = {
     "internimage": ("patch_embed.", "levels."),
     "vit": ("patch_embed.", "pos_embed", "blocks."),
-    "uni_perceiver": ("visual_embed.", "layers."),
+    "uni_perceiver": ("visual_embed.", "blocks."),
 }
 _MADE_HERE = re.compile(
-    rf"{re.escape(BODY)}(?:spm|interactions|level_embed|up\d?|norm\d)\b|\.gamma_?[12]$",
+    rf"{re.escape(BODY)}(?:spm|interactions|level_embed|up\d?|norm\d)\b|\.gamma[12]$",
 )
 _UNI_PERCEIVER = (
     ("in_proj_", "in_proj."),
@@ -41,20 +44,29 @@ _UNI_PERCEIVER = (
 _SCALES = ((".layer_scale", ".gamma"), (".ls1.gamma", ".gamma1"), (".ls2.gamma", ".gamma2"))
 
 
-def from_pretrained(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]] | None:
-    """Convert a pretrained backbone: its weights under our names, and the names that are no part of one; None for
-    other files.
-    """
-    if any("Transformer/encoderblock_0/" in name for name in state):
+def from_pretrained(state: Mapping[str, Tensor]) -> Renamed:
+    """Convert a pretrained backbone: its weights under our names."""
+    if _is_jax(state):
         return _split(state, _from_jax(state), "vit")
     bare = {name: _WRAPPERS.sub("", name) for name in state}
     kind = _kind(bare.values())
-    if kind is None:
-        return None
+    assert kind is not None
     replaced = _UNI_PERCEIVER if kind == "uni_perceiver" else _SCALES
     for old, new in replaced:
         bare = {name: ours.replace(old, new) for name, ours in bare.items()}
+    if kind == "uni_perceiver":
+        bare = {name: from_uni_perceiver(ours) for name, ours in bare.items()}
     return _split(state, {ours: state[name] for name, ours in bare.items()}, kind, bare)
+
+
+def _matches(names: Collection[str]) -> bool:
+    return _is_jax(names) or (
+        _kind(_WRAPPERS.sub("", name) for name in names) is not None and not is_mmdetection(names)
+    )
+
+
+def _is_jax(names: Iterable[str]) -> bool:
+    return any("Transformer/encoderblock_0/" in name for name in names)
 
 
 def may_be_missing(name: str) -> bool:
@@ -115,14 +127,14 @@ def _split(
     ours: Mapping[str, Tensor],
     kind: str,
     bare: Mapping[str, str] | None = None,
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+) -> Renamed:
     trunk = _TRUNK[kind]
     body = {BODY + name: value for name, value in ours.items() if name.startswith(trunk)}
     if bare is not None:
-        return body, tuple(name for name, new in bare.items() if not new.startswith(trunk))
-    return body, tuple(
-        name for name in state if not re.search(r"embedding/|encoderblock_|pos_embedding", name)
-    )
+        other = (name for name, new in bare.items() if not new.startswith(trunk))
+    else:
+        other = (name for name in state if not re.search(r"embedding/|encoderblock_|pos_embedding", name))
+    return Renamed(state=body, dropped=tuple(other))
 
 
 def _from_jax(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -166,3 +178,8 @@ def _grid(places: int) -> tuple[int, int]:
 def _places(embedding: Tensor) -> str:
     side = _grid(embedding.shape[-2])[1]
     return f"{side}x{side}"
+
+
+PRETRAINED = Names(
+    name="a pretrained InternImage or ViT", kind="backbone", matches=_matches, to_ours=from_pretrained
+)

@@ -13,11 +13,14 @@ Names go by tables; what else differs:
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
 
+from maskrcnn.weights.names.protocol import BODY, Names, Renamed
+
+RESNET_NEEDS = "strides in the 3x3 convolutions and RGB images of ImageNet's mean and deviation"
 EPSILON = 1e-5  # of torchvision's batch normalisations that are not frozen
 
 # torchvision's beginning -> ours.
@@ -63,21 +66,12 @@ _BOX_ROWS = "box_head.box_predictor."
 _MASK_ROWS = "mask_head.predictor."
 
 
-def is_resnet(names: Iterable[str]) -> bool:
-    """Return True for the parameter names of torchvision's ResNet classifiers."""
-    return {"conv1.weight", "layer1.0.conv1.weight"} <= set(names)
-
-
-def is_torchvision(names: Iterable[str]) -> bool:
-    """Return True for the parameter names of one of torchvision's R-CNN detectors."""
-    return {"backbone.body.layer1.0.conv1.weight", "rpn.head.cls_logits.weight"} <= set(names)
-
-
-def from_resnet(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Convert a ResNet classifier: the weights of a backbone under our names, and the names that are no part of one."""
+def from_resnet(state: Mapping[str, Tensor]) -> Renamed:
+    """Convert a ResNet classifier: the weights of a backbone under our names."""
     other = tuple(k for k in state if not k.startswith(("conv1.", "bn1.", "layer")))
     body = {f"backbone.body.{k}": v for k, v in state.items() if k not in other}
-    return {_renamed(k, BEGINNINGS): v for k, v in body.items() if not _is_counter(k)}, other
+    weights = {_renamed(k, BEGINNINGS): v for k, v in body.items() if not _is_counter(k)}
+    return Renamed(state=weights, dropped=other, made_for=RESNET_NEEDS)
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -160,3 +154,34 @@ def _block(name: str, *, back: bool = False) -> str:
     name = re.sub(r"(res\d\.\d+)\.bn(\d)\.", r"\1.conv\2.norm.", name)
     name = re.sub(r"(res\d\.\d+)\.downsample\.1\.", r"\1.shortcut.norm.", name)
     return re.sub(r"(res\d\.\d+)\.downsample\.0\.", r"\1.shortcut.", name)
+
+
+def _from_mobilenet(state: Mapping[str, Tensor]) -> Renamed:
+    """Convert a MobileNetV2 classifier, whose last convolution and classifier have no place in a detector."""
+    other = tuple(k for k in state if not k.startswith("features.") or k.startswith("features.18."))
+    return Renamed(state={f"{BODY}{k}": v for k, v in state.items() if k not in other}, dropped=other)
+
+
+def _is_detector(names: Collection[str]) -> bool:
+    return {"backbone.body.layer1.0.conv1.weight", "rpn.head.cls_logits.weight"} <= set(names)
+
+
+DETECTOR = Names(
+    name="torchvision",
+    kind="torchvision",
+    matches=_is_detector,
+    to_ours=lambda state: Renamed(state=from_torchvision(state)),
+    to_theirs=lambda state, config: to_torchvision(state),
+)
+RESNET = Names(
+    name="torchvision's ResNet",
+    kind="backbone",
+    matches=lambda names: {"conv1.weight", "layer1.0.conv1.weight"} <= set(names),
+    to_ours=from_resnet,
+)
+MOBILENET = Names(
+    name="torchvision's MobileNetV2",
+    kind="backbone",
+    matches=lambda names: "features.0.0.weight" in names,
+    to_ours=_from_mobilenet,
+)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from maskrcnn.backbones.layers import Conv
-from maskrcnn.ops import winograd
+from maskrcnn.engines import winograd
+from maskrcnn.engines.prepare import for_training
 
 # Maps of one strip and several, of full tiles and broken ones, wide, high and small.
 SHAPES = [
@@ -90,29 +91,34 @@ def test_the_kept_memory_holds_nothing_of_earlier_calls() -> None:
         assert torch.equal(winograd.conv3x3(*cases[0]), expected[0])
 
 
+def fast(conv: Conv) -> Conv:
+    for_training(conv)
+    return conv
+
+
 def test_where_it_applies(monkeypatch: pytest.MonkeyPatch) -> None:
     """A wide 3x3 convolution over a large map, and nothing else; in bfloat16 in inference alone."""
     calls: list[tuple[int, ...]] = []
     monkeypatch.setattr(winograd, "conv3x3", lambda x, *_: calls.append(tuple(x.shape)) or x)
     large, small = torch.zeros(1, 128, 50, 50), torch.zeros(1, 128, 12, 12)
     with torch.inference_mode():
-        Conv(128, 128, 3)(large)
-        Conv(256, 256, 3).bfloat16()(torch.zeros(1, 256, 80, 80, dtype=torch.bfloat16))
-    Conv(128, 128, 3)(large)  # in training, too
+        fast(Conv(128, 128, 3))(large)
+        fast(Conv(256, 256, 3).bfloat16())(torch.zeros(1, 256, 80, 80, dtype=torch.bfloat16))
+    fast(Conv(128, 128, 3))(large)  # in training, too
     assert calls == [(1, 128, 50, 50), (1, 256, 80, 80), (1, 128, 50, 50)]
     with torch.inference_mode():
-        Conv(128, 128, 3)(small)
-        Conv(128, 128, 1)(large)
-        Conv(128, 128, 3, stride=2)(large)
-        Conv(128, 128, 3, dilation=2)(large)
-        Conv(128, 128, 3, groups=2)(large)
-        Conv(128, 64, 3)(large)
-        Conv(128, 128, 3).double()(large.double())
-        Conv(128, 128, 3).bfloat16()(large.bfloat16())
+        fast(Conv(128, 128, 3))(small)
+        fast(Conv(128, 128, 1))(large)
+        fast(Conv(128, 128, 3, stride=2))(large)
+        fast(Conv(128, 128, 3, dilation=2))(large)
+        fast(Conv(128, 128, 3, groups=2))(large)
+        fast(Conv(128, 64, 3))(large)
+        fast(Conv(128, 128, 3).double())(large.double())
+        fast(Conv(128, 128, 3).bfloat16())(large.bfloat16())
         with torch.autocast("cpu", torch.bfloat16):
-            Conv(128, 128, 3)(large)
-    torch.export.export(Conv(128, 128, 3).eval(), (large,))
-    Conv(256, 256, 3).bfloat16()(torch.zeros(1, 256, 80, 80, dtype=torch.bfloat16))  # has a gradient
+            fast(Conv(128, 128, 3))(large)
+    torch.export.export(fast(Conv(128, 128, 3)).eval(), (large,))
+    fast(Conv(256, 256, 3).bfloat16())(torch.zeros(1, 256, 80, 80, dtype=torch.bfloat16))  # has a gradient
     assert len(calls) == 3
 
 
@@ -120,8 +126,8 @@ def test_a_norm_comes_before_the_relu() -> None:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 128, 50, 50, generator=generator)
     for norm in ("none", "frozen_bn", "gn"):
-        conv = Conv(128, 128, 3, norm=norm, relu=True).eval()
-        expected = conv(x)
+        conv = fast(Conv(128, 128, 3, norm=norm, relu=True)).eval()
+        expected = Conv.forward(conv, x)
         with torch.no_grad():
             y = conv(x)
         assert y.min() == 0
@@ -134,14 +140,14 @@ def test_gradients_equal_the_direct_convolutions(
     shape: tuple[int, ...], products: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both ways to the weights' gradient; of the map, the weights and the bias, alone and together."""
-    monkeypatch.setattr(winograd.processor, "gradients_are_products", lambda: products)
+    monkeypatch.setattr(winograd, "gradients_are_products", lambda: products)
     inputs = [t.requires_grad_() for t in _case(shape)]
     flow = torch.randn(shape[0], 136, *shape[2:], generator=torch.Generator().manual_seed(1))
-    expected = torch.autograd.grad(F.conv2d(*(t.double() for t in inputs), padding=1), inputs, flow.double())
-    found = torch.autograd.grad(winograd.conv3x3(*inputs), inputs, flow)
+    expected = torch.autograd.grad(F.conv2d(*(t.double() for t in inputs), padding=1), inputs, flow.double())  # pyright: ignore[reportArgumentType, reportCallIssue]
+    found = torch.autograd.grad(winograd.conv3x3(*inputs), inputs, flow)  # pyright: ignore[reportArgumentType]
     for ours, wanted in zip(found, expected, strict=True):
         assert (ours - wanted).abs().max() < 1e-4 * wanted.std()
-    (alone,) = torch.autograd.grad(winograd.conv3x3(*inputs), inputs[1], flow)
+    (alone,) = torch.autograd.grad(winograd.conv3x3(*inputs), inputs[1], flow)  # pyright: ignore[reportArgumentType]
     assert torch.equal(alone, found[1])
     without = winograd.conv3x3(inputs[0], inputs[1])
     assert torch.equal(torch.autograd.grad(without, inputs[0], flow)[0], found[0])
