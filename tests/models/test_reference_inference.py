@@ -135,6 +135,39 @@ def stages(shared: Path, model: MaskRCNN, case: dict[str, np.ndarray], tag: str)
     return Stages(batch, maps, proposals[0], detections[0], mask_logits, heatmaps, instances, order)
 
 
+class Check(NamedTuple):
+    """One run of all stages beside the original's: `wanted` has the tag's arrays, by their names without it."""
+
+    stages: Stages
+    case: dict[str, np.ndarray]
+    wanted: dict[str, np.ndarray]
+    tolerance: Tolerance
+    name: str
+    tag: str
+    parity: Parity
+
+    def say(self, stage: str, value: float, bound: float, unit: str = "") -> None:
+        self.parity(self.name, CASES[self.tag], stage, value, bound, unit)
+
+    def compare(
+        self, stage: str, actual: torch.Tensor | np.ndarray, key: str, bound: float, unit: str = ""
+    ) -> None:
+        self.say(stage, worst(actual, self.wanted[key]), bound, unit)
+
+
+@pytest.fixture
+def check(
+    stages: Stages,
+    case: dict[str, np.ndarray],
+    tolerance: Tolerance,
+    name: str,
+    tag: str,
+    parity: Parity,
+) -> Check:
+    wanted = {k.removeprefix(f"{tag}/"): v for k, v in case.items() if k.startswith(f"{tag}/")}
+    return Check(stages, case, wanted, tolerance, name, tag, parity)
+
+
 def matched(detections: Detections, boxes: np.ndarray, labels: np.ndarray) -> list[int]:
     """Match detections to the expected ones: for each the index of ours, of its class, with the nearest box, no two
     the same.
@@ -185,121 +218,69 @@ class TestInference:
         assert sum(p.numel() for p in model.parameters()) == meta(case)["params"]
         assert sum(p.numel() for p in model.parameters() if p.requires_grad) == meta(case)["trainable_params"]
 
-    def test_padding(self, stages: Stages, case: dict[str, np.ndarray], tag: str) -> None:
-        assert list(stages.batch.pixels.shape[2:]) == case[f"{tag}/padded_hw"].tolist()
+    def test_padding(self, check: Check) -> None:
+        assert list(check.stages.batch.pixels.shape[2:]) == check.wanted["padded_hw"].tolist()
 
-    def test_features(
-        self,
-        stages: Stages,
-        case: dict[str, np.ndarray],
-        name: str,
-        tag: str,
-        tolerance: Tolerance,
-        parity: Parity,
-    ) -> None:
-        keys = [key.removesuffix("_std") for key in case if key.startswith(f"{tag}/feat_") and "_std" in key]
-        for feature, key in zip(stages.features, keys, strict=True):
-            spread = float(case[f"{key}_std"])
-            y, x = case[f"{key}_crop_yx"]
+    def test_features(self, check: Check) -> None:
+        keys = [k.removesuffix("_std") for k in check.wanted if k.startswith("feat_") and "_std" in k]
+        for feature, key in zip(check.stages.features, keys, strict=True):
+            spread = float(check.wanted[f"{key}_std"])
+            y, x = check.wanted[f"{key}_crop_yx"]
             channels = torch.arange(8) * (feature.shape[1] // 8)
-            assert list(feature.shape) == case[f"{key}_shape"].tolist()
-            crop = worst(feature[0, channels, y : y + 16, x : x + 16], case[f"{key}_crop"])
-            mean = abs(float(feature.double().mean()) - float(case[f"{key}_mean"]))
-            parity(name, CASES[tag], "features", max(crop, mean) / spread, tolerance.feature, "of spread")
+            assert list(feature.shape) == check.wanted[f"{key}_shape"].tolist()
+            crop = worst(feature[0, channels, y : y + 16, x : x + 16], check.wanted[f"{key}_crop"])
+            mean = abs(float(feature.double().mean()) - float(check.wanted[f"{key}_mean"]))
+            check.say("features", max(crop, mean) / spread, check.tolerance.feature, "of spread")
             assert float(feature.double().std(correction=0)) == pytest.approx(spread, rel=1e-4)
 
-    def test_proposals(
-        self,
-        stages: Stages,
-        case: dict[str, np.ndarray],
-        name: str,
-        tag: str,
-        tolerance: Tolerance,
-        parity: Parity,
-    ) -> None:
-        proposals = stages.proposals
-        assert len(proposals.boxes) == case[f"{tag}/n_proposals"]
-        boxes = worst(proposals.boxes[:50], case[f"{tag}/proposal_boxes_top50"])
-        logits = worst(proposals.objectness_logits[:50], case[f"{tag}/proposal_logits_top50"])
-        parity(name, CASES[tag], "proposals", boxes, tolerance.box, "px")
-        parity(name, CASES[tag], "objectness", logits, tolerance.logit)
+    def test_proposals(self, check: Check) -> None:
+        boxes, logits = check.stages.proposals
+        assert len(boxes) == check.wanted["n_proposals"]
+        check.compare("proposals", boxes[:50], "proposal_boxes_top50", check.tolerance.box, "px")
+        check.compare("objectness", logits[:50], "proposal_logits_top50", check.tolerance.logit)
 
-    def test_detections(
-        self,
-        stages: Stages,
-        case: dict[str, np.ndarray],
-        name: str,
-        tag: str,
-        tolerance: Tolerance,
-        parity: Parity,
-    ) -> None:
-        detections, order = stages.detections, stages.order
-        boxes = worst(detections.boxes[order], case[f"{tag}/det_boxes"])
-        scores = worst(detections.scores[order], case[f"{tag}/det_scores"])
-        assert detections.labels[order].tolist() == case[f"{tag}/det_classes"].tolist()
-        parity(name, CASES[tag], "boxes", boxes, tolerance.box, "px")
-        parity(name, CASES[tag], "scores", scores, tolerance.score)
+    def test_detections(self, check: Check) -> None:
+        found, order = check.stages.detections, check.stages.order
+        assert found.labels[order].tolist() == check.wanted["det_classes"].tolist()
+        check.compare("boxes", found.boxes[order], "det_boxes", check.tolerance.box, "px")
+        check.compare("scores", found.scores[order], "det_scores", check.tolerance.score)
 
-    def test_mask_logits_or_keypoints(
-        self,
-        stages: Stages,
-        case: dict[str, np.ndarray],
-        name: str,
-        tag: str,
-        tolerance: Tolerance,
-        parity: Parity,
-    ) -> None:
-        if stages.mask_logits is not None:
-            logits = stages.mask_logits[stages.order]
-            difference = max(
-                worst(logits[:10], case[f"{tag}/mask_logits_first10"]),
-                worst(logits.sigmoid().mean((1, 2)), case[f"{tag}/mask_prob_mean"]),
-            )
-            parity(name, CASES[tag], "mask logits", difference, tolerance.mask)
-        if stages.heatmaps is not None:
-            heatmaps = stages.heatmaps[stages.order]
-            boxes = stages.detections.boxes[stages.order]
-            keypoints = decode_heatmaps(heatmaps, boxes)
+    def test_mask_logits_or_keypoints(self, check: Check) -> None:
+        order, bound = check.stages.order, check.tolerance.mask
+        if check.stages.mask_logits is not None:
+            logits = check.stages.mask_logits[order]
+            check.compare("mask logits", logits[:10], "mask_logits_first10", bound)
+            check.compare("mask logits", logits.sigmoid().mean((1, 2)), "mask_prob_mean", bound)
+        if check.stages.heatmaps is not None:
+            heatmaps, boxes = check.stages.heatmaps[order], check.stages.detections.boxes[order]
             # Of the float32 run alone: in float64 their own rounding is the difference.
-            logits = worst(heatmaps[:2], case["coffee_s/keypoint_heatmaps_first2"])
-            parity(name, CASES[tag], "heat maps", logits, FP32_HEATMAPS)
-            alike = enlarged_alike(boxes, case[f"{tag}/det_boxes"])
-            expected = case[f"{tag}/keypoints_net"][alike]
-            places = worst_place(keypoints[alike], expected, tolerance.mask, ties=2)
-            scores = worst(keypoints[alike][..., 2], expected[..., 2])
-            parity(name, CASES[tag], "key points", places, tolerance.mask, "px")
-            parity(name, CASES[tag], "key-point scores", scores, tolerance.mask)
+            logits = worst(heatmaps[:2], check.case["coffee_s/keypoint_heatmaps_first2"])
+            check.say("heat maps", logits, FP32_HEATMAPS)
+            alike = enlarged_alike(boxes, check.wanted["det_boxes"])
+            keypoints = decode_heatmaps(heatmaps, boxes)[alike]
+            expected = check.wanted["keypoints_net"][alike]
+            check.say("key points", worst_place(keypoints, expected, bound, ties=2), bound, "px")
+            check.say("key-point scores", worst(keypoints[..., 2], expected[..., 2]), bound)
 
-    def test_final_boxes_and_masks(
-        self,
-        stages: Stages,
-        case: dict[str, np.ndarray],
-        name: str,
-        tag: str,
-        tolerance: Tolerance,
-        parity: Parity,
-    ) -> None:
-        instances, order = stages.instances, stages.order
-        assert len(instances) == case[f"{tag}/n_final"] == len(order)
-        boxes = worst(instances.boxes[order], case[f"{tag}/final_boxes"])
-        enlarged = instances.image_size[0] / stages.batch.image_sizes[0][0]
-        parity(name, CASES[tag], "final boxes", boxes, tolerance.box * enlarged, "px")
+    def test_final_boxes_and_masks(self, check: Check) -> None:
+        instances, order = check.stages.instances, check.stages.order
+        assert len(instances) == check.wanted["n_final"] == len(order)
+        enlarged = instances.image_size[0] / check.stages.batch.image_sizes[0][0]
+        bound = check.tolerance.box * enlarged
+        check.compare("final boxes", instances.boxes[order], "final_boxes", bound, "px")
         if instances.keypoints is not None:
-            bound = tolerance.mask * enlarged
-            alike = enlarged_alike(stages.detections.boxes[order], case[f"{tag}/det_boxes"])
-            expected = case[f"{tag}/keypoints_final"][alike]
+            bound = check.tolerance.mask * enlarged
+            alike = enlarged_alike(check.stages.detections.boxes[order], check.wanted["det_boxes"])
+            expected = check.wanted["keypoints_final"][alike]
             places = worst_place(instances.keypoints[order][alike], expected, bound, ties=2)
-            parity(name, CASES[tag], "final key points", places, bound, "px")
+            check.say("final key points", places, bound, "px")
         if instances.masks is None:
             return
-        areas = worst(np.asarray(instances.masks.areas())[order], case[f"{tag}/mask_areas"])
-        parity(name, CASES[tag], "mask areas", areas, tolerance.mask_area, "px")
-        if f"{tag}/masks_first5_packed" not in case:
-            return  # kept for the float32 run only
-        height, width = instances.image_size
-        packed = case[f"{tag}/masks_first5_packed"]
-        expected = np.unpackbits(packed)[: 5 * height * width].reshape(5, height, width).astype(bool)
-        ours = np.asarray(instances.masks)[order[:5]]
-        parity(
-            name, CASES[tag], "mask pixels", (ours != expected).sum((1, 2)).max(), tolerance.mask_area, "px"
-        )
+        bound = check.tolerance.mask_area
+        check.compare("mask areas", np.asarray(instances.masks.areas())[order], "mask_areas", bound, "px")
+        if "masks_first5_packed" in check.wanted:  # kept for the float32 run only
+            height, width = instances.image_size
+            packed = check.wanted["masks_first5_packed"]
+            expected = np.unpackbits(packed)[: 5 * height * width].reshape(5, height, width).astype(bool)
+            ours = np.asarray(instances.masks)[order[:5]]
+            check.say("mask pixels", float((ours != expected).sum((1, 2)).max()), bound, "px")

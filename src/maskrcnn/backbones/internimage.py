@@ -99,7 +99,7 @@ class Level(nn.Module):
         self.downsample = Downsample(channels) if downsample else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        recompute = self.checkpointing and self.training and torch.is_grad_enabled()
+        recompute = self.checkpointing and self.training
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         if self.norm is not None:

@@ -72,7 +72,7 @@ class Trunk(nn.Module):
 
     def recomputed(self, module: nn.Module, *args: object) -> Tensor:
         """Call module(*args); with `checkpointing` its intermediate results are computed again in the backward pass."""
-        if self.config.checkpointing and self.training and torch.is_grad_enabled():
+        if self.config.checkpointing and self.training:
             return checkpoint(module, *args, use_reentrant=False)
         return module(*args)
 
