@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OUT ?= runs/demo
 
-.PHONY: setup demo test parity lint docs wheel dist smoke clean
+.PHONY: setup demo test coverage parity lint docs wheel dist smoke clean
 
 setup: $(READY)
 
@@ -29,6 +29,10 @@ demo: $(READY)
 # Several test workers: more threads each would only fight.
 test: $(READY)
 	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
+
+# Lines of the package that the tests run, those of worker processes too.
+coverage: $(READY)
+	@OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n 2 --dist worksteal --cov=maskrcnn --cov-report=term:skip-covered $(TESTS)
 
 # Every stage of every model against the original implementations' outputs, as a table in docs/parity.md.
 parity: $(READY)
