@@ -22,7 +22,6 @@ from maskrcnn.models.rpn import RPNHead
 from maskrcnn.processor import Kind
 
 AVX512: frozenset[Kind] = frozenset({"avx512", "avx512_amd"})
-OTHERS: frozenset[Kind] = frozenset({"avx2", "other"})
 AMD: frozenset[Kind] = frozenset({"avx512_amd"})
 
 REWRITES: tuple[Rewrite, ...] = (
@@ -52,7 +51,7 @@ REWRITES: tuple[Rewrite, ...] = (
     Rewrite(module=BoxHead, method="predict_rois", fast=heads.predict_rois),  # for memory: C4, DC5
     Rewrite(module=BoxHead, method="predict_pooled", fast=heads.predict_pooled, kinds=AMD),
     Rewrite(module=MaskHead, method="forward", fast=heads.masks, in_training=True, needs_grad=None),
-    Rewrite(module=internimage.MLP, method="forward", fast=transformers.mlp, kinds=OTHERS),
+    Rewrite(module=internimage.MLP, method="forward", fast=transformers.mlp),
     Rewrite(module=internimage.DCNv3, method="modulation", fast=transformers.modulation, kinds=AVX512),
     Rewrite(
         module=DeformableAttention, method="modulation", fast=transformers.adapter_modulation, kinds=AVX512
