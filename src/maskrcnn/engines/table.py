@@ -50,11 +50,10 @@ REWRITES: tuple[Rewrite, ...] = (
     Rewrite(module=nn.GroupNorm, method="forward", fast=norms.group_norm),  # for its accuracy
     Rewrite(module=BoxHead, method="predict_rois", fast=heads.predict_rois),  # for memory: C4, DC5
     Rewrite(module=BoxHead, method="predict_pooled", fast=heads.predict_pooled, kinds=AMD),
+    # For memory; and a training step is 4 to 10 % faster by it, backward included.
     Rewrite(module=MaskHead, method="forward", fast=heads.masks, in_training=True, needs_grad=None),
     Rewrite(module=internimage.MLP, method="forward", fast=transformers.mlp),
     Rewrite(module=internimage.DCNv3, method="modulation", fast=transformers.modulation, kinds=AVX512),
-    Rewrite(
-        module=DeformableAttention, method="modulation", fast=transformers.adapter_modulation, kinds=AVX512
-    ),
+    Rewrite(module=DeformableAttention, method="modulation", fast=transformers.adapter_modulation),
     Rewrite(module=ViTAdapter, method="merge", fast=transformers.merge),
 )
