@@ -31,12 +31,13 @@ VERBS = {
     "doctor": "check a data set before training",
     "view": "look at a data set: its pictures with their objects, its classes and sizes",
     "convert": "weights to a safetensors file with its config, or back to the original's",
+    "export": "a model as a file for other runtimes (ONNX)",
     "bench": "measure models on this machine: time and memory",
     "list": "the models, with their published numbers",
     "demo": "make a small data set, train on it and show the result as a page",
 }
 
-_READ_PICTURES = {"train", "evaluate", "predict", "doctor", "view", "demo"}
+_READ_PICTURES = {"train", "evaluate", "predict", "export", "doctor", "view", "demo"}
 
 # What the file system refuses is the user's to mend. Other OSErrors are bugs.
 _USERS_ERRNO = {

@@ -50,7 +50,7 @@ class RPNHead(nn.Module):
         for feature in features:
             x = self.conv(feature)
             logits.append(self.objectness(x).to(real).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.deltas(x).to(real).permute(0, 2, 3, 1).reshape(len(x), -1, 4))
+            deltas.append(self.deltas(x).to(real).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)))
         return logits, deltas
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from maskrcnn import presets
 from maskrcnn.errors import UserError, check_number, described, shown
@@ -45,8 +45,8 @@ def load(
 ) -> Predictor:
     """Load a model with its weights, ready to predict.
 
-    name_or_path: a run folder or a safetensors file of ours, which need nothing else; or a model's name, with
-    `weights` a file of ours or a published one; without, its published file is downloaded (see
+    name_or_path: a run folder, a safetensors file of ours or an exported .onnx, which need nothing else; or a model's
+    name, with `weights` a file of ours or a published one; without, its published file is downloaded (see
     `maskrcnn.zoo.download`). The number of classes is the file's.
     device: as PyTorch names it, by default a CUDA GPU where there is one. precision: of the network; results are
     float32 anyway, and where the processor is slower in it than in fp32 one line is logged that says so.
@@ -64,11 +64,27 @@ def load(
     _check_path(name_or_path, "load: name_or_path")
     if weights is not None:
         _check_path(weights, "load: weights")
+    if Path(name_or_path).suffix == ".onnx":
+        return _exported(Path(name_or_path), device, precision, engine)
     target = processor.find_device(device)
     engine = check_engine(engine, target)
     if remark := processor.remark(precision, target):
         logging.getLogger("maskrcnn").warning(remark)
     return prepare(restore(name_or_path, weights).to(target), precision, engine)
+
+
+def _exported(path: Path, device: str | None, precision: str, engine: str | None) -> Any:
+    """Load an exported model, which has the interface of a `Predictor` as far as predicting goes."""
+    from maskrcnn.engines.onnx_model import OnnxModel
+
+    for what, value, only in (
+        ("device", device, "cpu"),
+        ("precision", precision, "fp32"),
+        ("engine", engine, "onnx"),
+    ):
+        if value not in (None, only):
+            raise UserError(f"{path}: expected {what} {only} for an exported model, got {value!r}.")
+    return OnnxModel(path)
 
 
 def restore(name_or_path: str | Path, weights: str | Path | None = None) -> Predictor:
