@@ -67,7 +67,8 @@ def settings() -> set[str]:
 def parser_of(verb: str) -> Parser:
     parser = Parser(prog=f"maskrcnn {verb}", allow_abbrev=False)
     importlib.import_module(f"maskrcnn.cli.{verb}").add_arguments(parser)
-    _add_max_pixels(parser)
+    if "--max-pixels" not in parser._option_string_actions:  # `serve` has a limit of its own
+        _add_max_pixels(parser)
     return parser
 
 

@@ -156,6 +156,17 @@ class Instances:
     def __iter__(self) -> Iterator[Instances]:
         return (self[i] for i in range(len(self)))
 
+    def to(self, device: torch.device | str) -> Instances:
+        """Copy with its tensors on `device`."""
+        return dataclasses.replace(
+            self,
+            boxes=self.boxes.to(device),
+            scores=self.scores.to(device),
+            labels=self.labels.to(device),
+            masks=None if self.masks is None else self.masks.to(device),
+            keypoints=None if self.keypoints is None else self.keypoints.to(device),
+        )
+
     def to_coco(self, image_id: int | str = 0, category_ids: Sequence[int] = ()) -> list[dict[str, Any]]:
         """Convert to COCO results, one entry a detection: bbox as x, y, w, h and segmentation as compressed RLE.
 

@@ -30,6 +30,7 @@ VERBS = {
     "predict": "boxes and masks of images, drawn and as COCO JSON",
     "doctor": "check a data set before training",
     "view": "look at a data set: its pictures with their objects, its classes and sizes",
+    "serve": "models over HTTP, with a page to try them",
     "convert": "weights to a safetensors file with its config, or back to the original's",
     "export": "a model as a file for other runtimes (ONNX)",
     "bench": "measure models on this machine: time and memory",
@@ -56,7 +57,7 @@ class Parser(argparse.ArgumentParser):
 
 def run() -> NoReturn:
     """The entry point of the `maskrcnn` command."""
-    if sys.argv[1:2] in (["predict"], ["evaluate"]):
+    if sys.argv[1:2] in (["predict"], ["evaluate"], ["serve"]):
         keep_freed_memory()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Names of classes and files may have letters that the terminal has not.

@@ -19,14 +19,19 @@ _BOX_SETTINGS = ("score_threshold", "nms_threshold", "class_agnostic_nms", "dete
 _INPUT_SETTINGS = ("min_size", "max_size")
 
 
-def add_model_options(parser: argparse.ArgumentParser, *, model_required: bool = True) -> None:
+def add_model_options(
+    parser: argparse.ArgumentParser, *, model_required: bool = True, several: bool = False
+) -> None:
+    """Add the options to a verb's parser; with `several` models, by name, there is no test-time augmentation."""
     model = parser.add_argument_group("the model")
     add = model.add_argument
     add(
         "--model",
         required=model_required,
-        metavar="NAME",
-        help="a name that `maskrcnn list` shows, a run folder, or a checkpoint file",
+        action="append" if several else "store",
+        metavar="[NAME=]MODEL" if several else "NAME",
+        help="a name that `maskrcnn list` shows, a run folder, or a checkpoint file"
+        + ("; may be given several times" if several else ""),
     )
     add("--weights", metavar="FILE", help="weights for a model given by name")
     add("--device", metavar="cpu|cuda|cuda:1|mps|xpu", help="where to run (cuda if there is one)")
@@ -49,6 +54,9 @@ def add_model_options(parser: argparse.ArgumentParser, *, model_required: bool =
     add("--class-agnostic-nms", action="store_true", help="... a better one of any class, not only of theirs")
     add("--detections-per-image", type=whole_number, metavar="N", help="the best N of each image (100)")
     add("--mask-threshold", type=fraction, metavar="P", help="probability of a mask's pixels (0.5)")
+    if several:
+        parser.set_defaults(tta=False, tta_sizes=None)
+        return
     add(
         "--tta",
         action="store_true",

@@ -100,15 +100,7 @@ def _batches_of_one_size(
 
 def _on_cpu(instances: Instances, path: str | Path) -> Instances:
     """Move detections off the GPU. The picture is read again when drawn: a path waits in less memory than pixels."""
-    return dataclasses.replace(
-        instances,
-        boxes=instances.boxes.cpu(),
-        scores=instances.scores.cpu(),
-        labels=instances.labels.cpu(),
-        masks=None if instances.masks is None else instances.masks.to("cpu"),
-        keypoints=None if instances.keypoints is None else instances.keypoints.cpu(),
-        image=path,
-    )
+    return dataclasses.replace(instances.to("cpu"), image=path)
 
 
 def run_inference(

@@ -54,6 +54,14 @@ _REFUSED_FORMATS = {"EPS", "ICNS", "ICO", "WMF"}
 _BAND = 2**18  # pixels that are converted at a time
 
 
+class PictureTooLargeError(UserError):
+    """A picture of more pixels than `max_pixels()`."""
+
+
+class _TooManyPixelsError(ValueError):
+    """Number of pixels that a file's head tells, beyond the limit."""
+
+
 def read_image(source: str | Path | IO[bytes]) -> np.ndarray:
     """Read the picture in a file, (H, W, 3) uint8 RGB, by the rules at the head of this module.
 
@@ -88,7 +96,7 @@ def stored_picture(source: str | Path | IO[bytes]) -> Iterator[Image.Image]:
         raise _unreadable(source, e) from None
 
 
-def image_size(source: str | Path) -> tuple[int, int]:
+def image_size(source: str | Path | IO[bytes]) -> tuple[int, int]:
     """Read the (H, W) of the picture as `read_image` returns it, from the file's header: pixels are not decoded.
 
     Raises:
@@ -272,7 +280,7 @@ def _open(file: IO[bytes], only: str = "") -> Image.Image:
 
 def _check_size(height: int, width: int) -> None:
     if height * width > max_pixels():
-        raise ValueError(
+        raise _TooManyPixelsError(
             f"its {width} x {height} pixels are more than the limit of {max_pixels()}. Raise it with --max-pixels "
             f"or {MAX_PIXELS_VARIABLE} if you trust the file"
         )
@@ -339,4 +347,5 @@ def _unreadable(source: str | Path | IO[bytes], error: Exception) -> UserError:
         why = "not an image, or of an unknown format"
     else:
         why = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"{where}: cannot read the image: {why.rstrip('.')}.")
+    kind = PictureTooLargeError if isinstance(error, _TooManyPixelsError) else UserError
+    return kind(f"{where}: cannot read the image: {why.rstrip('.')}.")
