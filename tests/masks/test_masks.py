@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -287,7 +288,7 @@ class TestPaste:
         self, pasted: PredictedMasks, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         for strip in (1 << 18, 100):
-            monkeypatch.setattr("maskrcnn.masks.predicted.STRIP_PIXELS", strip)
+            monkeypatch.setattr("maskrcnn.masks.paste.STRIP_PIXELS", strip)
             for mask, rle in zip(np.asarray(pasted), pasted.to_rle(), strict=True):
                 expected = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
                 assert rle == {"size": expected["size"], "counts": expected["counts"].decode()}  # pyright: ignore[reportAttributeAccessIssue]
@@ -302,17 +303,21 @@ class TestPaste:
         for mask, rle in zip(masks.numpy(), masks.to_rle(), strict=True):
             np.testing.assert_array_equal(rle_decode(rle), mask)
 
-    def test_large_crops_are_sampled_where_it_matters(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """The same pixels as when every one is sampled, also with probabilities at the threshold."""
+    def test_large_crops_are_interpolated_in_pieces(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Pieces change no pixel; probabilities that are all at the threshold are inside but for the rounding."""
         rng = np.random.default_rng(0)
-        probs = torch.from_numpy(
-            np.stack([rng.random((28, 28)), rng.random((28, 28)).round(1), np.full((28, 28), 0.5)])
-        )
-        boxes = torch.tensor([[-40.3, 10.2, 500.9, 300.0], [3, 3, 290, 600], [20.5, 20.5, 400.25, 310.75]])
-        masks = PredictedMasks(probs.float(), boxes, (330, 450))
-        quick = np.asarray(masks)
-        monkeypatch.setattr("maskrcnn.masks.predicted.SAMPLE_ALL_PIXELS", 1 << 40)
-        np.testing.assert_array_equal(quick, np.asarray(masks))
+        probs = torch.from_numpy(np.stack([rng.random((28, 28)), rng.random((28, 28)).round(1)])).float()
+        boxes = torch.tensor([[-40.3, 10.2, 500.9, 300.0], [3, 3, 290, 600]])
+        masks = PredictedMasks(probs, boxes, (330, 450))
+        whole = np.asarray(masks)
+        for product in (1, 1 << 40):
+            monkeypatch.setattr("maskrcnn.masks.paste.PRODUCT", product)
+            assert (np.asarray(masks) != whole).sum() <= 2  # where a sum's order decides
+        y, x = np.mgrid[20:300, 60:400] + 0.5
+        grid = np.stack([(x + 40.3) / 541.2 * 2 - 1, (y - 10.2) / 289.8 * 2 - 1], 2)[None].astype(np.float32)
+        sampled = F.grid_sample(probs[:1, None], torch.from_numpy(grid), align_corners=False)[0, 0]
+        sure = (sampled - 0.5).abs().numpy() > 1e-4
+        np.testing.assert_array_equal(whole[0, 20:300, 60:400][sure], (sampled >= 0.5).numpy()[sure])
 
     def test_looks_like_an_array(self, pasted: PredictedMasks) -> None:
         whole = np.asarray(pasted)

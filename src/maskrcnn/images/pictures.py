@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeGuard, cast
 
 import numpy as np
-from torch import Tensor
 
 from maskrcnn.errors import UserError
 from maskrcnn.images.read import pillow_pixels, read_image
@@ -41,7 +40,7 @@ def pixels_of(picture: Picture, where: str) -> np.ndarray:
     if hasattr(picture, "read"):
         return read_image(cast("IO[bytes]", picture))
     advice = ""
-    if isinstance(picture, Tensor):
+    if hasattr(picture, "permute"):
         advice = " Give tensor.permute(1, 2, 0).numpy()."
     elif isinstance(picture, bytes | bytearray | memoryview):
         advice = " Give io.BytesIO(...) for the bytes of a file."

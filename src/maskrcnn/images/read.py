@@ -23,14 +23,13 @@ import io
 import os
 import stat
 import struct
+import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from maskrcnn.errors import UserError
 from maskrcnn.images.checks import (
@@ -157,13 +156,16 @@ def set_max_pixels(count: int | None) -> None:
 
 
 @cache
-def _torchcodec_decoder() -> Callable[[Tensor], Tensor] | None:
-    """torchcodec's decoder of still images; None where it is absent, too old or cannot be loaded."""
+def _torchcodec_decoder() -> Callable[[np.ndarray], np.ndarray] | None:
+    """torchcodec's decoder of still images, encoded (N,) uint8 to (3, H, W); None where it is absent, too old or cannot
+    be loaded.
+    """
     try:
+        import torch
         from torchcodec.decoders import decode_image  # pyright: ignore
     except (ImportError, OSError, RuntimeError):  # its shared libraries may not fit this PyTorch
         return None
-    return decode_image
+    return lambda encoded: decode_image(torch.from_numpy(encoded)).numpy()
 
 
 def _opened(source: str | Path | IO[bytes]) -> IO[bytes]:
@@ -224,16 +226,16 @@ def _checked_head(encoded: memoryview, kind: Literal["png", "webp"]) -> PictureF
 
 def _read_png_or_webp(encoded: np.ndarray, kind: Literal["png", "webp"]) -> np.ndarray:
     header = _checked_head(encoded.data, kind)
-    decode = _torchcodec_decoder()
+    decode = _torchcodec_decoder() if "torch" in sys.modules else None  # never torch for this alone
     # torchcodec decodes every frame of an animation, and goes through float32 from 16 bits.
     if decode is not None and not header.animated and not header.deep:
         try:
-            pixels = decode(torch.from_numpy(encoded))
+            pixels = decode(encoded)
         except (RuntimeError, ValueError):
             pass  # Pillow has the last word, and the clearer message
         else:
             if pixels.ndim == 3:
-                return np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
+                return np.ascontiguousarray(pixels.transpose(1, 2, 0))
     return _pixels(_open(io.BytesIO(encoded.data), kind.upper()))
 
 

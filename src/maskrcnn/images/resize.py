@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
-import torch
 
 from maskrcnn.images.opencv_resize import resize_bilinear
 
@@ -46,8 +45,18 @@ def resize_image(image: np.ndarray, size: tuple[int, int], resize: Resize = "pil
     if resize == "opencv":
         return resize_bilinear(image, size)
     if resize == "torchvision":
-        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
-        pixels = torch.nn.functional.interpolate(pixels, size, mode="bilinear", align_corners=False)
-        return pixels[0].permute(1, 2, 0).numpy()
+        return _interpolated(_interpolated(image.astype(np.float32), size[0], 0), size[1], 1)
     resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return np.array(resized)
+
+
+def _interpolated(image: np.ndarray, length: int, axis: int) -> np.ndarray:
+    """Interpolate a float32 image along an axis to `length`, as `torch.nn.functional.interpolate` does."""
+    scale = float(np.float32(image.shape[axis] / length))
+    place = ((np.arange(length) + 0.5) * scale - 0.5).clip(0).astype(np.float32)  # rounded once, as by an FMA
+    first = place.astype(np.int64)
+    weight = (place - first).reshape(-1, *[1] * (2 - axis)).astype(np.float32)
+    out = image.take((first + 1).clip(max=image.shape[axis] - 1), axis)
+    out *= weight
+    out += image.take(first, axis) * (1 - weight)
+    return out
