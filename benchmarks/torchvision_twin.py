@@ -73,7 +73,7 @@ def make_twins(
     config.input.pixel_std = (58.395, 57.12, 57.375)
     config.input.min_size, config.input.max_size = min_size, max_size
     ours = build_model(config)
-    _fill(ours, seed)
+    fill(ours, seed)
     backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=3)
     theirs = torchvision.models.detection.MaskRCNN(
         backbone, num_classes=NUM_CLASSES + 1, min_size=min_size, max_size=max_size
@@ -97,7 +97,7 @@ def _background_first(value: Tensor, rows: int, has_background: bool) -> Tensor:
 
 
 @torch.no_grad()
-def _fill(model: MaskRCNN, seed: int) -> None:
+def fill(model: MaskRCNN, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     gains = {"objectness": 0.6, "deltas": 0.1, "class_predictor": 0.6, "box_predictor": 0.3, "predictor": 0.9}
     for name, value in model.state_dict().items():

@@ -13,6 +13,13 @@ from maskrcnn.errors import UserError
 _SPARE_BYTES = 1 << 20  # an output that cannot even take this is not worth starting for
 
 
+def cache_folder() -> Path:
+    """Folder of the user's cache: `MASKRCNN_CACHE`, else `$XDG_CACHE_HOME/maskrcnn`, else `~/.cache/maskrcnn`."""
+    if folder := os.environ.get("MASKRCNN_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "maskrcnn"
+
+
 def check_writable(path: str | Path, *, needs_bytes: int = _SPARE_BYTES) -> Path:
     """Make sure, before the work, that a file can be written at `path`; its folder is made if missing.
 

@@ -36,7 +36,11 @@ def add_model_options(
     add("--weights", metavar="FILE", help="weights for a model given by name")
     add("--device", metavar="cpu|cuda|cuda:1|mps|xpu", help="where to run (cuda if there is one)")
     add("--precision", choices=("fp32", "bf16", "fp16"), help="of the network (fp32)")
-    add("--engine", metavar="cpu|eager", help="what runs the network (the fastest for the device)")
+    add(
+        "--engine",
+        metavar="NAME",
+        help="what runs the network: cpu, openvino, onnx, compile or eager (the fastest for the device)",
+    )
     add("--num-threads", type=whole_number, metavar="N", help="CPU threads (all cores)")
     settings = parser.add_argument_group(
         "what it reports", "By default as the model was published or trained."

@@ -18,6 +18,8 @@ from typing import Any
 
 import numpy as np
 
+from maskrcnn.files import cache_folder
+
 _MAGIC = b"MRCNNAR1"
 _ALIGN = 64
 Patch = tuple[str, np.ndarray, np.ndarray]  # array name, indices of rows, their new values
@@ -146,10 +148,9 @@ def locked(name: str) -> Iterator[None]:
 
 
 def _cache_folders() -> list[Path]:
-    if given := os.environ.get("MASKRCNN_CACHE"):
-        return [Path(given)]
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return [home / "maskrcnn", Path(tempfile.gettempdir()) / f"maskrcnn-{os.getuid()}"]
+    if os.environ.get("MASKRCNN_CACHE"):
+        return [cache_folder()]
+    return [cache_folder(), Path(tempfile.gettempdir()) / f"maskrcnn-{os.getuid()}"]
 
 
 @contextlib.contextmanager

@@ -2,60 +2,129 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 from typing import TypeVar
 
 import torch
 from torch import nn
 
+from maskrcnn import processor
+from maskrcnn.config import ModelConfig
+from maskrcnn.engines.graphs import Runtime, run_as_graphs
 from maskrcnn.engines.norms import fold_norms
-from maskrcnn.engines.rewrites import rewrite
-from maskrcnn.engines.table import REWRITES
+from maskrcnn.engines.rewrites import plain, rewrite
+from maskrcnn.engines.seams import seams_of, without_graph
+from maskrcnn.engines.table import REWRITES, SMALL_MEMORY
 from maskrcnn.errors import UserError, described, did_you_mean
+from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.processor import DTYPES
 
-Model = TypeVar("Model", bound=nn.Module)
+Model = TypeVar("Model", bound=MaskRCNN)
+Module = TypeVar("Module", bound=nn.Module)
 
 ENGINES = {
     "eager": "the network as it is written, in plain PyTorch",
     "cpu": "rewrites of single methods that are faster on this kind of processor",
+    "openvino": "OpenVINO's graphs of the dense parts",
+    "onnx": "ONNX Runtime's graphs of the dense parts",
+    "compile": "the dense parts by torch.compile",
 }
+PRECISIONS = {"openvino": ("fp32", "bf16"), "onnx": ("fp32",)}  # of the graphs' runtimes
+PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
+
+# Where another engine than `cpu` is the fastest, by kind of processor and precision (`benchmarks/engines.py`).
+FASTEST: dict[tuple[processor.Kind, str], str] = {("avx512", "bf16"): "openvino"}
 
 
-def check_engine(name: str | None, device: torch.device) -> str:
-    """Name of the engine to use: the one asked for, or of None the fastest that is at hand for the device.
+def choose_engine(name: str | None, device: torch.device, precision: str, config: ModelConfig) -> str:
+    """Name of the engine to use: the one asked for, or of None the fastest that is installed and proved for the
+    model, the device and the precision.
 
     Raises:
-        UserError: no such engine, or one for another device.
+        UserError: no such engine, or one that has no form for the device, the precision or the model.
     """
     if name is None:
-        return "cpu" if device.type == "cpu" else "eager"
+        if device.type != "cpu":
+            return "eager"
+        fastest = FASTEST.get((processor.kind(), precision), "cpu")
+        usable = without_graph(config) is None and importlib.util.find_spec(PACKAGES.get(fastest, "torch"))
+        return fastest if usable else "cpu"
+    check_engine(name)
+    if name in ("cpu", *PACKAGES) and device.type != "cpu":
+        raise UserError(f"engine: {name} is for the device cpu, got {device}. Use eager, or --device cpu.")
+    if name in PACKAGES:
+        if precision not in PRECISIONS[name]:
+            raise UserError(
+                f"engine: {name}: expected precision {' or '.join(PRECISIONS[name])}, got {precision}."
+            )
+        if part := without_graph(config):
+            raise UserError(f"engine: {name}: {config.name}: {part} has no form there. Use cpu or eager.")
+    if name == "compile" and device.type == "cpu" and not has_compiler():
+        raise UserError(
+            "engine: compile: expected a C++ compiler, got none. Install g++ or clang++, or use --engine cpu."
+        )
+    return name
+
+
+def check_engine(name: object) -> None:
+    """Check that there is an engine of this name.
+
+    Raises:
+        UserError: there is none.
+    """
     if not isinstance(name, str) or name not in ENGINES:
         near = did_you_mean(name, ENGINES) if isinstance(name, str) else ""
         raise UserError(f"engine: expected {' or '.join(ENGINES)}, got {described(name)}. {near}".rstrip())
-    if name == "cpu" and device.type != "cpu":
-        raise UserError(f"engine: cpu is for the device cpu, got {device}. Use eager, or --device cpu.")
-    return name
+
+
+def has_compiler() -> bool:
+    """Return True if a C++ compiler is at hand, as torch.compile needs one for CPUs."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX") or "g++", "g++", "clang++"))
 
 
 def prepare(model: Model, precision: str = "fp32", engine: str | None = None) -> Model:
     """Make a model ready for fast inference, for good: batch norms folded, channels-last, cast, with its engine.
 
     precision: fp32, bf16 or fp16. Boxes, scores and mask probabilities are computed in float32 in any of them.
-    engine: one of `ENGINES`, by default the fastest for the device that the model is on.
+    engine: one of `ENGINES`, by default the fastest for the device that the model is on. `openvino` and `onnx` make
+    their graphs once for a model, in ten seconds or so, and keep them in the user's cache.
+
+    Raises:
+        UserError: as `choose_engine`; a graph that cannot be made.
     """
     device = next(model.parameters()).device
-    engine = check_engine(engine, device)
+    engine = choose_engine(engine, device, precision, model.config)
     model.eval().requires_grad_(False)
     fold_norms(model)
-    model.to(dtype=DTYPES[precision])
-    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    if engine in PACKAGES:  # their precision is their own; what lies between the graphs is float32
+        plain(model)
+        run_as_graphs(model, _runtime(engine), precision)
+        rewrite(model, SMALL_MEMORY)
+    else:
+        model.to(dtype=DTYPES[precision])
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if engine == "cpu":
         rewrite(model, REWRITES)
-    model.engine = engine  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    if engine == "compile":
+        for seam in list(seams_of(model)):
+            seam.put(torch.compile(seam.network, dynamic=True))
+    model.engine = engine
     return model
 
 
-def for_training(model: Model) -> Model:
+def _runtime(engine: str) -> Runtime:
+    if engine == "openvino":
+        from maskrcnn.engines.openvino import OpenVINO
+
+        return OpenVINO()
+    from maskrcnn.engines.onnxruntime import ONNXRuntime
+
+    return ONNXRuntime()
+
+
+def for_training(model: Module) -> Module:
     """Put on a model what is faster on this processor in training too. It is undone by nothing and harms nothing: on
     another device, and while a graph is traced, the plain methods run.
     """

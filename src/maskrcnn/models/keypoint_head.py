@@ -37,7 +37,11 @@ class KeypointHead(nn.Module):
 
     def forward(self, features: RoIFeatures, boxes: list[Tensor]) -> Tensor:
         """Predict heatmap_logits (R, P, M, M), float32. boxes: (N, 4) per image."""
-        x = self.deconv(self.convs(features.pool(boxes, self.config.pool_size)))
+        return self.predict_pooled(features.pool(boxes, self.config.pool_size))
+
+    def predict_pooled(self, x: Tensor) -> Tensor:
+        """Predict heatmap_logits of RoIs pooled from the maps, (R, C, pool_size, pool_size)."""
+        x = self.deconv(self.convs(x))
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
 

@@ -282,7 +282,9 @@ def validation(
         told.update(lost.values())
         losses = validation_losses(model, config, part, process)
         share = range(process.rank, part.num_images, process.world_size)
-        mine = run_inference(prepare(model, config.train.precision), part, indices=share)
+        # Not a graph: it would be made anew for the weights of every validation.
+        engine = "cpu" if model.device.type == "cpu" else "eager"
+        mine = run_inference(prepare(model, config.train.precision, engine), part, indices=share)
         results = [entry for some in distributed.gather(mine) for entry in some]
         result = distributed.on_main(lambda: scored(part, tuple(lost), results))
         for warning in set(result.warnings) - told:

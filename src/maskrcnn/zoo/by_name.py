@@ -50,8 +50,9 @@ def load(
     `maskrcnn.zoo.download`). The number of classes is the file's.
     device: as PyTorch names it, by default a CUDA GPU where there is one. precision: of the network; results are
     float32 anyway, and where the processor is slower in it than in fp32 one line is logged that says so.
-    engine: what runs the network, by default the fastest for the device: `cpu`, rewrites of single methods that are
-    faster on this kind of processor; `eager`, plain PyTorch. `model.engine` says which.
+    engine: what runs the network, by default the fastest that is at hand for the model, device and precision: `cpu`,
+    rewrites of single methods that are faster on this kind of processor; `openvino`, `onnx`, their graphs of the
+    dense parts; `compile`, torch.compile; `eager`, plain PyTorch. `model.engine` says which.
 
     Raises:
         UserError: no such model or file, weights of another model, no such device or engine, a download that fails.
@@ -67,7 +68,8 @@ def load(
     if Path(name_or_path).suffix == ".onnx":
         return _exported(Path(name_or_path), device, precision, engine)
     target = processor.find_device(device)
-    engine = check_engine(engine, target)
+    if engine is not None:
+        check_engine(engine)
     if remark := processor.remark(precision, target):
         logging.getLogger("maskrcnn").warning(remark)
     return prepare(restore(name_or_path, weights).to(target), precision, engine)

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from maskrcnn.errors import UserError
+from maskrcnn.files import cache_folder
 from maskrcnn.version import __version__
 
 TIMEOUT = 30.0  # seconds without a byte
@@ -56,13 +57,6 @@ class _BrokenError(Exception):
     def __init__(self, reason: str, pause: float | None = None) -> None:
         super().__init__(reason)
         self.pause = pause
-
-
-def cache_folder() -> Path:
-    """Folder of the cache, by the table at the head of this module."""
-    if folder := os.environ.get("MASKRCNN_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "maskrcnn"
 
 
 def fetch(url: str) -> Path:
