@@ -158,13 +158,9 @@ class Instances:
 
     def to(self, device: torch.device | str) -> Instances:
         """Copy with its tensors on `device`."""
+        fields = {name: getattr(self, name) for name in ("boxes", "scores", "labels", "masks", "keypoints")}
         return dataclasses.replace(
-            self,
-            boxes=self.boxes.to(device),
-            scores=self.scores.to(device),
-            labels=self.labels.to(device),
-            masks=None if self.masks is None else self.masks.to(device),
-            keypoints=None if self.keypoints is None else self.keypoints.to(device),
+            self, **{k: None if x is None else x.to(device) for k, x in fields.items()}
         )
 
     def to_coco(self, image_id: int | str = 0, category_ids: Sequence[int] = ()) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ TOLERANCE = {"fp32": 1e-3, "bf16": 0.2, "fp16": 0.05}
 
 
 class Runtime(Protocol):
-    """What an engine that runs graphs has to say: its name and version, the files it writes, how one is run."""
+    """Runtime as an engine sees it: its name and version, the files it writes, how one is run."""
 
     name: str
     version: str
