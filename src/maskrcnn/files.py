@@ -101,6 +101,46 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def atomic_folder(path: str | Path, marks: str) -> Iterator[Path]:
+    """Yield a temporary folder to fill, beside `path`; it becomes `path` when the block ends well.
+
+    An earlier folder of the same kind, which holds a file `marks`, is replaced as a whole. If the block raises, nothing
+    of the new one is left.
+
+    Raises:
+        UserError: `path` is a file or a folder of other things, or an `OSError` on the output.
+    """
+    path = _real(Path(path))
+    check_replaceable(path, marks)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{os.urandom(3).hex()}.tmp")
+    before = temporary.with_suffix(".old")
+    try:
+        with as_user_error(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if path.exists():
+                os.replace(path, before)
+            os.replace(temporary, path)
+    finally:
+        for leftover in (temporary, before):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def check_replaceable(path: str | Path, marks: str) -> None:
+    """Make sure that a folder can be written at `path`: nothing is there, an empty folder, or one with a file `marks`.
+
+    Raises:
+        UserError: a file, or a folder of other things; the place may not be written, or its disk is full.
+    """
+    path = Path(path)
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: expected a folder to write, got a file. Choose another.")
+    if path.is_dir() and any(path.iterdir()) and not (path / marks).is_file():
+        raise UserError(f"{path}: expected a new or empty folder, got one with other files. Choose another.")
+    _check_folder(_real(path).parent, path, _SPARE_BYTES)
+
+
+@contextlib.contextmanager
 def as_user_error(path: Path) -> Iterator[None]:
     """Turn an `OSError` of writing `path`, in the block, into a `UserError`."""
     try:

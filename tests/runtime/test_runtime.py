@@ -89,8 +89,13 @@ def test_arrays_and_thresholds(small_onnx: Path, photo: Path) -> None:
     assert len(few) == (found.scores > 0.8).sum()
     assert len(model.predict(photo, score_threshold=1.0)) == 0
     assert model.predict(photo, score_threshold=1.0).to_coco() == []
-    large = model.predict(photo, min_size=128, max_size=192)
-    assert large.boxes.max() <= 90
+    small = model.predict(photo, min_size=40, max_size=80)
+    assert small.image_size == (70, 90)
+    assert 0 < small.boxes.max() <= 90
+    with pytest.raises(UserError, match="takes pictures of up to 128 x 160 pixels, got 128 x 192"):
+        model.predict(photo, min_size=128, max_size=192)
+    with pytest.raises(UserError, match="takes 1 pictures at a time, got 2"):
+        model.detect([np.zeros((64, 64, 3))] * 2, [(64, 64)] * 2)
 
 
 def test_an_openvino_file_gives_the_same(small_onnx: Path, photo: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 The file is compared with the model after it is written: on a picture, on noise, on three sizes at once and at another
 size. One that differs is not left behind. `maskrcnn predict --model FILE.onnx` uses it like any model.
+`--format web` writes a folder for any static web server instead, whose page runs the model in the browser, offline.
 docs/howto/export.md has what goes in and comes out.
 """
 
@@ -29,23 +30,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a name, a run folder, or a checkpoint file, as for predict",
     )
     add("--weights", metavar="FILE", help="weights for a model given by name")
-    add("--format", choices=("onnx",), default="onnx", help="of the file (onnx)")
-    add("--out", type=Path, required=True, metavar="FILE", help="the file to write, NAME.onnx")
+    add("--format", choices=("onnx", "web"), default="onnx", help="a file, or a page for browsers (onnx)")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="the file NAME.onnx, or the folder of the page",
+    )
     add("--size", type=int, nargs=2, metavar=("H", "W"), help="fix the padded size of the pictures (any)")
     add("--batch", type=int, metavar="N", help="fix the number of pictures at a time (any)")
     add("--picture", metavar="FILE", help="picture to compare on (a drawn one)")
+    add(
+        "--web-runtime",
+        type=Path,
+        metavar="FILE",
+        help="ONNX Runtime Web as `npm pack` gives it (downloaded)",
+    )
     add("--score-threshold", type=float, metavar="S", help="lowest score of the file's detections (0.05)")
 
 
 def main(args: argparse.Namespace) -> int:
-    from maskrcnn.files import check_writable
+    from maskrcnn.files import check_replaceable, check_writable
 
-    if args.out.suffix != ".onnx":
+    if args.format == "web":
+        check_replaceable(args.out, "model.json")
+    elif args.out.suffix != ".onnx":
         raise UserError(f"--out {args.out}: expected a name that ends in .onnx.")
-    check_writable(args.out)
+    else:
+        check_writable(args.out)
 
     from maskrcnn.export.check import compare
     from maskrcnn.export.onnx_file import check_exportable, check_sizes, write_onnx
+    from maskrcnn.export.web import read_runtime, web_folder
     from maskrcnn.files import atomic_path
     from maskrcnn.zoo import load
 
@@ -55,7 +72,12 @@ def main(args: argparse.Namespace) -> int:
     size = None if args.size is None else (args.size[0], args.size[1])
     check_exportable(model.config)
     check_sizes(model.config, size, args.batch)
-    with atomic_path(args.out) as temporary:
+    if args.format == "web":
+        runtime = read_runtime(args.web_runtime)
+        output = web_folder(args.out, model.config, {"size": size, "batch": args.batch}, runtime)
+    else:
+        output = atomic_path(args.out)
+    with output as temporary:
         write_onnx(model, temporary, size=size, batch=args.batch)
         from maskrcnn.engines.onnx_model import OnnxModel
 
@@ -69,7 +91,8 @@ def main(args: argparse.Namespace) -> int:
                 f"{args.out}: expected what the model says, got something else ({', '.join(bad)}, see above). "
                 "Nothing is written."
             )
-    print(f"{args.out}: {model.config.name}, {args.out.stat().st_size / 2**20:.0f} MB")
+    written = [args.out] if args.format == "onnx" else [p for p in args.out.rglob("*") if p.is_file()]
+    print(f"{args.out}: {model.config.name}, {sum(p.stat().st_size for p in written) / 2**20:.0f} MB")
     return 0
 
 
