@@ -36,7 +36,8 @@ def small_onnx(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.export.test_onnx import sure
 
     # Exporting takes seconds: the first of several workers does it for all.
-    path = tmp_path_factory.getbasetemp().parent / "small.onnx"
+    own = tmp_path_factory.getbasetemp()
+    path = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "small.onnx"
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():

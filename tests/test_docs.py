@@ -154,7 +154,11 @@ PYTHON = [page for page in PAGES if blocks(page, "python")]
 
 
 @pytest.mark.parametrize("page", PYTHON, ids=lambda page: page.relative_to(ROOT).as_posix())
-def test_python_blocks_run(page: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_blocks_run(
+    page: Path, home: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    if any("nuclei.onnx" in text for text in blocks(page, "python")):
+        shutil.copy(request.getfixturevalue("small_onnx"), home / "nuclei.onnx")
     monkeypatch.chdir(home)
     monkeypatch.setattr("maskrcnn.presets.get", _tiny(presets.get))
     monkeypatch.setattr("maskrcnn.zoo.by_name.published_weights", lambda name: _weights_of(home, name))

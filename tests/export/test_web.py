@@ -146,6 +146,31 @@ def test_the_page_finds_what_python_finds(page, small_onnx: Path, photo: Path, t
 
 
 @needs_browser
+@pytest.mark.parametrize("manual", ["export_web.md", "export_onnxruntime.md"])
+def test_the_manuals_javascript_runs(page, manual: str) -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs/howto" / manual).read_text()
+    code = text.split("```js\n")[1].split("```")[0]
+    for said, here in (
+        (
+            'import { predict } from "./static/model.js"',
+            "const { predict } = await import('./static/model.js')",
+        ),
+        # onnxruntime-node has the same calls; here the page's runtime is at hand, which model.js has set up.
+        (
+            'import * as ort from "onnxruntime-node"',
+            "await import('./static/model.js'); const ort = await import('./runtime/ort.wasm.bundle.min.mjs')",
+        ),
+        ("nuclei.onnx", "model.onnx"),
+    ):
+        code = code.replace(said, here)
+    told: list[str] = []
+    page.on("console", lambda m: told.append(m.text) if m.type == "log" else None)
+    page.evaluate(f"async () => {{ {code} }}")
+    assert told
+    assert told[0].split()[0] in ("a", "b", "c", "0", "1", "2")
+
+
+@needs_browser
 def test_samples_and_what_is_no_picture(page, tmp_path: Path) -> None:
     from playwright import sync_api
 
