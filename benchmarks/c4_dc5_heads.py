@@ -34,7 +34,8 @@ from maskrcnn.config import ResNetConfig
 from maskrcnn.engines.norms import fold_norms
 from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.build import build_shared_res5
-from maskrcnn.models.pooling import RoIFeatures, with_image_index
+from maskrcnn.models.places import RoIs
+from maskrcnn.models.pooling import RoIFeatures
 
 MAP, STRIDE = (50, 76), 16
 RESULTS = Path(__file__).parent / "results"
@@ -61,7 +62,7 @@ class Ours(nn.Module):
         self.head = BoxHead(channels, config.num_classes, config.box_head)
 
     def forward(self, feature: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
-        logits, deltas = self.head.predict_rois(RoIFeatures([feature], (STRIDE,), self.res5), [rois])
+        logits, deltas = self.head.predict_rois(RoIFeatures([feature], (STRIDE,), self.res5), RoIs.of([rois]))
         return logits, deltas.flatten(1)
 
 
@@ -97,7 +98,7 @@ class Plain(nn.Module):
         return layer4
 
     def forward(self, feature: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
-        x = torchvision_roi_align(feature, with_image_index([rois]), self.size, 1 / STRIDE, 0, True)
+        x = torchvision_roi_align(feature, RoIs.of([rois]).with_image_index(), self.size, 1 / STRIDE, 0, True)
         x = x.flatten(1) if self.res5 is None else self.res5(x).mean((2, 3))
         for fc in self.fcs:
             x = F.relu(fc(x))

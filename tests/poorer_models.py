@@ -17,6 +17,7 @@ from maskrcnn.engines.prepare import prepare
 from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.build import build_model
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.places import RoIs
 from tests.poorer import take_away
 
 FAMILIES = (
@@ -67,12 +68,12 @@ def say(name: str, precision: str) -> dict[str, np.ndarray]:
     found = {f"map{i}": m.float().numpy() for i, m in enumerate(maps)}
     features = model.roi_features(maps)
     if isinstance(model.box_head, BoxHead):
-        logits, deltas = model.box_head.predict_rois(features, [ROIS])
+        logits, deltas = model.box_head.predict_rois(features, RoIs.of([ROIS]))
         found |= {"class_logits": logits.numpy(), "box_deltas": deltas.numpy()}
     if model.mask_head is not None:
-        found["mask_logits"] = model.mask_head(features, [ROIS], torch.tensor([0, 1, 2])).numpy()
+        found["mask_logits"] = model.mask_head(features, RoIs.of([ROIS]), torch.tensor([0, 1, 2])).numpy()
     if model.keypoint_head is not None:
-        found["heatmap_logits"] = model.keypoint_head(features, [ROIS]).numpy()
+        found["heatmap_logits"] = model.keypoint_head(features, RoIs.of([ROIS])).numpy()
     model.box_head.config.score_threshold = 0.0
     (result,) = model.detect(batch)
     return found | {

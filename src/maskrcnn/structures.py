@@ -51,6 +51,11 @@ class ImageBatch:
     def __len__(self) -> int:
         return len(self.image_sizes)
 
+    @property
+    def sizes(self) -> Tensor:
+        """image_sizes as (B, 2) int64, on the images' device."""
+        return torch.tensor(self.image_sizes, device=self.pixels.device)
+
 
 @dataclass(slots=True, eq=False)
 class GroundTruth:

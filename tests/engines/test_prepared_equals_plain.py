@@ -19,6 +19,7 @@ from maskrcnn.engines.rewrites import plain, rewrite
 from maskrcnn.engines.table import REWRITES
 from maskrcnn.models.build import build_model
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.places import RoIs
 from tests.models.tiny import distinct_structures, objects, pictures, random_boxes, tiny
 
 BOXES = random_boxes(40, (80, 96))
@@ -58,7 +59,7 @@ def said(model: MaskRCNN, sizes: list[tuple[int, int]]) -> dict[str, Tensor]:
     logits, deltas = model.rpn.head(maps)
     found = {f"map{i}": m for i, m in enumerate(maps)}
     found |= {"objectness": torch.cat(logits, 1), "anchor_deltas": torch.cat(deltas, 1)}
-    features, rois = model.roi_features(maps), [torch.tensor(BOXES)] * len(sizes)
+    features, rois = model.roi_features(maps), RoIs.of([torch.tensor(BOXES)] * len(sizes))
     heads = getattr(model.box_head, "heads", [model.box_head])
     for k, head in enumerate(heads):
         found[f"class{k}"], found[f"box{k}"] = head.predict_rois(features, rois)
@@ -84,13 +85,13 @@ def test_in_inference(preset: str) -> None:
     """Features, logits and deltas within 2e-4 of their spread, in float32; 1e-3 after PyTorch's group norms."""
     model = lively(tiny(preset))
     expected = said(model, [(80, 96), (61, 90)])
-    prepared = prepare(copy.deepcopy(model))
+    prepared = prepare(copy.deepcopy(model), engine="cpu")
     names = {k for k in model.state_dict() if ".norm" not in k and "num_batches" not in k}
     assert {k for k in prepared.state_dict() if k in names} <= names
     assert not any(p.requires_grad for p in prepared.parameters())
     group_norm = any(isinstance(m, nn.GroupNorm) for m in model.modules())
     compare(said(prepared, [(80, 96), (61, 90)]), expected, 1e-3 if group_norm else 2e-4)
-    low = prepare(tiny(preset), "bf16")
+    low = prepare(tiny(preset), "bf16", "cpu")
     assert low.dtype == torch.bfloat16
     batch = low.preprocess(pictures((61, 90)))
     result = low.detect(batch, 0.0)[0]

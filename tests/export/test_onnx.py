@@ -33,10 +33,11 @@ def sure(name: str) -> Predictor:
     logits, deltas = model.rpn.head(maps)
     model.rpn.head.objectness.weight.div_(torch.cat(logits, 1).std())
     model.rpn.head.deltas.weight.div_(5 * torch.cat(deltas, 1).std())
-    boxes, features = model.rpn(maps, batch.image_sizes)[0].boxes, model.roi_features(maps)
+    proposals, features = model.rpn(maps, batch.sizes), model.roi_features(maps)
+    rois = features.rois(proposals.boxes, proposals.valid)
     heads = model.box_head.heads if isinstance(model.box_head, CascadeHead) else [model.box_head]
     for head in heads:
-        logits, _ = head.predict_rois(features, [boxes])  # pyright: ignore[reportAttributeAccessIssue]
+        logits, _ = head.predict_rois(features, rois)  # pyright: ignore[reportAttributeAccessIssue]
         scale = 3 / logits.std(0).mean()
         head.class_predictor.weight *= scale  # pyright: ignore[reportAttributeAccessIssue]
         head.class_predictor.bias.sub_(scale * logits.mean(0))  # pyright: ignore[reportAttributeAccessIssue]

@@ -16,13 +16,14 @@ from maskrcnn.models.box_head import SampledRoIs
 from maskrcnn.models.build import build_model
 from maskrcnn.models.cascade import CascadeHead
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.places import RoIs, of_image
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import Proposals
 from maskrcnn.ops.boxes import clip_boxes, decode_boxes
 from maskrcnn.structures import GroundTruth
 from maskrcnn.weights.load import load_weights, read_weights
 from maskrcnn.weights.write import write_weights
-from tests.models.tiny import tiny
+from tests.models.tiny import proposals, tiny
 
 NAME = "cascade_mask_rcnn_R_50_FPN_3x"
 SIZE = (96, 128)
@@ -63,7 +64,7 @@ def by_hand(head: CascadeHead, features: RoIFeatures, boxes: Tensor) -> tuple[li
     """Run the stages one by one: the probabilities of each, and the boxes before the first and after each."""
     probs, places = [], [boxes]
     for stage in head.heads:
-        logits, deltas = stage.predict_rois(features, [places[-1]])
+        logits, deltas = stage.predict_rois(features, RoIs.of([places[-1]]))
         probs.append(logits.softmax(1))
         places.append(clip_boxes(decode_boxes(deltas[:, 0], places[-1], stage.box_weights), SIZE))
     return probs, places
@@ -86,7 +87,7 @@ def test_scores_are_the_stages_mean_and_boxes_the_lasts(
     probs, places = by_hand(head, features, boxes)
     head.config.detections_per_image, head.config.nms_threshold = 1000, 1.0
     with torch.no_grad():
-        (found,) = head(features, [Proposals(boxes, boxes[:, 0])], [SIZE], 0.0)
+        found = of_image(head(features, proposals(boxes), [SIZE], 0.0), 0)
     mean = (probs[0] + probs[1] + probs[2]) / 3
     assert len(found.boxes) == len(boxes) * 3
     torch.testing.assert_close(found.scores, mean[found.proposal_index, found.labels])
@@ -102,19 +103,20 @@ def test_later_stages_learn_all_rois_where_they_have_moved_to(
     probs, places = by_hand(head, features, boxes)
     # An object at a place that a box arrives at exactly, and one that no box comes near.
     target = GroundTruth(torch.stack([places[2][3], torch.tensor([1.0, 90, 4, 95])]), torch.tensor([1, 2]))
-    sampled = SampledRoIs(boxes, torch.full((20,), 3), torch.zeros(20, dtype=torch.int64))
-    losses = head.loss(features, [sampled], [target], [SIZE])
+    background, none = torch.full((1, 20), 3), torch.zeros(1, 20, dtype=torch.int64)
+    sampled = SampledRoIs(boxes[None], background, none, boxes[None])
+    losses = head.loss(features, sampled, [target], torch.tensor([SIZE]))
     assert list(losses) == [f"loss_{n}_stage{k}" for k in range(3) for n in ("cls", "box_reg")]
     labels = torch.full((20,), 3)
     labels[3] = 1
-    rematched = head.rematch(2, places[2], target)
-    assert rematched.labels.tolist() == labels.tolist()
+    rematched = head.rematch(2, places[2][None], torch.ones(1, 20) > 0, [target])
+    assert rematched.labels[0].tolist() == labels.tolist()
     assert losses["loss_cls_stage2"].item() == pytest.approx(
         F.nll_loss(probs[2].log(), labels).item(), rel=1e-5
     )
     # Where the box is the object already, the wanted deltas are zero: the loss is the sum of those predicted.
     with torch.no_grad():
-        deltas = head.heads[2].predict_rois(features, [places[2]])[1]
+        deltas = head.heads[2].predict_rois(features, RoIs.of([places[2]]))[1]
     assert losses["loss_box_reg_stage2"].item() == pytest.approx(deltas[3].abs().sum().item() / 20, rel=1e-4)
 
 
@@ -124,7 +126,8 @@ def test_overlap_that_is_enough_for_one_stage_is_not_for_the_next(model: MaskRCN
     boxes = torch.tensor(
         [[0.0, 0.0, 10.0, 5.5], [0.0, 0.0, 10.0, 6.5], [0.0, 0.0, 10.0, 7.0], [20, 20, 30, 30]]
     )
-    labels = [head.rematch(k, boxes, target).labels.tolist() for k in range(3)]
+    there = torch.ones(1, 4) > 0
+    labels = [head.rematch(k, boxes[None], there, [target]).labels[0].tolist() for k in range(3)]
     assert labels == [[2, 2, 2, 3], [3, 2, 2, 3], [3, 3, 2, 3]]
 
 
@@ -132,7 +135,7 @@ def test_empty_boxes_are_not_learnt_from(model: MaskRCNN) -> None:
     head = cascade(model)
     boxes = torch.tensor([[5.0, 5.0, 5.0, 9.0], [0.0, 0.0, 9.0, 9.0], [float("nan")] * 4])
     target = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    rois = head.rematch(1, boxes, target)
+    rois = of_image(head.rematch(1, boxes[None], torch.ones(1, 3) > 0, [target]), 0)
     assert rois.boxes.tolist() == [[0.0, 0.0, 9.0, 9.0]]
     assert rois.labels.tolist() == [3]
 
@@ -140,14 +143,15 @@ def test_empty_boxes_are_not_learnt_from(model: MaskRCNN) -> None:
 def test_no_rois_at_all(model: MaskRCNN, features: RoIFeatures) -> None:
     head = cascade(model)
     none = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    (sampled,) = head.sample([Proposals(torch.zeros(0, 4), torch.zeros(0))], [none])
-    losses = head.loss(features, [sampled], [none], [SIZE])
+    nothing = Proposals(torch.zeros(1, 5, 4), torch.zeros(1, 5), torch.zeros(1, 5) > 0)
+    sampled = head.sample(nothing, [none])
+    losses = head.loss(features, sampled, [none], torch.tensor([SIZE]))
     total = torch.stack(list(losses.values())).sum()
     assert total.item() == 0
     total.backward()
     assert all(p.grad is not None for p in head.parameters())
-    (found,) = head(features, [Proposals(torch.zeros(0, 4), torch.zeros(0))], [SIZE])
-    assert len(found.boxes) == 0
+    found = head(features, nothing, torch.tensor([SIZE]))
+    assert not found.valid.any()
 
 
 def test_the_maps_get_a_third_of_each_stages_gradient(
@@ -155,9 +159,11 @@ def test_the_maps_get_a_third_of_each_stages_gradient(
 ) -> None:
     head = cascade(model)
     target = GroundTruth(boxes[:2] + 1, torch.tensor([0, 1]))
-    (sampled,) = head.sample([Proposals(boxes, boxes[:, 0])], [target])
-    first = {k: v for k, v in head.loss(features, [sampled], [target], [SIZE]).items() if "stage0" in k}
-    alone = head.heads[0].loss(features, [sampled], [target], [SIZE])
+    sampled = head.sample(proposals(boxes), [target])
+    first = {
+        k: v for k, v in head.loss(features, sampled, [target], torch.tensor([SIZE])).items() if "stage0" in k
+    }
+    alone = head.heads[0].loss(features, sampled, [target], torch.tensor([SIZE]))
     assert [v.item() for v in first.values()] == [v.item() for v in alone.values()]
     wanted = [features.maps[0], head.heads[0].fcs[1].weight]
     in_cascade = torch.autograd.grad(torch.stack(list(first.values())).sum(), wanted)
@@ -171,8 +177,8 @@ def test_boxes_carry_no_gradient_from_stage_to_stage(
 ) -> None:
     head = cascade(model)
     target = GroundTruth(boxes[:2] + 1, torch.tensor([0, 1]))
-    (sampled,) = head.sample([Proposals(boxes, boxes[:, 0])], [target])
-    losses = head.loss(features, [sampled], [target], [SIZE])
+    sampled = head.sample(proposals(boxes), [target])
+    losses = head.loss(features, sampled, [target], torch.tensor([SIZE]))
     last = losses["loss_cls_stage2"] + losses["loss_box_reg_stage2"]
     last.backward()
     assert all(p.grad is None for k in (0, 1) for p in head.heads[k].parameters())

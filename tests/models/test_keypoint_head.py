@@ -17,6 +17,7 @@ from maskrcnn.errors import UserError
 from maskrcnn.models.box_head import SampledRoIs
 from maskrcnn.models.build import build_model
 from maskrcnn.models.keypoint_head import KeypointHead
+from maskrcnn.models.places import RoIs
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.ops.heatmaps import decode_heatmaps, has_point_inside, heatmap_cells
 from maskrcnn.structures import GroundTruth
@@ -87,9 +88,12 @@ def target(keypoints: Tensor) -> GroundTruth:
     return GroundTruth(torch.zeros(n, 4), torch.zeros(n, dtype=torch.int64), keypoints=keypoints)
 
 
-def rois(boxes: list[list[float]], objects: list[int]) -> SampledRoIs:
-    index = torch.tensor(objects, dtype=torch.int64)
-    return SampledRoIs(torch.tensor(boxes).reshape(-1, 4), torch.zeros_like(index), index)
+def rois(*of_images: tuple[list[list[float]], list[int]]) -> SampledRoIs:
+    """Make objects' RoIs of every image's boxes and the objects that they are of."""
+    made = RoIs.of([torch.tensor(boxes).reshape(-1, 4) for boxes, _ in of_images])
+    objects = torch.tensor([i for _, index in of_images for i in index], dtype=torch.int64)
+    labels = made.spread(torch.ones_like(objects)) - 1
+    return SampledRoIs(made.boxes, labels, made.spread(objects), made.boxes)
 
 
 class TestLoss:
@@ -106,9 +110,9 @@ class TestLoss:
         keypoints = torch.tensor([[[10.0, 12, 2], [50, 50, 2]], [[3, 3, 1], [4, 9, 0]]])
         boxes = [[0.0, 0, 32, 28], [2, 1, 60, 60], [20, 20, 60, 60]]
         # The first RoI of the first image has its point 0 inside; the second both; the third point 1.
-        foreground = [rois(boxes, [0, 0, 0]), rois(boxes[:1], [1])]
+        foreground = rois((boxes, [0, 0, 0]), (boxes[:1], [1]))
         loss = head.loss(features, foreground, [target(keypoints), target(keypoints)])["loss_keypoint"]
-        logits = head(features, [f.boxes for f in foreground]).flatten(2)
+        logits = head(features, features.rois(foreground.boxes, foreground.valid)).flatten(2)
         expected = []
         for roi, point, x, y, (x0, y0, x1, y1) in (
             (0, 0, 10, 12, boxes[0]),
@@ -125,7 +129,7 @@ class TestLoss:
     def test_without_points_is_zero_and_reaches_every_parameter(
         self, head: KeypointHead, features: RoIFeatures, boxes: list[list[float]]
     ) -> None:
-        foreground = [rois(boxes, [0] * len(boxes)), rois([], [])]
+        foreground = rois((boxes, [0] * len(boxes)), ([], []))
         unseen = target(torch.tensor([[[10.0, 12, 0], [90, 90, 2]]]))
         loss = head.loss(features, foreground, [unseen, unseen])["loss_keypoint"]
         loss.backward()
@@ -136,7 +140,7 @@ class TestLoss:
         head = KeypointHead(4, KeypointHeadConfig(num_keypoints=2, num_convs=0))
         torch.nn.init.zeros_(head.deconv.weight)
         points = target(torch.tensor([[[10.0, 12, 2], [12, 9, 2]]]))
-        loss = head.loss(features, [rois([[0.0, 0, 32, 28]], [0]), rois([], [])], [points, points])
+        loss = head.loss(features, rois(([[0.0, 0, 32, 28]], [0]), ([], [])), [points, points])
         assert loss["loss_keypoint"].item() == pytest.approx(math.log(56 * 56), rel=1e-6)
 
 

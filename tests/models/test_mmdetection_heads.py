@@ -11,11 +11,13 @@ from maskrcnn import presets
 from maskrcnn.masks import InstanceMasks
 from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.build import build_model
-from maskrcnn.models.rpn import RPN, Proposals
+from maskrcnn.models.places import of_image
+from maskrcnn.models.rpn import RPN
 from maskrcnn.ops.roi_align import roi_align
 from maskrcnn.structures import GroundTruth
 from maskrcnn.weights.load import load_weights, read_weights
 from maskrcnn.weights.names.mmdetection import from_mmdetection, is_mmdetection, to_mmdetection
+from tests.models.tiny import proposals
 
 NAME = "mask_rcnn_internimage_t_fpn_1x_coco"
 
@@ -30,13 +32,13 @@ def test_anchors_on_padding_learn_nothing() -> None:
     rpn = RPN(4, (4, 8, 16, 32, 64), model.rpn, model.rules)
     features = [torch.zeros(1, 4, 64 // s, 128 // s) for s in rpn.strides]
     anchors = torch.cat(rpn.anchors(features))
-    labels = rpn.match(anchors, (40, 50), truth([5.0, 5, 45, 35])).labels
+    labels = rpn.match(anchors, torch.tensor([40, 50]), truth([5.0, 5, 45, 35])).labels
     x = (anchors[:, 0] + anchors[:, 2]) / 2
     assert (labels[x > 63] == -1).all()
     assert (labels[x < 63] == 0).any()
     assert (labels == 1).any()
     rpn.rules.ignore_padding = False
-    assert (rpn.match(anchors, (40, 50), truth([5.0, 5, 45, 35])).labels[x > 63] == 0).all()
+    assert (rpn.match(anchors, torch.tensor([40, 50]), truth([5.0, 5, 45, 35])).labels[x > 63] == 0).all()
 
 
 def test_the_normaliser_counts_the_anchors_that_there_were() -> None:
@@ -46,10 +48,10 @@ def test_the_normaliser_counts_the_anchors_that_there_were() -> None:
     features = [torch.randn(1, 4, max(1, 64 // s), max(1, 64 // s)) for s in rpn.strides]
     config.num_samples = 10_000  # more than the 1,000 anchors
     target = truth([5.0, 5, 45, 35])
-    _, sampled = rpn.loss(features, [(64, 64)], [target])
+    _, sampled = rpn.loss(features, torch.tensor([[64, 64]]), [target])
     rules.normalize_by = "num_samples"
-    _, wanted = rpn.loss(features, [(64, 64)], [target])
-    labels = rpn.match(torch.cat(rpn.anchors(features)), (64, 64), target).labels
+    _, wanted = rpn.loss(features, torch.tensor([[64, 64]]), [target])
+    labels = rpn.match(torch.cat(rpn.anchors(features)), torch.tensor([64, 64]), target).labels
     factor = 10_000 / int((labels >= 0).sum())
     for key in sampled:
         torch.testing.assert_close(sampled[key], wanted[key] * factor)
@@ -59,12 +61,12 @@ def test_objects_join_the_rois_as_their_own() -> None:
     """Even where two have one box: each is taught as itself, not both as the first."""
     model = build_model(presets.get(NAME, tiny=True).model)
     target = truth([10.0, 10, 50, 50], [10.0, 10, 50, 50])
-    none = Proposals(torch.zeros(0, 4), torch.zeros(0))
-    (rois,) = model.box_head.sample([none], [target])
-    assert sorted(rois.labels.tolist()) == [0, 1]
+    none = proposals(torch.zeros(0, 4))
+    rois = model.box_head.sample(none, [target])
+    assert sorted(rois.labels[0].tolist()) == [0, 1]
     model.box_head.rules.best_reassigns = False  # pyright: ignore[reportAttributeAccessIssue]
-    (rois,) = model.box_head.sample([none], [target])
-    assert rois.labels.tolist() == [0, 0]
+    rois = model.box_head.sample(none, [target])
+    assert rois.labels[0].tolist() == [0, 0]
 
 
 def test_overlap_is_measured_in_the_picture() -> None:
@@ -78,7 +80,8 @@ def test_overlap_is_measured_in_the_picture() -> None:
     scores[:, 7] = torch.tensor([0.9, 0.8, 0.7])
     deltas = torch.zeros(3, 80, 4)
     for original in ((100, 100), (37, 250)):
-        found = head.detect(boxes, scores, deltas, (100, 100), None, original)
+        sizes = torch.tensor([[100, 100]]), None, torch.tensor([original])
+        found = of_image(head.detect(boxes[None], scores[None], deltas[None], *sizes), 0)
         assert found.proposal_index.tolist() == [0, 2]
         assert torch.equal(found.boxes, boxes[[0, 2]])  # in the network's pixels all the same
 

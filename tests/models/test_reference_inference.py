@@ -23,6 +23,7 @@ from PIL import Image
 
 from maskrcnn.models.box_head import Detections
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.places import of_image
 from maskrcnn.models.rpn import Proposals
 from maskrcnn.ops.heatmaps import decode_heatmaps
 from maskrcnn.structures import ImageBatch, Instances
@@ -124,15 +125,16 @@ def stages(shared: Path, model: MaskRCNN, case: dict[str, np.ndarray], tag: str)
     batch = model.preprocess([image_tensor(rgb)], [(height, width)])
     with torch.inference_mode():
         maps = model.backbone(batch.pixels)
-        proposals = model.rpn(maps, batch.image_sizes)
+        proposals = model.rpn(maps, batch.sizes)
         features = model.roi_features(maps)
-        detections = model.box_head(features, proposals, batch.image_sizes)
-        boxes, labels = [detections[0].boxes], detections[0].labels
-        mask_logits = None if model.mask_head is None else model.mask_head(features, boxes, labels)
-        heatmaps = None if model.keypoint_head is None else model.keypoint_head(features, boxes)
+        detections = model.box_head(features, proposals, batch.sizes)
+        found = of_image(detections, 0)
+        rois = features.rois(detections.boxes, detections.valid)
+        mask_logits = None if model.mask_head is None else model.mask_head(features, rois, found.labels)
+        heatmaps = None if model.keypoint_head is None else model.keypoint_head(features, rois)
         instances = model.describe(features, detections, batch)[0]
-    order = matched(detections[0], case[f"{tag}/det_boxes"], case[f"{tag}/det_classes"])
-    return Stages(batch, maps, proposals[0], detections[0], mask_logits, heatmaps, instances, order)
+    order = matched(found, case[f"{tag}/det_boxes"], case[f"{tag}/det_classes"])
+    return Stages(batch, maps, of_image(proposals, 0), found, mask_logits, heatmaps, instances, order)
 
 
 class Check(NamedTuple):
@@ -234,7 +236,7 @@ class TestInference:
             assert float(feature.double().std(correction=0)) == pytest.approx(spread, rel=1e-4)
 
     def test_proposals(self, check: Check) -> None:
-        boxes, logits = check.stages.proposals
+        boxes, logits, _ = check.stages.proposals
         assert len(boxes) == check.wanted["n_proposals"]
         check.compare("proposals", boxes[:50], "proposal_boxes_top50", check.tolerance.box, "px")
         check.compare("objectness", logits[:50], "proposal_logits_top50", check.tolerance.logit)

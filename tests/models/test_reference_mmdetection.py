@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from maskrcnn.config import ViTConfig
 from maskrcnn.models.box_head import BoxHead, Detections
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.places import RoIs, of_image
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import Proposals
 from maskrcnn.structures import ImageBatch, Instances
@@ -107,15 +108,28 @@ def stages(shared: Path, model: MaskRCNN, case: dict[str, np.ndarray]) -> Stages
         for hook in hooks:
             hook.remove()
         rpn = model.rpn.head(neck)
-        proposals = model.rpn(neck, batch.image_sizes)
+        proposals = model.rpn(neck, batch.sizes)
         features = model.roi_features(neck)
         detections = model.box_head(
-            features, proposals, batch.image_sizes, original_sizes=batch.original_sizes
+            features, proposals, batch.sizes, original_sizes=torch.tensor(batch.original_sizes)
         )
         instances = model.describe(features, detections, batch)[0]
-    found = Detections(instances.boxes, instances.scores, instances.labels, torch.arange(len(instances)))
+    found = detections._replace(
+        boxes=instances.boxes, scores=instances.scores, labels=instances.labels, valid=instances.labels >= 0
+    )
     order = matched(found, case["a/det_boxes"], case["a/det_labels"])
-    return Stages(batch, taps, body, neck, rpn, proposals[0], features, detections[0], instances, order)
+    return Stages(
+        batch,
+        taps,
+        body,
+        neck,
+        rpn,
+        of_image(proposals, 0),
+        features,
+        of_image(detections, 0),
+        instances,
+        order,
+    )
 
 
 def tap_place(tap: str, model: MaskRCNN) -> tuple[str, int | None]:
@@ -207,8 +221,8 @@ class TestInference:
         assert isinstance(model.box_head, BoxHead)
         boxes = torch.from_numpy(case["a/proposals_top50"][:, :4])
         with torch.inference_mode():
-            pooled = stages.features.pool([boxes[:10]], 7)
-            logits, deltas = model.box_head.predict_rois(stages.features, [boxes])
+            pooled = stages.features.pool(RoIs.of([boxes[:10]]), 7)
+            logits, deltas = model.box_head.predict_rois(stages.features, RoIs.of([boxes]))
         parity(name, CASE, "RoI features", worst(pooled[:, :16], case["a/roi_feat_top10"]), LOGIT)
         parity(name, CASE, "RoI logits", worst(logits, case["a/roi_cls_logits_top50"]), 4 * LOGIT)
         parity(name, CASE, "RoI deltas", worst(deltas.flatten(1), case["a/roi_reg_top50"]), LOGIT)
@@ -224,7 +238,7 @@ class TestInference:
         masks = stages.instances.masks[stages.order]
         with torch.inference_mode():
             first = stages.detections.boxes[stages.order[:5]]
-            pooled = stages.features.pool([first], 14)
+            pooled = stages.features.pool(RoIs.of([first]), 14)
         parity(name, CASE, "mask features", worst(pooled[:, :8], case["a/mask_roi_feat_top5"]), LOGIT)
         parity(name, CASE, "mask probabilities", worst(masks.probs[:10], case["a/mask_prob28_top10"]), MASK)
         parity(name, CASE, "mask areas", worst(masks.areas(), case["a/mask_areas"]), MASK_AREA, "px")

@@ -8,10 +8,9 @@ changes which RoIs are sampled, in the original's own reruns too.
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -22,6 +21,7 @@ from maskrcnn.masks import InstanceMasks
 from maskrcnn.models.box_head import SampledRoIs
 from maskrcnn.models.cascade import CascadeHead
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.places import of_image
 from maskrcnn.ops import matching
 from maskrcnn.structures import GroundTruth, ImageBatch
 from maskrcnn.weights.names.detectron2 import to_detectron2
@@ -93,7 +93,7 @@ def key(request: pytest.FixtureRequest, case: dict, model: MaskRCNN) -> Iterator
         "MODEL__ROI_HEADS__BATCH_SIZE_PER_IMAGE": (model.box_head.config, "num_samples"),
     }
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(matching, "hashed_order", lambda index, seed: torch.arange(len(index)))
+        patch.setattr(matching, "hashed", lambda number, seed: number)
         for setting, value in json.loads(str(case[f"{key}/overrides_json"])).items():
             patch.setattr(*settings[setting], value)  # pyright: ignore[reportCallIssue]
         yield key
@@ -101,7 +101,7 @@ def key(request: pytest.FixtureRequest, case: dict, model: MaskRCNN) -> Iterator
 
 class Sampled(NamedTuple):
     anchors: torch.Tensor
-    rois: list[SampledRoIs]
+    rois: SampledRoIs
 
 
 @pytest.fixture(scope="module")
@@ -109,20 +109,20 @@ def sampled(model: MaskRCNN, batch: ImageBatch, targets: list[GroundTruth], key:
     """Sample anchors and RoIs from the proposals that the losses below are computed with."""
     with torch.no_grad():
         features = model.backbone(batch.pixels)
-        proposals, _ = model.rpn.loss(features, batch.image_sizes, targets)
+        proposals, _ = model.rpn.loss(features, batch.sizes, targets)
         rois = model.box_head.sample(proposals, targets)
     return Sampled(torch.cat(model.rpn.anchors(features)), rois)
 
 
 @pytest.fixture
-def rematched(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[SampledRoIs]]:
-    """RoIs that the later stages of a cascade learn from: by stage, each image's, as it comes."""
-    found: dict[int, list[SampledRoIs]] = defaultdict(list)
+def rematched(monkeypatch: pytest.MonkeyPatch) -> dict[int, SampledRoIs]:
+    """RoIs that the later stages of a cascade learn from, by stage."""
+    found: dict[int, SampledRoIs] = {}
     rematch = CascadeHead.rematch
 
-    def record(head: CascadeHead, k: int, boxes: torch.Tensor, target: GroundTruth) -> SampledRoIs:
-        found[k].append(rematch(head, k, boxes, target))
-        return found[k][-1]
+    def record(head: CascadeHead, k: int, *args: Any) -> SampledRoIs:
+        found[k] = rematch(head, k, *args)
+        return found[k]
 
     monkeypatch.setattr(CascadeHead, "rematch", record)
     return found
@@ -135,15 +135,16 @@ class TestTraining:
     ) -> None:
         for i, target in enumerate(targets):
             matches = matching.match_boxes(sampled.anchors, target.boxes, 0.3, 0.7, keep_best=True)
-            positive, negative = matching.subsample(matches.labels, model.rpn.config.num_samples, 0.5, 0)
+            index, kind = matching.subsample(matches.labels, model.rpn.config.num_samples, 0.5, 0)
+            positive, negative = index[kind == 1], index[kind == 0]
             counts = case[f"{key}/rpn_img{i}_npos_nneg_ntotal"].tolist()
             assert [len(positive), len(negative), len(sampled.anchors)] == counts
             if key == "trainA":
                 assert positive.tolist() == case[f"{key}/rpn_img{i}_pos"].tolist()
                 assert negative.tolist() == case[f"{key}/rpn_img{i}_neg"].tolist()
-            foreground = sampled.rois[i].foreground(model.config.num_classes)
+            foreground = of_image(sampled.rois.foreground(model.config.num_classes), i)
             num_foreground, num_background, _ = case[f"{key}/roi_img{i}_npos_nneg_ntotal"].tolist()
-            assert [len(foreground.boxes), len(sampled.rois[i].boxes)] == [
+            assert [len(foreground.boxes), int(sampled.rois.valid[i].sum())] == [
                 num_foreground,
                 num_foreground + num_background,
             ]
@@ -153,8 +154,9 @@ class TestTraining:
     ) -> None:
         if model.mask_head is None:
             return
-        for i, target in enumerate(targets):
-            foreground = sampled.rois[i].foreground(model.config.num_classes)
+        for i in range(len(targets)):
+            objects = sampled.rois.foreground(model.config.num_classes)
+            foreground = of_image(objects, i)
             expected_boxes = torch.from_numpy(case[f"{key}/mask_target_img{i}_boxes"])
             distance, order = torch.cdist(expected_boxes, foreground.boxes, p=float("inf")).min(dim=1)
             assert distance.max() < 0.01
@@ -162,7 +164,8 @@ class TestTraining:
             assert order.tolist() == list(range(len(order))) or (
                 key == "trainB" and len(order.unique()) == len(order)
             )
-            rasters = model.mask_head.mask_targets([foreground], [target])[order].numpy().astype(int)
+            rasters = model.mask_head.mask_targets(objects, targets)[i][objects.valid[i]]
+            rasters = rasters[order].numpy().astype(int)
             size = rasters.shape[1]
             expected = np.unpackbits(case[f"{key}/mask_target_img{i}_packed"], axis=1)[:, : size * size]
             # Rounding of a RoI's edge moves single cells on a mask's border.
@@ -178,13 +181,13 @@ class TestTraining:
         name: str,
         key: str,
         parity: Parity,
-        rematched: dict[int, list[SampledRoIs]],
+        rematched: dict[int, SampledRoIs],
     ) -> None:
         losses = model(batch, targets)
         assert len(rematched) == sum("loss_cls_stage" in k for k in losses if not k.endswith("0"))
         for stage, rois in rematched.items():
-            foreground = np.mean([len(r.foreground(model.config.num_classes).boxes) for r in rois])
-            background = np.mean([len(r.boxes) for r in rois]) - foreground
+            foreground = int(rois.foreground(model.config.num_classes).valid.sum()) / len(targets)
+            background = int(rois.valid.sum()) / len(targets) - foreground
             assert foreground == case[f"{key}/stat/stage{stage}/roi_head/num_fg_samples"]
             assert background == case[f"{key}/stat/stage{stage}/roi_head/num_bg_samples"]
         expected = {k.split("/")[-1]: float(v) for k, v in case.items() if k.startswith(f"{key}/loss/")}

@@ -19,10 +19,11 @@ from maskrcnn import zoo
 from maskrcnn.backbones.layers import FrozenBatchNorm
 from maskrcnn.images.resize import resize_image, resize_size
 from maskrcnn.masks import PredictedMasks, whole_pixel_boxes
+from maskrcnn.models.places import RoIs, of_image
 from maskrcnn.models.predictor import Predictor
-from maskrcnn.models.rpn import Proposals
 from maskrcnn.weights.load import load_weights, read_weights
 from maskrcnn.weights.names.torchvision import from_torchvision, to_torchvision
+from tests.models.tiny import proposals as as_proposals
 from tests.parity import Parity
 
 NAMES = ("maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2", "keypointrcnn_resnet50_fpn")
@@ -126,16 +127,17 @@ def test_each_stage_is_exact(name: str, picture: np.ndarray, parity: Parity) -> 
         for level, want in zip(maps, levels.values(), strict=True):
             exact("features", level, want)
         proposals = their.rpn(images, levels)[0]
-        exact("proposals", model.rpn(maps, [size])[0].boxes, proposals[0])
+        exact("proposals", of_image(model.rpn(maps, torch.tensor([size])), 0).boxes, proposals[0])
         features, heads = model.roi_features(maps), their.roi_heads
         pooled = heads.box_roi_pool(levels, proposals, images.image_sizes)
-        exact("RoI features", features.pool(proposals, 7), pooled)
+        exact("RoI features", features.pool(RoIs.of(proposals), 7), pooled)
         logits, deltas = heads.box_predictor(heads.box_head(pooled))
-        our_logits, our_deltas = model.box_head.predict_rois(features, proposals)
+        our_logits, our_deltas = model.box_head.predict_rois(features, RoIs.of(proposals))
         exact("class logits", our_logits, logits.roll(-1, 1))
         exact("box deltas", our_deltas.flatten(1), deltas[:, 4:])
         boxes, scores, labels = heads.postprocess_detections(logits, deltas, proposals, images.image_sizes)
-        (found,) = model.box_head(features, [Proposals(proposals[0], proposals[0][:, 0])], [size])
+        detections = model.box_head(features, as_proposals(*proposals), torch.tensor([size]))
+        found = of_image(detections, 0)
         exact("boxes", found.boxes, boxes[0])
         exact("scores", found.scores, scores[0])
         assert torch.equal(found.labels, labels[0] - 1)

@@ -10,6 +10,7 @@ from maskrcnn.config import TTAConfig
 from maskrcnn.errors import UserError
 from maskrcnn.models import tta as module
 from maskrcnn.models.cascade import CascadeHead
+from maskrcnn.models.places import RoIs, of_image
 from maskrcnn.models.predictor import Predictor
 from maskrcnn.models.tta import View
 from maskrcnn.ops.boxes import box_iou
@@ -31,15 +32,15 @@ def finds_much(preset: str = PRESETS[0]) -> Predictor:
     logits, deltas = model.rpn.head(maps)
     model.rpn.head.objectness.weight.div_(torch.cat(logits, 1).std())
     model.rpn.head.deltas.weight.div_(5 * torch.cat(deltas, 1).std())
-    boxes, features = model.rpn(maps, batch.image_sizes)[0].boxes, model.roi_features(maps)
+    boxes, features = of_image(model.rpn(maps, batch.sizes), 0).boxes, model.roi_features(maps)
     heads = model.box_head.heads if isinstance(model.box_head, CascadeHead) else [model.box_head]
     for head in heads:
-        logits, deltas = head.predict_rois(features, [boxes])  # pyright: ignore[reportAttributeAccessIssue]
+        logits, deltas = head.predict_rois(features, RoIs.of([boxes]))  # pyright: ignore[reportAttributeAccessIssue]
         scale = 3 / logits.std(0).mean()
         head.class_predictor.weight *= scale  # pyright: ignore[reportAttributeAccessIssue]
         head.class_predictor.bias.sub_(scale * logits.mean(0))  # no class is likelier than another  # pyright: ignore[reportAttributeAccessIssue]
         head.box_predictor.weight /= deltas.std()  # pyright: ignore[reportAttributeAccessIssue]
-    masks = model.mask_head(features, [boxes], torch.zeros(len(boxes), dtype=torch.int64))
+    masks = model.mask_head(features, RoIs.of([boxes]), torch.zeros(len(boxes), dtype=torch.int64))
     model.mask_head.predictor.weight *= 3 / masks.std()
     model.box_head.config.score_threshold = 0.2
     return model
@@ -101,7 +102,7 @@ def test_masks_are_the_mean_over_the_views() -> None:
         for view, batch in module._views(model, IMAGE, sizes):
             features = model.roi_features(model.backbone(batch.pixels))
             scale = torch.tensor([view.size[1] / 90, view.size[0] / 61] * 2)
-            probs.append(model.mask_head(features, [merged.boxes * scale], merged.labels).sigmoid())
+            probs.append(model.mask_head(features, RoIs.of([merged.boxes * scale]), merged.labels).sigmoid())
     assert merged.masks is not None
     assert (probs[0] - probs[1]).abs().max() > 0.1, "views that agree would show nothing"
     torch.testing.assert_close(merged.masks.probs, (probs[0] + probs[1]) / 2)

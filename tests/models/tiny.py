@@ -10,7 +10,9 @@ import torch
 from maskrcnn import presets
 from maskrcnn.masks import InstanceMasks
 from maskrcnn.models.build import build_model
+from maskrcnn.models.places import RoIs
 from maskrcnn.models.predictor import Predictor
+from maskrcnn.models.rpn import Proposals
 from maskrcnn.structures import GroundTruth
 
 
@@ -44,6 +46,13 @@ def objects(boxes: list[list[float]], size: tuple[int, int], seed: int = 0) -> G
         seed=seed,
         keypoints=torch.cat([points, torch.full((len(boxes), 17, 1), 2.0)], dim=2),
     )
+
+
+def proposals(*boxes: torch.Tensor) -> Proposals:
+    """Make every image's boxes (N_i, 4) its proposals."""
+    rois = RoIs.of(list(boxes))
+    valid = rois.spread(torch.ones(len(rois.rows), dtype=torch.bool))
+    return Proposals(rois.boxes, rois.boxes[..., 0], valid)
 
 
 def pictures(*sizes: tuple[int, int]) -> list[torch.Tensor]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from maskrcnn.ops import matching
-from maskrcnn.ops.matching import hashed_order, match_boxes, subsample
+from maskrcnn.ops.matching import hashed, match_boxes, subsample
 
 GT = torch.tensor([[0.0, 0.0, 10.0, 10.0], [100.0, 100.0, 104.0, 104.0]])
 BOXES = torch.tensor(
@@ -77,25 +77,42 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, best_reassigns: 
 
 def test_samples_keep_the_fraction_and_fill_up_with_background() -> None:
     labels = torch.tensor([1] * 50 + [0] * 1000 + [-1] * 10)
-    positive, negative = subsample(labels, 64, 0.25, seed=1)
-    assert (len(positive), len(negative)) == (16, 48)
-    assert (labels[positive] == 1).all()
-    assert (labels[negative] == 0).all()
-    assert len(torch.cat([positive, negative]).unique()) == 64
+    index, kind = subsample(labels, 64, 0.25, seed=1)
+    assert kind.tolist() == [1] * 16 + [0] * 48
+    assert torch.equal(labels[index], kind)
+    assert len(index.unique()) == 64
     few = torch.tensor([1, 0, 0, 1, -1])
-    positive, negative = subsample(few, 64, 0.25, seed=1)
-    assert sorted(positive.tolist()) == [0, 3]
-    assert sorted(negative.tolist()) == [1, 2]
+    index, kind = subsample(few, 64, 0.5, seed=1)
+    assert kind.tolist() == [1, 1, 0, 0, -1]
+    assert sorted(index[:2].tolist()) == [0, 3]
+    assert sorted(index[2:4].tolist()) == [1, 2]
+    index, kind = subsample(few, 3, 0.34, seed=1)
+    assert torch.equal(few[index], kind)
+    assert kind.tolist() == [1, 0, 0]
+    assert subsample(few, 3, 0.0, seed=1)[1].tolist() == [0, 0, -1]
+
+
+def test_boxes_are_drawn_by_the_numbers_that_they_are_given() -> None:
+    """Places that are not filled do not change which of the others are drawn."""
+    labels = (torch.arange(300) % 7 == 0).long()
+    index, kind = subsample(labels, 64, 0.25, seed=3)
+    there = torch.rand(1000, generator=torch.Generator().manual_seed(0)) < 0.5
+    places = there.nonzero()[:300, 0]
+    spread = torch.full((1000,), -1)
+    spread[places] = labels
+    found, same = subsample(spread, 64, 0.25, seed=3, number=there.cumsum(0) - 1)
+    assert torch.equal(found, places[index])
+    assert torch.equal(same, kind)
 
 
 def test_the_draw_is_the_seeds_alone_and_uniform() -> None:
     index = torch.arange(1000)
-    assert torch.equal(hashed_order(index, 7), hashed_order(index, 7))
-    assert not torch.equal(hashed_order(index, 7), hashed_order(index, 8))
+    assert torch.equal(hashed(index, 7), hashed(index, 7))
+    assert not torch.equal(hashed(index, 7).argsort(), hashed(index, 8).argsort())
     # Every index comes first about equally often: the mean rank of the first over many seeds is the middle.
-    ranks = torch.stack([hashed_order(index, seed).argsort() for seed in range(400)]).double()
+    ranks = torch.stack([hashed(index, seed).argsort().argsort() for seed in range(400)]).double()
     assert (ranks.mean(0) - 499.5).abs().max() < 5 * 288.7 / 400**0.5  # five standard errors
 
 
 def test_large_seeds_are_taken() -> None:
-    assert sorted(hashed_order(torch.arange(10), (1 << 63) - 1).tolist()) == list(range(10))
+    assert len(hashed(torch.arange(10), (1 << 63) - 1).unique()) == 10

@@ -169,17 +169,28 @@ def _inference(model: MaskRCNN, task: Task) -> Callable[[], Any]:
     prepare(model, "fp32" if task.precision == "tf32" else task.precision, task.engine)
     batch = _batch(model, task)
     boxes = _boxes(model.config.rpn.post_nms_topk_test, task.size).to(task.device)
-    scores = torch.linspace(1, 0, len(boxes), device=task.device)
-    index = torch.arange(min(DETECTIONS, len(boxes)), device=task.device)
-    detections = Detections(boxes[index], scores[index], index % model.config.num_classes, index)
+    boxes = boxes.expand(task.batch, -1, -1)
+    scores = torch.linspace(1, 0, boxes.shape[1], device=task.device).expand(task.batch, -1)
+    valid = torch.ones_like(scores, dtype=torch.bool)
+    proposals = Proposals(boxes, scores, valid)
+    some, number = slice(0, DETECTIONS), torch.arange(boxes.shape[1], device=task.device)
+    number = number.expand(task.batch, -1)[:, some]
+    detections = Detections(
+        boxes[:, some],
+        scores[:, some],
+        number % model.config.num_classes,
+        number,
+        valid[:, some],
+        valid.sum(1),
+    )
 
     @torch.inference_mode()
     def detect() -> list[Instances]:
         features = model.backbone(batch.pixels)
-        model.rpn(features, batch.image_sizes)
+        model.rpn(features, batch.sizes)
         roi_features = model.roi_features(features)
-        model.box_head(roi_features, [Proposals(boxes, scores)] * task.batch, batch.image_sizes)
-        return model.describe(roi_features, [detections] * task.batch, batch)
+        model.box_head(roi_features, proposals, batch.sizes)
+        return model.describe(roi_features, detections, batch)
 
     return detect
 

@@ -14,7 +14,8 @@ from maskrcnn.backbones.layers import Conv
 from maskrcnn.engines import winograd
 from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.mask_head import MaskHead
-from maskrcnn.models.pooling import RoIFeatures, assign_levels, with_image_index
+from maskrcnn.models.places import RoIs
+from maskrcnn.models.pooling import RoIFeatures, assign_levels
 from maskrcnn.models.rpn import RPNHead
 from maskrcnn.ops.roi_align import roi_align
 
@@ -55,22 +56,22 @@ def _predict(conv: nn.Module, feature: Tensor, weight: Tensor, bias: Tensor) -> 
     return out
 
 
-def chunks(features: RoIFeatures, boxes: list[Tensor], size: int) -> Iterator[Tensor]:
-    """Yield the pooled features of every image's boxes as `RoIFeatures.pool` gives them, some RoIs at a time where
+def chunks(features: RoIFeatures, rois: RoIs, size: int) -> Iterator[Tensor]:
+    """Yield the pooled features of RoIs as `RoIFeatures.pool` gives them, some RoIs at a time where
     all would take gigabytes. Yields one chunk at least, if of no RoI; in training the only one.
     """
     if torch.is_grad_enabled():
-        yield features.pool(boxes, size)
+        yield features.pool(rois, size)
         return
     numbers = features.maps[0].shape[1] * size**2
     length = C4_CHUNK if features.res5 is not None else max(1, CHUNK_NUMBERS // numbers)
-    for rois in with_image_index(boxes).split(length):
-        yield _pool(features, rois, size) if features.res5 is None else features.pool_rois(rois, size)
+    for some in rois.with_image_index().split(length):
+        yield _pool(features, some, size) if features.res5 is None else features.pool_rois(some, size)
 
 
 def _pool(features: RoIFeatures, rois: Tensor, size: int) -> Tensor:
     """`RoIFeatures.pool_rois` from a pyramid, each level's RoIs written to their places at once."""
-    if len(features.maps) == 1:
+    if len(features.maps) == 1 or features.fixed_size:
         return features.pool_rois(rois, size)
     finest, coarsest = (int(math.log2(stride)) for stride in (features.strides[0], features.strides[-1]))
     levels = assign_levels(rois[:, 1:], finest, coarsest, features.level_epsilon) - finest
@@ -83,14 +84,14 @@ def _pool(features: RoIFeatures, rois: Tensor, size: int) -> Tensor:
     return out
 
 
-def predict_rois(self: BoxHead, features: RoIFeatures, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
+def predict_rois(self: BoxHead, features: RoIFeatures, rois: RoIs) -> tuple[Tensor, Tensor]:
     """`BoxHead.predict_rois`, chunk by chunk."""
-    parts = [self.predict_pooled(x) for x in chunks(features, boxes, self.config.pool_size)]
+    parts = [self.predict_pooled(x) for x in chunks(features, rois, self.config.pool_size)]
     logits, deltas = zip(*parts, strict=True)
     return torch.cat(logits), torch.cat(deltas)
 
 
-def masks(self: MaskHead, features: RoIFeatures, boxes: list[Tensor], labels: Tensor) -> Tensor:
+def masks(self: MaskHead, features: RoIFeatures, rois: RoIs, labels: Tensor) -> Tensor:
     """`MaskHead.forward`, chunk by chunk.
 
     The strides of a 2x2 deconvolution do not overlap, so it is a 1x1 convolution to four times the channels; the
@@ -99,7 +100,7 @@ def masks(self: MaskHead, features: RoIFeatures, boxes: list[Tensor], labels: Te
     if self.config.class_agnostic:
         labels = torch.zeros_like(labels)
     logits, done = [], 0
-    for pooled in chunks(features, boxes, self.config.pool_size):
+    for pooled in chunks(features, rois, self.config.pool_size):
         for x in self.convs(pooled).split(MASK_CHUNK):
             logits.append(_predict_masks(self, x, labels[done : done + len(x)]))
             done += len(x)

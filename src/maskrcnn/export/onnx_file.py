@@ -1,7 +1,7 @@
 """A model as an ONNX file: one graph, batches of any number of pictures of any size in, detections out.
 
-The operators that PyTorch's exporter does not know are written with ONNX's own: `suppress` as NonMaxSuppression, whose
-list of survivors marks places of a map of fixed size, and RoIAlign.
+The operators that PyTorch's exporter does not know are written with ONNX's own: RoIAlign, and `suppress` as
+NonMaxSuppression, whose list of survivors marks places of a map of fixed size, of which TopK chooses.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from maskrcnn.config import InternImageConfig, ModelConfig, ResNetConfig, ViTConfig, to_dict
+from maskrcnn.config import ModelConfig, to_dict
 from maskrcnn.engines.onnx_model import VERSION
+from maskrcnn.engines.seams import picture_sides, without_graph
 from maskrcnn.errors import UserError
 from maskrcnn.export.graph import Graph
 from maskrcnn.models.mask_rcnn import MaskRCNN
@@ -80,15 +81,7 @@ def check_exportable(config: ModelConfig) -> None:
     Raises:
         UserError: it has such a part, which is named.
     """
-    backbone, what = config.backbone, ""
-    if config.keypoint_head is not None:
-        what = "its key points' decoding"
-    elif isinstance(backbone, InternImageConfig):
-        what = "its deformable convolution, DCNv3,"
-    elif isinstance(backbone, ViTConfig) and backbone.adapter is not None:
-        what = "its deformable attention"
-    elif isinstance(backbone, ResNetConfig) and backbone.deformable_stages:
-        what = "its deformable convolution"
+    what = "its key points' decoding" if config.keypoint_head is not None else without_graph(config)
     if what:
         raise UserError(f"export: {config.name}: {what} has no ONNX form here. Take a model without.")
 
@@ -110,18 +103,12 @@ def exported(
     model: MaskRCNN, *, size: tuple[int, int] | None = None, batch: int | None = None
 ) -> torch.export.ExportedProgram:
     """Trace a model's graph."""
-    divisor = model.config.input.size_divisor
-    height, width = size or (4 * divisor, 6 * divisor)
+    example, free = picture_sides(model.config.input.size_divisor)
+    height, width = size or example
     images = torch.rand(batch or 2, 3, height, width) * 255
     sizes = torch.tensor([[height, width]] * (batch or 2))
     dims: dict[int, Any] = {} if batch else {0: torch.export.Dim("batch", min=1, max=1024)}
-    sides: dict[int, Any] = {}
-    if size is None:
-        most = 8192 // divisor
-        sides = {
-            2: divisor * torch.export.Dim("rows", min=2, max=most),
-            3: divisor * torch.export.Dim("columns", min=2, max=most),
-        }
+    sides: dict[int, Any] = {} if size else {2: free[0], 3: free[1]}
     shapes = {"images": {**dims, **sides}, "image_sizes": dims}
     return torch.export.export(Graph(model).eval(), (images, sizes), dynamic_shapes=shapes, strict=False)
 
@@ -152,19 +139,27 @@ def _translations() -> dict[Any, Any]:
             spatial_scale=spatial_scale,
         )
 
-    def suppress(boxes: Any, scores: Any, threshold: float) -> Any:
-        most = op.Constant(value_ints=[2**31 - 1])
+    def suppress(boxes: Any, scores: Any, groups: Any, num_groups: int, threshold: float, limit: int) -> Any:
+        lowest = op.Constant(value_floats=[LOWEST])
+        each = op.Constant(value_ints=list(range(num_groups)))
+        own = op.Equal(
+            op.Unsqueeze(groups, op.Constant(value_ints=[1])), op.Unsqueeze(each, op.Constant(value_ints=[1]))
+        )
         kept = op.NonMaxSuppression(
             boxes,
-            op.Unsqueeze(scores, op.Constant(value_ints=[1])),
-            most,
+            op.Where(own, op.Unsqueeze(scores, op.Constant(value_ints=[1])), lowest),  # (B, G, N)
+            op.Constant(value_ints=[2**31 - 1]),
             op.Constant(value_floats=[threshold]),
-            op.Constant(value_floats=[LOWEST]),
+            lowest,
         )
         index = op.Gather(kept, op.Constant(value_ints=[0, 2]), axis=1)
         count = op.Slice(op.Shape(kept), op.Constant(value_ints=[0]), op.Constant(value_ints=[1]))
         ones = op.Expand(op.Constant(value_floats=[1.0]), count)
         nothing = op.Expand(op.Constant(value_floats=[0.0]), op.Shape(scores))
-        return op.Greater(op.ScatterND(nothing, index, ones), op.Constant(value_floats=[0.5]))
+        marked = op.Greater(op.ScatterND(nothing, index, ones), op.Constant(value_floats=[0.5]))
+        fillers = op.Constant(value_ints=[0, 0, 0, limit])
+        score = op.Pad(op.Where(marked, scores, lowest), fillers, op.Squeeze(lowest))
+        best, place = op.TopK(score, op.Constant(value_ints=[limit]))
+        return op.Where(op.Greater(best, lowest), place, op.Constant(value_ints=[-1]))
 
     return {torch.ops.maskrcnn.roi_align.default: roi_align, torch.ops.maskrcnn.suppress.default: suppress}

@@ -181,10 +181,25 @@ class InstanceMasks:
             self._resample(i, out[i])
         return out
 
-    def rasterize(self, boxes: Tensor, index: Tensor, size: int) -> Tensor:
-        """Rasterise mask `index[r]` within `boxes[r]` (current pixels): (R, size, size) bool, on boxes' device."""
-        rois = boxes.detach().float().cpu().numpy()
-        chosen = index.cpu().numpy().astype(np.int64)
+    def rasterize(self, boxes: Tensor, index: Tensor, size: int, filled: bool = False) -> Tensor:
+        """Rasterise mask `index[r]` within `boxes[r]` (current pixels): (R, size, size) bool, on boxes' device.
+
+        A negative index gives no mask. filled: as COCO fills it in its stored pixels before (see `filled`).
+        """
+        s = self.store
+        arrays = (
+            s.points,
+            s.polygon_starts,
+            s.mask_starts,
+            s.bits,
+            s.bit_starts,
+            s.crops,
+            self.order,
+            self.matrix,
+        )
+        return _rasterize([torch.from_numpy(a) for a in arrays], list(s.size), boxes, index, size, filled)
+
+    def _rasterized(self, rois: np.ndarray, chosen: np.ndarray, size: int) -> np.ndarray:
         out = np.zeros((len(rois), size, size), np.uint8)
         bitmap = self._is_bitmap()[chosen] if len(self) else np.zeros(0, bool)
         drawn = np.flatnonzero(~bitmap)
@@ -199,7 +214,7 @@ class InstanceMasks:
         stored = np.flatnonzero(bitmap)
         if len(stored):
             out[stored] = self._rasterize_bitmaps(rois[stored], chosen[stored], size)
-        return torch.from_numpy(out.view(bool)).to(boxes.device)
+        return out.view(bool)
 
     def _mapped(self, linear: list[list[float]], shift: list[float]) -> InstanceMasks:
         matrix = np.array(linear) @ self.matrix
@@ -280,6 +295,28 @@ class InstanceMasks:
             out[np.ix_(in_x, in_y)] = part
         else:
             out[np.ix_(in_y, in_x)] = part.T
+
+
+@torch.library.custom_op("maskrcnn::rasterize", mutates_args=())
+def _rasterize(
+    arrays: list[Tensor], picture: list[int], boxes: Tensor, index: Tensor, size: int, filled: bool
+) -> Tensor:
+    """`InstanceMasks.rasterize` as an operator, which a compiler takes as it is."""
+    *stored, order, matrix = (a.numpy() for a in arrays)
+    masks = InstanceMasks(MaskStore((picture[0], picture[1]), *stored), order, matrix)
+    out = torch.zeros(len(boxes), size, size, dtype=torch.bool)
+    there = (index >= 0).nonzero()[:, 0].cpu()
+    chosen, rois = index.cpu()[there], boxes.detach().float().cpu()[there]
+    if filled:
+        used, chosen = chosen.unique(return_inverse=True)
+        masks = masks.select(used).filled()
+    out[there] = torch.from_numpy(masks._rasterized(rois.numpy(), chosen.numpy().astype(np.int64), size))
+    return out.to(boxes.device)
+
+
+@_rasterize.register_fake
+def _(arrays, picture, boxes, index, size, filled):
+    return boxes.new_empty((boxes.shape[0], size, size), dtype=torch.bool)
 
 
 def _into_roi_frame(points: np.ndarray, rois: np.ndarray, owner: np.ndarray, size: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Second stage of the detector: classification and box regression of the proposals (Girshick 2015; Lin et al. 2016,
 section 4.2).
 
-Shape letters: R RoIs over the batch, P proposals of an image, G its objects, K classes (label K is background).
+Shape letters: B images, R RoIs over the batch, P proposals and S sampled RoIs of an image, G its objects, D detections,
+K classes (label K is background).
 """
 
 from __future__ import annotations
@@ -14,38 +15,55 @@ from torch import Tensor, nn
 
 from maskrcnn.backbones.layers import conv_tower
 from maskrcnn.config import BoxHeadConfig, RulesConfig
+from maskrcnn.models.places import NOTHING, RoIs, best, take
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import Proposals
-from maskrcnn.ops.boxes import batched_nms, clip_boxes, decode_boxes, encode_boxes, nonempty, scale_boxes
+from maskrcnn.ops.boxes import clip_boxes, decode_boxes, encode_boxes, nonempty, scale_boxes
 from maskrcnn.ops.matching import Matches, match_boxes, subsample
 from maskrcnn.ops.processes import mean_over_processes
+from maskrcnn.ops.suppression import suppress
 from maskrcnn.structures import GroundTruth
+
+# Most candidates of an image, pairs of RoI and class, that are decoded where sizes are fixed: the best ones. TensorRT's
+# TopK gives no more. Otherwise all of them are.
+MAX_CANDIDATES = 3840
 
 
 class SampledRoIs(NamedTuple):
-    """RoIs of one training image that the losses are computed on, objects first.
+    """RoIs of each training image that the losses are computed on, objects first.
 
-    boxes (P, 4); labels (P,), K where background; gt_index (P,) the object of each, meaningless for background.
+    boxes (B, S, 4); labels (B, S), K where background, -1 in places that are not filled; gt_index (B, S) the object of
+    each, and gt_boxes (B, S, 4) its box, meaningless for background. Objects are among the `first` places.
     """
 
     boxes: Tensor
     labels: Tensor
     gt_index: Tensor
+    gt_boxes: Tensor
+    first: int | None = None
+
+    @property
+    def valid(self) -> Tensor:
+        """Mask of the filled places (B, S)."""
+        return self.labels >= 0
 
     def foreground(self, num_classes: int) -> SampledRoIs:
-        keep = self.labels < num_classes
-        return SampledRoIs(self.boxes[keep], self.labels[keep], self.gt_index[keep])
+        """Leave the objects' places filled only."""
+        return self._replace(labels=torch.where(self.labels < num_classes, self.labels, -1))
 
 
 class Detections(NamedTuple):
-    """Detections of one image, best first: boxes (N, 4) in the network's pixels, scores (N,), labels (N,), and the
-    index (N,) of the proposal that each came from.
+    """Detections of each image, best first: boxes (B, D, 4) in the network's pixels, scores (B, D), labels (B, D), the
+    index (B, D) of the proposal that each came from, and valid (B, D), which of the D places are filled;
+    num_candidates (B,): pairs of RoI and class above the score threshold.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
     proposal_index: Tensor
+    valid: Tensor
+    num_candidates: Tensor
 
 
 class DetectionHead(Protocol):
@@ -54,9 +72,9 @@ class DetectionHead(Protocol):
     config: BoxHeadConfig
     num_classes: int
 
-    def __call__(self, *args: Any, **how: Any) -> list[Detections]: ...
+    def __call__(self, *args: Any, **how: Any) -> Detections: ...
     def suppress(self, *args: Any, **how: Any) -> Tensor: ...
-    def sample(self, *args: Any, **how: Any) -> list[SampledRoIs]: ...
+    def sample(self, *args: Any, **how: Any) -> SampledRoIs: ...
     def loss(self, *args: Any, **how: Any) -> dict[str, Tensor]: ...
 
 
@@ -98,9 +116,9 @@ class BoxHead(nn.Module):
             nn.init.normal_(predictor.weight, std=std)
             nn.init.zeros_(predictor.bias)
 
-    def predict_rois(self, features: RoIFeatures, boxes: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Predict class_logits (R, K + 1) and box_deltas (R, K or 1, 4) of every image's boxes, in float32."""
-        return self.predict_pooled(features.pool(boxes, self.config.pool_size))
+    def predict_rois(self, features: RoIFeatures, rois: RoIs) -> tuple[Tensor, Tensor]:
+        """Predict class_logits (R, K + 1) and box_deltas (R, K or 1, 4) of RoIs, in float32."""
+        return self.predict_pooled(features.pool(rois, self.config.pool_size))
 
     def predict_pooled(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Predict class_logits and box_deltas of RoIs pooled from the maps, (R, C, pool_size, pool_size)."""
@@ -115,83 +133,85 @@ class BoxHead(nn.Module):
     def forward(
         self,
         features: RoIFeatures,
-        proposals: list[Proposals],
-        image_sizes: list[tuple[int, int]],
+        proposals: Proposals,
+        image_sizes: Tensor,
         score_threshold: float | None = None,
-        original_sizes: list[tuple[int, int]] | None = None,
-    ) -> list[Detections]:
-        """Detections of each image with a score above `score_threshold`, by default the config's.
+        original_sizes: Tensor | None = None,
+    ) -> Detections:
+        """Detections of each image, of sizes (B, 2), with a score above `score_threshold`, by default the config's.
 
-        original_sizes: of the pictures, in whose pixels overlaps are measured where the config says so.
+        original_sizes: (B, 2) of the pictures, in whose pixels overlaps are measured where the config says so.
         """
-        boxes = [p.boxes for p in proposals]
-        logits, deltas = self.predict_rois(features, boxes)
-        counts = [len(b) for b in boxes]
-        return [
-            self.detect(box, score, delta, size, score_threshold, original_size)
-            for box, score, delta, size, original_size in zip(
-                boxes,
-                logits.softmax(1).split(counts),
-                deltas.split(counts),
-                image_sizes,
-                original_sizes or image_sizes,
-                strict=True,
-            )
-        ]
+        rois = features.rois(proposals.boxes, proposals.valid)
+        logits, deltas = self.predict_rois(features, rois)
+        scores = torch.where(proposals.valid[..., None], rois.spread(logits.softmax(1)), 0)
+        how = (image_sizes, score_threshold, original_sizes, features.fixed_size)
+        return self.detect(proposals.boxes, scores, rois.spread(deltas), *how)
 
     def detect(
         self,
         boxes: Tensor,
         scores: Tensor,
         deltas: Tensor,
-        size: tuple[int, int],
+        sizes: Tensor,
         threshold: float | None = None,
-        original_size: tuple[int, int] | None = None,
+        original_sizes: Tensor | None = None,
+        fixed_size: bool = False,
     ) -> Detections:
-        """Decode and select the best detections of one image of `size`, from RoIs (P, 4), their scores (P, K + 1) and
-        box_deltas.
+        """Decode and select the best detections of images of `sizes`, from RoIs (B, P, 4), their scores (B, P, K + 1)
+        and box_deltas (B, P, K or 1, 4).
         """
-        c = self.config
+        c, K = self.config, self.num_classes
         threshold = c.score_threshold if threshold is None else threshold
-        proposal, label = (scores[:, :-1] > threshold).nonzero(as_tuple=True)
-        score = scores[proposal, label]
-        delta = deltas[proposal, 0 if c.class_agnostic else label]
-        box = decode_boxes(delta, boxes[proposal], self.box_weights, self.rules.limit_shrinking)
-        box = clip_boxes(box, size)
-        keep = torch.isfinite(box).all(1) & torch.isfinite(score)
+        score = scores[..., :K].flatten(1)
+        counts = (score > threshold).sum(1)
+        limit = min(MAX_CANDIDATES, score.shape[1]) if fixed_size else max(1, int(counts.max()))
+        score = torch.where(score > threshold, score, NOTHING)
+        _, candidate = best(score, limit)
+        candidate = candidate.sort(dim=1).values  # equal scores: as proposals and classes come
+        score, proposal, label = take(score, candidate), candidate // K, candidate % K
+        delta = take(deltas.flatten(1, 2), proposal if c.class_agnostic else candidate)
+        box = decode_boxes(delta, take(boxes, proposal), self.box_weights, self.rules.limit_shrinking)
+        box = clip_boxes(box, sizes)
+        keep = torch.isfinite(box).all(-1)
         if self.rules.min_detection_side > 0:
-            keep &= nonempty(box, self.rules.min_detection_side)
-        box, score, label, proposal = box[keep], score[keep], label[keep], proposal[keep]
-        # Rounding to whole pixels resizes height and width by slightly different factors.
-        compared = scale_boxes(box, size, original_size or size) if self.rules.nms_in_original else box
-        keep = self.suppress(compared, score, label)
-        return Detections(box[keep], score[keep], label[keep], proposal[keep])
+            keep = keep & nonempty(box, self.rules.min_detection_side)
+        score = torch.where(keep, score, NOTHING)
+        compared = box
+        if self.rules.nms_in_original and original_sizes is not None:
+            # Rounding to whole pixels resizes height and width by slightly different factors.
+            compared = scale_boxes(box, sizes, original_sizes)
+        chosen = self.suppress(compared, score, label)
+        valid = chosen >= 0
+        box = torch.where(valid[..., None], take(box, chosen), 0)
+        score, label, proposal = (torch.where(valid, take(x, chosen), 0) for x in (score, label, proposal))
+        return Detections(box, score, label, proposal, valid, counts)
 
     def suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        """Non-maximum suppression of one image's detections: indices of those kept, best first, at most
-        `detections_per_image`.
+        """Non-maximum suppression of each image's detections (B, N): indices (B, D) of those kept, best first, -1 after
+        the last; D is `detections_per_image`.
         """
         c = self.config
-        groups = torch.zeros_like(labels) if c.class_agnostic_nms else labels
-        return batched_nms(boxes, scores, groups, c.nms_threshold)[: c.detections_per_image]
+        groups, count = (torch.zeros_like(labels), 1) if c.class_agnostic_nms else (labels, self.num_classes)
+        return suppress(boxes, scores, groups, count, c.nms_threshold, c.detections_per_image)
 
     @torch.no_grad()
-    def sample(self, proposals: list[Proposals], targets: list[GroundTruth]) -> list[SampledRoIs]:
+    def sample(self, proposals: Proposals, targets: list[GroundTruth]) -> SampledRoIs:
         """Choose each image's RoIs for the losses from its proposals and its ground-truth boxes."""
         c = self.config
+        S = min(c.num_samples, proposals.boxes.shape[1] + max(len(target) for target in targets))
         sampled = []
-        for proposal, target in zip(proposals, targets, strict=True):
-            boxes = torch.cat([proposal.boxes, target.boxes.to(proposal.boxes.dtype)])
+        for proposed, valid, target in zip(proposals.boxes, proposals.valid, targets, strict=True):
+            boxes = torch.cat([proposed, target.boxes.to(proposed.dtype)])
+            there = F.pad(valid, (0, len(target)), value=True)
             matches = self.match(boxes, target)
-            foreground, background = subsample(
-                matches.labels, c.num_samples, c.positive_fraction, target.seed
-            )
-            index = torch.cat([foreground, background])
-            labels = torch.full_like(index, self.num_classes)
-            if len(foreground):
-                labels[: len(foreground)] = target.labels[matches.gt_index[foreground]]
-            sampled.append(SampledRoIs(boxes[index], labels, matches.gt_index[index]))
-        return sampled
+            labels = torch.where(there, matches.labels, -1)
+            number = there.cumsum(0) - 1  # of a box among those that there are, by which it is drawn
+            index, kind = subsample(labels, c.num_samples, c.positive_fraction, target.seed, number)
+            index, kind = F.pad(index, (0, S - len(index))), F.pad(kind, (0, S - len(kind)), value=-1)
+            sampled.append(assigned(boxes[index], kind, matches.gt_index[index], target, self.num_classes))
+        fields = (torch.stack(field) for field in zip(*sampled, strict=True))
+        return SampledRoIs(*fields, first=min(S, int(c.num_samples * c.positive_fraction)))
 
     def match(self, boxes: Tensor, target: GroundTruth) -> Matches:
         """Match one image's RoIs, its proposals followed by its ground-truth boxes, to the ground truth."""
@@ -209,37 +229,44 @@ class BoxHead(nn.Module):
     def loss(
         self,
         features: RoIFeatures,
-        sampled: list[SampledRoIs],
+        sampled: SampledRoIs,
         targets: list[GroundTruth],
-        image_sizes: list[tuple[int, int]],  # for a cascade, which moves the boxes
+        image_sizes: Tensor,  # for a cascade, which moves the boxes
     ) -> dict[str, Tensor]:
         """Compute loss_cls and loss_box_reg of the sampled RoIs."""
-        return self.losses(*self.predict_rois(features, [s.boxes for s in sampled]), sampled, targets)
+        rois = features.rois(sampled.boxes, sampled.valid)
+        return self.losses(*self.predict_rois(features, rois), rois, sampled)
 
-    def losses(
-        self, logits: Tensor, deltas: Tensor, sampled: list[SampledRoIs], targets: list[GroundTruth]
-    ) -> dict[str, Tensor]:
-        """Compute loss_cls and loss_box_reg from the class_logits and box_deltas of the sampled RoIs."""
+    def losses(self, logits: Tensor, deltas: Tensor, rois: RoIs, sampled: SampledRoIs) -> dict[str, Tensor]:
+        """Compute loss_cls and loss_box_reg from the class_logits and box_deltas of the RoIs among the sampled."""
         c = self.config
-        labels = torch.cat([s.labels for s in sampled])
-        normalizer = mean_over_processes(len(labels), logits.device).clamp(min=1)
-        loss_cls = F.cross_entropy(logits, labels, reduction="sum")
-        loss_box = deltas.sum() * 0
-        foreground = (labels < self.num_classes).nonzero()[:, 0]
-        if len(foreground):
-            boxes = torch.cat([s.boxes for s in sampled])[foreground]
-            gt_boxes = torch.cat(
-                [
-                    t.boxes[s.gt_index[s.labels < self.num_classes]]
-                    for s, t in zip(sampled, targets, strict=True)
-                ]
-            )
-            column = 0 if c.class_agnostic else labels[foreground]
-            wanted = encode_boxes(boxes, gt_boxes.to(boxes.dtype), self.box_weights)
-            loss_box = loss_box + F.smooth_l1_loss(
-                deltas[foreground, column], wanted, reduction="sum", beta=c.smooth_l1_beta
-            )
+        labels = rois.at(sampled.labels)
+        normalizer = mean_over_processes((labels >= 0).sum(), logits.device).clamp(min=1)
+        loss_cls = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
+        foreground = ((labels >= 0) & (labels < self.num_classes))[:, None]
+        column = torch.zeros_like(labels) if c.class_agnostic else labels.clamp(0, self.num_classes - 1)
+        own = deltas.gather(1, column[:, None, None].expand(-1, 1, 4))[:, 0]
+        wanted = encode_boxes(rois.at(sampled.boxes), rois.at(sampled.gt_boxes), self.box_weights)
+        loss_box = F.smooth_l1_loss(
+            torch.where(foreground, own, 0),
+            torch.where(foreground, wanted, 0),
+            reduction="sum",
+            beta=c.smooth_l1_beta,
+        )
         return {
             "loss_cls": loss_cls * (c.loss_weight / normalizer),
             "loss_box_reg": loss_box * (c.loss_weight / normalizer),
         }
+
+
+def assigned(
+    boxes: Tensor, kind: Tensor, gt_index: Tensor, target: GroundTruth, num_classes: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Fields of one image's `SampledRoIs`, of boxes (S, 4), their kind (S,), as `Matches.labels`, and objects (S,)."""
+    labels = torch.where(kind == 0, num_classes, -1)
+    gt_boxes = torch.zeros_like(boxes)
+    if len(target):
+        labels = torch.where(kind == 1, target.labels[gt_index], labels)
+        gt_boxes = target.boxes[gt_index].to(boxes.dtype)
+    boxes = torch.where((kind >= 0)[:, None], boxes, 0)
+    return boxes, labels, gt_index, gt_boxes

@@ -3,7 +3,7 @@
 Each stage is a box head of its own, which sees the boxes of the stage before it and learns from objects that these
 overlap better and better. At test time the classes' probabilities are the mean of all stages', the boxes the last's.
 
-Shape letters: R RoIs over the batch, P RoIs of an image, K classes.
+Shape letters: B images, R RoIs over the batch, P or S RoIs of an image, K classes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from maskrcnn.config import BoxHeadConfig, RulesConfig
-from maskrcnn.models.box_head import BoxHead, Detections, SampledRoIs
+from maskrcnn.models.box_head import BoxHead, Detections, SampledRoIs, assigned
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import Proposals
 from maskrcnn.ops.boxes import clip_boxes, decode_boxes, nonempty
@@ -39,78 +39,66 @@ class CascadeHead(nn.Module):
     def forward(
         self,
         features: RoIFeatures,
-        proposals: list[Proposals],
-        image_sizes: list[tuple[int, int]],
+        proposals: Proposals,
+        image_sizes: Tensor,
         score_threshold: float | None = None,
-        original_sizes: list[tuple[int, int]] | None = None,
-    ) -> list[Detections]:
+        original_sizes: Tensor | None = None,
+    ) -> Detections:
         """Detections of each image with a score above `score_threshold`, by default the config's."""
-        first, *later = self.heads
-        boxes = [p.boxes for p in proposals]
-        logits, deltas = first.predict_rois(features, boxes)
-        scores = [logits.softmax(1)]
-        for before, head in zip(self.heads, later, strict=False):
-            boxes = _moved(before, boxes, deltas, image_sizes)
-            logits, deltas = head.predict_rois(features, boxes)
-            scores.append(logits.softmax(1))
-        counts = [len(b) for b in boxes]
-        mean = torch.stack(scores).mean(0).split(counts)
-        return [
-            self.heads[-1].detect(box, score, delta, size, score_threshold, original_size)
-            for box, score, delta, size, original_size in zip(
-                boxes,
-                mean,
-                deltas.split(counts),
-                image_sizes,
-                original_sizes or image_sizes,
-                strict=True,
-            )
-        ]
+        boxes, deltas, scores = proposals.boxes, torch.zeros(()), []
+        for k, head in enumerate(self.heads):
+            if k > 0:
+                boxes = _moved(self.heads[k - 1], boxes, deltas, image_sizes)
+            rois = features.rois(boxes, proposals.valid)
+            logits, deltas = head.predict_rois(features, rois)
+            scores.append(rois.spread(logits.softmax(1)))
+            deltas = rois.spread(deltas)
+        mean = torch.where(proposals.valid[..., None], torch.stack(scores).mean(0), 0)
+        how = (image_sizes, score_threshold, original_sizes, features.fixed_size)
+        return self.heads[-1].detect(boxes, mean, deltas, *how)
 
     def suppress(self, boxes: Tensor, scores: Tensor, labels: Tensor) -> Tensor:
-        """Non-maximum suppression of one image's detections by `BoxHead.suppress`; all stages have the same settings
+        """Non-maximum suppression of each image's detections by `BoxHead.suppress`; all stages have the same settings
         for it.
         """
         return self.heads[0].suppress(boxes, scores, labels)
 
-    def sample(self, proposals: list[Proposals], targets: list[GroundTruth]) -> list[SampledRoIs]:
+    def sample(self, proposals: Proposals, targets: list[GroundTruth]) -> SampledRoIs:
         """Choose each image's RoIs for the losses. Later stages keep these, with the boxes that they have moved to;
         the mask head learns from them unmoved.
         """
         return self.heads[0].sample(proposals, targets)
 
     def loss(
-        self,
-        features: RoIFeatures,
-        sampled: list[SampledRoIs],
-        targets: list[GroundTruth],
-        image_sizes: list[tuple[int, int]],
+        self, features: RoIFeatures, sampled: SampledRoIs, targets: list[GroundTruth], image_sizes: Tensor
     ) -> dict[str, Tensor]:
         """Compute the losses of all stages: loss_cls_stage0, loss_box_reg_stage0, loss_cls_stage1, ..."""
         losses = {}
         for k, head in enumerate(self.heads):
-            pooled = features.pool([s.boxes for s in sampled], self.config.pool_size)
+            rois = features.rois(sampled.boxes, sampled.valid)
+            pooled = features.pool(rois, self.config.pool_size)
             # The stages share the maps, and together have as much to say in them as one head.
             logits, deltas = head.predict_pooled(_ScaleGradient.apply(pooled, 1 / len(self.stages)))
-            stage_losses = head.losses(logits, deltas, sampled, targets)
+            stage_losses = head.losses(logits, deltas, rois, sampled)
             losses |= {f"{name}_stage{k}": loss for name, loss in stage_losses.items()}
             if k + 1 < len(self.stages):
-                boxes = _moved(head, [s.boxes for s in sampled], deltas.detach(), image_sizes)
-                sampled = [self.rematch(k + 1, b, t) for b, t in zip(boxes, targets, strict=True)]
+                boxes = _moved(head, sampled.boxes, rois.spread(deltas.detach()), image_sizes)
+                sampled = self.rematch(k + 1, boxes, sampled.valid, targets)
         return losses
 
     @torch.no_grad()
-    def rematch(self, k: int, boxes: Tensor, target: GroundTruth) -> SampledRoIs:
-        """Match one image's boxes again at stage `k`'s IoU. All but the empty ones stay; their labels and objects are
-        the new match's.
+    def rematch(self, k: int, boxes: Tensor, valid: Tensor, targets: list[GroundTruth]) -> SampledRoIs:
+        """Match every image's boxes (B, S, 4) again at stage `k`'s IoU. All but the empty ones stay; their labels and
+        objects are the new match's.
         """
-        iou = self.heads[k].iou_positive
-        boxes = boxes[nonempty(boxes)]
-        matches = match_boxes(boxes, target.boxes, iou, iou)
-        labels = torch.full_like(matches.gt_index, self.num_classes)
-        foreground = matches.labels == 1
-        labels[foreground] = target.labels[matches.gt_index[foreground]]
-        return SampledRoIs(boxes, labels, matches.gt_index)
+        iou, rematched = self.heads[k].iou_positive, []
+        valid = valid & nonempty(boxes)
+        for box, there, target in zip(boxes, valid, targets, strict=True):
+            matches = match_boxes(box, target.boxes, iou, iou)
+            kind = torch.where(there, matches.labels, -1)
+            rematched.append(assigned(box, kind, matches.gt_index, target, self.num_classes))
+        boxes, labels, gt_index, gt_boxes = (torch.stack(field) for field in zip(*rematched, strict=True))
+        return SampledRoIs(boxes, labels, gt_index, gt_boxes)
 
     @property
     def heads(self) -> list[BoxHead]:
@@ -118,13 +106,10 @@ class CascadeHead(nn.Module):
         return cast("list[BoxHead]", list(self.stages))
 
 
-def _moved(
-    head: BoxHead, boxes: list[Tensor], deltas: Tensor, image_sizes: list[tuple[int, int]]
-) -> list[Tensor]:
-    """Apply a stage's box_deltas (R, 1, 4) to every image's RoIs and clip them to the image: per image (P, 4)."""
-    moved = decode_boxes(deltas[:, 0], torch.cat(boxes), head.box_weights, head.rules.limit_shrinking)
-    counts = [len(b) for b in boxes]
-    return [clip_boxes(b, size) for b, size in zip(moved.split(counts), image_sizes, strict=True)]
+def _moved(head: BoxHead, boxes: Tensor, deltas: Tensor, image_sizes: Tensor) -> Tensor:
+    """Apply a stage's box_deltas (B, P, 1, 4) to the RoIs (B, P, 4) and clip them to their images."""
+    moved = decode_boxes(deltas[:, :, 0], boxes, head.box_weights, head.rules.limit_shrinking)
+    return clip_boxes(moved, image_sizes)
 
 
 class _ScaleGradient(torch.autograd.Function):

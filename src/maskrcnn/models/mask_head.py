@@ -1,6 +1,7 @@
 """Mask branch: He et al. 2017 (arXiv 1703.06870), section 3 and figure 4, right.
 
-Shape letters: R RoIs over the batch, K classes, S pooled cells a side, M = 2 S mask cells a side.
+Shape letters: B images, S places of an image, R RoIs over the batch, K classes,
+M mask cells a side, twice as many as pooled ones.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from maskrcnn.backbones.layers import conv_tower
 from maskrcnn.config import MaskHeadConfig, RulesConfig
 from maskrcnn.models.box_head import SampledRoIs
+from maskrcnn.models.places import RoIs
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.ops.processes import mean_over_processes
 from maskrcnn.structures import GroundTruth
@@ -35,11 +37,9 @@ class MaskHead(nn.Module):
             assert module.bias is not None
             nn.init.zeros_(module.bias)
 
-    def forward(self, features: RoIFeatures, boxes: list[Tensor], labels: Tensor) -> Tensor:
-        """Predict mask_logits (R, M, M), float32, of each RoI's own class. boxes: per image; labels: (R,) over the
-        batch.
-        """
-        return self.predict_pooled(features.pool(boxes, self.config.pool_size), labels)
+    def forward(self, features: RoIFeatures, rois: RoIs, labels: Tensor) -> Tensor:
+        """Predict mask_logits (R, M, M), float32, of each RoI's own class, labels (R,)."""
+        return self.predict_pooled(features.pool(rois, self.config.pool_size), labels)
 
     def predict_pooled(self, x: Tensor, labels: Tensor) -> Tensor:
         """Predict mask_logits of RoIs pooled from the maps, (R, C, pool_size, pool_size)."""
@@ -50,30 +50,30 @@ class MaskHead(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def loss(
-        self, features: RoIFeatures, foreground: list[SampledRoIs], targets: list[GroundTruth]
+        self, features: RoIFeatures, foreground: SampledRoIs, targets: list[GroundTruth]
     ) -> dict[str, Tensor]:
         """Mean binary cross-entropy over the cells of every object RoI, on its own class's mask."""
-        labels = torch.cat([s.labels for s in foreground])
-        logits = self(features, [s.boxes for s in foreground], labels)
-        wanted = self.mask_targets(foreground, targets).to(logits.device, logits.dtype, non_blocking=True)
-        cells = (2 * self.config.pool_size) ** 2
-        normalizer = mean_over_processes(len(labels), logits.device).clamp(min=1) * cells
-        loss = F.binary_cross_entropy_with_logits(logits, wanted, reduction="sum")
+        rois = features.rois(foreground.boxes, foreground.valid, foreground.first)
+        labels = rois.at(foreground.labels)
+        logits = self(features, rois, labels.clamp(min=0))
+        wanted = rois.at(self.mask_targets(foreground, targets)).to(logits.dtype)
+        cells, valid = (2 * self.config.pool_size) ** 2, labels >= 0
+        normalizer = mean_over_processes(valid.sum(), logits.device).clamp(min=1) * cells
+        loss = F.binary_cross_entropy_with_logits(
+            logits, wanted, valid[:, None, None].to(logits.dtype), reduction="sum"
+        )
         return {"loss_mask": loss * (self.config.loss_weight / normalizer)}
 
     @torch.no_grad()
-    def mask_targets(self, foreground: list[SampledRoIs], targets: list[GroundTruth]) -> Tensor:
-        """Rasterise each RoI's object within the RoI: (R, M, M) bool."""
-        size = 2 * self.config.pool_size
+    def mask_targets(self, foreground: SampledRoIs, targets: list[GroundTruth]) -> Tensor:
+        """Rasterise each RoI's object within the RoI: (B, S, M, M) bool, False where there is no object."""
+        size, fill = 2 * self.config.pool_size, self.rules.mask_targets == "bitmaps"
+        index = torch.where(foreground.valid, foreground.gt_index, -1)
         rasters = []
-        for rois, target in zip(foreground, targets, strict=True):
+        for boxes, objects, target in zip(foreground.boxes, index, targets, strict=True):
             assert target.masks is not None
-            masks, index = target.masks, rois.gt_index.cpu()
-            if self.rules.mask_targets == "bitmaps":
-                used, index = index.unique(return_inverse=True)
-                masks = masks.select(used).filled()
-            rasters.append(masks.rasterize(rois.boxes.float().cpu(), index, size))
-        return torch.cat(rasters)
+            rasters.append(target.masks.rasterize(boxes.float(), objects, size, filled=fill))
+        return torch.stack(rasters)
 
 
 def own_class(x: Tensor, predictor: nn.Conv2d, labels: Tensor) -> Tensor:

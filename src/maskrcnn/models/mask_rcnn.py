@@ -6,6 +6,7 @@ losses, `detect` the detections. `models.predictor` has `predict`, which takes p
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -14,13 +15,15 @@ from torch import Tensor, nn
 from maskrcnn.backbones.fpn import FPNBackbone, LastMap
 from maskrcnn.config import ModelConfig
 from maskrcnn.masks import PredictedMasks, whole_pixel_boxes
-from maskrcnn.models.box_head import DetectionHead, Detections
+from maskrcnn.models.box_head import MAX_CANDIDATES, DetectionHead, Detections
 from maskrcnn.models.keypoint_head import KeypointHead
 from maskrcnn.models.mask_head import MaskHead
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import RPN
 from maskrcnn.ops.boxes import clip_boxes, nonempty, scale_boxes
 from maskrcnn.structures import GroundTruth, ImageBatch, Instances
+
+log = logging.getLogger("maskrcnn")
 
 
 class MaskRCNN(nn.Module):
@@ -47,6 +50,7 @@ class MaskRCNN(nn.Module):
         self.res5 = res5  # of C4: the stage that all heads share
         self.config = config
         self.engine = "eager"  # whoever prepares the model writes here what with
+        self.fixed_size = False  # for compilers: no shape may depend on data
 
     @property
     def device(self) -> torch.device:
@@ -63,12 +67,13 @@ class MaskRCNN(nn.Module):
         A cascade has loss_cls_stage0, loss_box_reg_stage0 and so on in place of the box head's two.
         They are normalised over all processes, so that their gradients' mean is that of the whole batch.
         """
-        features = self.backbone(batch.pixels)
-        proposals, losses = self.rpn.loss(features, batch.image_sizes, targets)
-        features = self.roi_features(features)
+        sizes = batch.sizes
+        maps = self.backbone(batch.pixels)
+        proposals, losses = self.rpn.loss(maps, sizes, targets)
+        features = self.roi_features(maps)
         rois = self.box_head.sample(proposals, targets)
-        losses |= self.box_head.loss(features, rois, targets, batch.image_sizes)
-        foreground = [r.foreground(self.box_head.num_classes) for r in rois]
+        losses |= self.box_head.loss(features, rois, targets, sizes)
+        foreground = rois.foreground(self.box_head.num_classes)
         if self.mask_head is not None:
             losses |= self.mask_head.loss(features, foreground, targets)
         if self.keypoint_head is not None:
@@ -80,77 +85,72 @@ class MaskRCNN(nn.Module):
         """Detections of each image, in its original pixels, with a score above `score_threshold`, by default the
         model's own.
         """
-        return self.describe(*self.detect_boxes(batch, score_threshold), batch)
+        features, detections = self.detect_boxes(
+            batch.pixels, batch.sizes, score_threshold, torch.tensor(batch.original_sizes, device=self.device)
+        )
+        return self.describe(features, detections, batch)
 
     def detect_boxes(
-        self, batch: ImageBatch, score_threshold: float | None = None
-    ) -> tuple[RoIFeatures, list[Detections]]:
-        """Detections of each image without masks and key points, in the network's pixels, and the features to compute
-        these from.
+        self,
+        pixels: Tensor,
+        image_sizes: Tensor,
+        score_threshold: float | None = None,
+        original_sizes: Tensor | None = None,
+    ) -> tuple[RoIFeatures, Detections]:
+        """Detections of images (B, 3, H, W) of sizes (B, 2) without masks and key points, in the network's pixels, and
+        the features to compute these from.
         """
-        maps = self.backbone(batch.pixels)
-        proposals = self.rpn(maps, batch.image_sizes)
+        maps = self.backbone(pixels)
+        proposals = self.rpn(maps, image_sizes)
         features = self.roi_features(maps)
-        detections = self.box_head(
-            features, proposals, batch.image_sizes, score_threshold, batch.original_sizes
-        )
-        return features, detections
+        return features, self.box_head(features, proposals, image_sizes, score_threshold, original_sizes)
 
-    def describe(
-        self, features: RoIFeatures, detections: list[Detections], batch: ImageBatch
-    ) -> list[Instances]:
-        """Add masks and key points to the detections, and scale all to the original pixels."""
-        boxes = [d.boxes for d in detections]
-        counts = [len(b) for b in boxes]
-        none: list[Tensor | None] = [None] * len(boxes)
-        masks = keypoints = none
+    def details(self, features: RoIFeatures, found: Detections) -> tuple[Tensor | None, Tensor | None]:
+        """Mask probabilities (B, D, M, M) and key points (B, D, P, 3) of the detections, from the heads at hand."""
+        rois = features.rois(found.boxes, found.valid)
+        masks = keypoints = None
         if self.mask_head is not None:
-            logits = self.mask_head(features, boxes, torch.cat([d.labels for d in detections]))
-            masks = list(logits.sigmoid().split(counts))
+            masks = rois.spread(self.mask_head(features, rois, rois.at(found.labels)).sigmoid())
         if self.keypoint_head is not None:
-            keypoints = list(self.keypoint_head.predict(features, boxes).split(counts))
-        return [
-            self._finish(*of_one)
-            for of_one in zip(
-                detections, masks, keypoints, batch.image_sizes, batch.original_sizes, strict=True
+            keypoints = rois.spread(self.keypoint_head.predict(features, rois))
+        return masks, keypoints
+
+    def describe(self, features: RoIFeatures, found: Detections, batch: ImageBatch) -> list[Instances]:
+        """Add masks and key points to the detections, and scale all to the original pixels."""
+        if (most := int(found.num_candidates.max())) > MAX_CANDIDATES and self.fixed_size:
+            log.warning(
+                f"{most} boxes of one picture are above the score threshold: the best {MAX_CANDIDATES} count"
             )
-        ]
+        masks, keypoints = self.details(features, found)
+        instances = []
+        for i, (size, original) in enumerate(zip(batch.image_sizes, batch.original_sizes, strict=True)):
+            boxes = clip_boxes(scale_boxes(found.boxes[i], size, original), original)
+            keep = (found.valid[i] & nonempty(boxes)).nonzero()[:, 0]
+            boxes, points = boxes[keep], None
+            if keypoints is not None:
+                x, y = original[1] / size[1], original[0] / size[0]
+                points = keypoints[i, keep] * keypoints.new_tensor([x, y, 1])
+            head = self.config.keypoint_head
+            instances.append(
+                Instances(
+                    original,
+                    boxes,
+                    found.scores[i, keep],
+                    found.labels[i, keep],
+                    None if masks is None else self.masks(masks[i, keep], boxes, original),
+                    points,
+                    class_names=self.config.class_names,
+                    skeleton=() if head is None else head.skeleton,
+                )
+            )
+        return instances
 
     def roi_features(self, features: list[Tensor]) -> RoIFeatures:
         """Select the maps that the heads pool from: all of a pyramid's but its last, or the only one."""
         levels = self.backbone.num_roi_levels
         strides, rules = self.backbone.strides[:levels], self.config.rules
         how = (rules.level_epsilon, rules.roi_aligned, rules.roi_sampling_ratio)
-        return RoIFeatures(features[:levels], strides, self.res5, *how)
-
-    def _finish(
-        self,
-        detections: Detections,
-        mask_probs: Tensor | None,
-        keypoints: Tensor | None,
-        size: tuple[int, int],
-        original: tuple[int, int],
-    ) -> Instances:
-        boxes = clip_boxes(scale_boxes(detections.boxes, size, original), original)
-        keep = nonempty(boxes)
-        boxes = boxes[keep]
-        masks = None
-        if mask_probs is not None and self.config.mask_head is not None:
-            masks = self.masks(mask_probs[keep], boxes, original)
-        head = self.config.keypoint_head
-        if keypoints is not None:
-            x, y = original[1] / size[1], original[0] / size[0]
-            keypoints = keypoints[keep] * keypoints.new_tensor([x, y, 1])
-        return Instances(
-            original,
-            boxes,
-            detections.scores[keep],
-            detections.labels[keep],
-            masks,
-            keypoints,
-            class_names=self.config.class_names,
-            skeleton=() if head is None else head.skeleton,
-        )
+        return RoIFeatures(features[:levels], strides, self.res5, *how, self.fixed_size)
 
     def masks(self, probs: Tensor, boxes: Tensor, size: tuple[int, int]) -> PredictedMasks:
         """Masks of a picture of `size` from predicted probabilities (N, M, M) over predicted boxes (N, 4)."""

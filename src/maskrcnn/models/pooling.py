@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from maskrcnn.models.places import RoIs, filled_rows
 from maskrcnn.ops.boxes import box_area
 from maskrcnn.ops.roi_align import roi_align
 
@@ -27,7 +28,7 @@ class RoIFeatures:
 
     maps: (B, C, H, W) each, finest first, of `strides`. res5: what pooled RoIs go through before the heads see them,
     of stride 2 (C4); None otherwise. level_epsilon: see `assign_levels`; aligned, sampling_ratio: see
-    `ops.roi_align`.
+    `ops.roi_align`. fixed_size: compute empty places too, rather than let a shape depend on data.
     """
 
     def __init__(
@@ -38,59 +39,67 @@ class RoIFeatures:
         level_epsilon: float = EPSILON,
         aligned: bool = True,
         sampling_ratio: int = 0,
+        fixed_size: bool = False,
     ) -> None:
         self.maps, self.strides, self.res5, self.level_epsilon = maps, strides, res5, level_epsilon
-        self.aligned, self.sampling_ratio = aligned, sampling_ratio
-        self._last: tuple[list[Tensor], Tensor] | None = None  # boxes and what came of them
+        self.aligned, self.sampling_ratio, self.fixed_size = aligned, sampling_ratio, fixed_size
+        self._last: tuple[RoIs, Tensor] | None = None  # RoIs and what came of them
 
-    def pool(self, boxes: list[Tensor], size: int) -> Tensor:
-        """Pool the features of every image's boxes (R_i, 4), in the network's pixels: (R, C, size, size), images one
-        after the other.
+    def rois(self, boxes: Tensor, valid: Tensor, first: int | None = None) -> RoIs:
+        """Choose the places to compute of boxes (B, N, 4): here, and only here, those that are not valid are dropped.
+
+        With fixed sizes all are computed, or the `first` of each image.
         """
+        if not self.fixed_size:
+            return RoIs(boxes, filled_rows(valid))
+        B, N = valid.shape
+        rows = torch.arange(B * N, device=boxes.device).view(B, N)
+        return RoIs(boxes, rows[:, :first].flatten())
+
+    def pool(self, rois: RoIs, size: int) -> Tensor:
+        """Pool the features of RoIs: (R, C, size, size)."""
         if self.res5 is None:
-            return self.pool_rois(with_image_index(boxes), size)
-        # In training the mask's RoIs are the first of the box head's, whose features they share.
-        if self._last is None or not all(torch.equal(a[: len(b)], b) for a, b in zip(self._last[0], boxes)):
-            self._last = boxes, self.pool_rois(with_image_index(boxes), size)
-        parts = self._last[1].split([len(b) for b in self._last[0]])
-        return torch.cat([part[: len(b)] for part, b in zip(parts, boxes, strict=True)])
+            return self.pool_rois(rois.with_image_index(), size)
+        # In training the mask's RoIs are some of the box head's, whose features they share.
+        if self._last is not None and self._last[0].boxes is rois.boxes:
+            return self._last[1][torch.searchsorted(self._last[0].rows, rois.rows)]
+        self._last = rois, self.pool_rois(rois.with_image_index(), size)
+        return self._last[1]
 
     def pool_rois(self, rois: Tensor, size: int) -> Tensor:
         """Pool RoIs (R, 5), image and box: (R, C, size, size)."""
-        how = (self.level_epsilon, self.aligned, self.sampling_ratio)
-        if self.res5 is None:
-            return pool_rois(self.maps, self.strides, rois, size, *how)
-        return self.res5(pool_rois(self.maps, self.strides, rois, 2 * size, *how))
+        pool = self._every_level if self.fixed_size else self._own_level
+        return pool(rois, size) if self.res5 is None else self.res5(pool(rois, 2 * size))
 
+    def _own_level(self, rois: Tensor, size: int) -> Tensor:
+        """Pool each RoI from the level that suits its size."""
+        if len(self.maps) == 1:
+            return self._align(0, rois, size)
+        levels = self._levels(rois)
+        parts, places = [], []
+        for i in range(len(self.maps)):
+            place = (levels == i).nonzero()[:, 0]
+            # An empty level has no part in the result, but must have one in the gradient's graph once.
+            if len(place) or (i == 0 and not len(rois)):
+                parts.append(self._align(i, rois[place], size))
+                places.append(place)
+        return torch.cat(parts)[torch.argsort(torch.cat(places))]
 
-def with_image_index(boxes: list[Tensor]) -> Tensor:
-    """Put the image's number in the batch before each box: (R, 5), index, x0, y0, x1, y1."""
-    return torch.cat([torch.cat([torch.full_like(b[:, :1], i), b], dim=1) for i, b in enumerate(boxes)])
+    def _every_level(self, rois: Tensor, size: int) -> Tensor:
+        """Do the same with no shape that depends on data: every level pools all RoIs, those of other levels shrunk to
+        a point, which costs no sample.
+        """
+        levels, total = self._levels(rois), torch.zeros(())
+        for i in range(len(self.maps)):
+            here = (levels == i)[:, None]
+            own = torch.cat([rois[:, :1], torch.where(here, rois[:, 1:], 0)], dim=1)
+            pooled = torch.where(here[..., None, None], self._align(i, own, size), 0)
+            total = pooled if i == 0 else total + pooled
+        return total
 
+    def _levels(self, rois: Tensor) -> Tensor:
+        finest, coarsest = (int(math.log2(stride)) for stride in (self.strides[0], self.strides[-1]))
+        return assign_levels(rois[:, 1:], finest, coarsest, self.level_epsilon) - finest
 
-def pool_rois(
-    maps: list[Tensor],
-    strides: tuple[int, ...],
-    rois: Tensor,
-    size: int,
-    level_epsilon: float = EPSILON,
-    aligned: bool = True,
-    sampling_ratio: int = 0,
-) -> Tensor:
-    """Pool RoIs from a pyramid, each from the level that suits its size.
-
-    maps: (B, C, H, W), finest first, of `strides`; rois: (R, 5), image and box in the network's pixels.
-    Returns (R, C, size, size); by default aligned, with as many samples a bin as it has pixels.
-    """
-    if len(maps) == 1:
-        return roi_align(maps[0], rois, size, 1 / strides[0], sampling_ratio, aligned)
-    finest, coarsest = (int(math.log2(stride)) for stride in (strides[0], strides[-1]))
-    levels = assign_levels(rois[:, 1:], finest, coarsest, level_epsilon) - finest
-    parts, places = [], []
-    for i, (feature, stride) in enumerate(zip(maps, strides, strict=True)):
-        place = (levels == i).nonzero()[:, 0]
-        # An empty level has no part in the result, but must have one in the gradient's graph once.
-        if len(place) or (i == 0 and not len(rois)):
-            parts.append(roi_align(feature, rois[place], size, 1 / stride, sampling_ratio, aligned))
-            places.append(place)
-    return torch.cat(parts)[torch.argsort(torch.cat(places))]
+    def _align(self, i: int, rois: Tensor, size: int) -> Tensor:
+        return roi_align(self.maps[i], rois, size, 1 / self.strides[i], self.sampling_ratio, self.aligned)

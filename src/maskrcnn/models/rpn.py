@@ -14,20 +14,25 @@ from torch import Tensor, nn
 from maskrcnn.backbones.layers import Conv
 from maskrcnn.config import RPNConfig, RulesConfig
 from maskrcnn.models.anchors import cell_anchors, grid_anchors
+from maskrcnn.models.places import NOTHING, best, take
 from maskrcnn.models.sparse_rpn import predict_at
-from maskrcnn.ops.boxes import batched_nms, clip_boxes, decode_boxes, encode_boxes, nonempty
+from maskrcnn.ops.boxes import clip_boxes, decode_boxes, encode_boxes, nonempty
 from maskrcnn.ops.matching import Matches, match_boxes, subsample
 from maskrcnn.ops.processes import mean_over_processes
+from maskrcnn.ops.suppression import suppress
 from maskrcnn.structures import GroundTruth
 
 BOX_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 
 
 class Proposals(NamedTuple):
-    """Proposals of one image: boxes (P, 4) in the network's pixels and their objectness_logits (P,), best first."""
+    """Proposals of each image, best first: boxes (B, P, 4) in the network's pixels, objectness_logits (B, P), and
+    valid (B, P), which of the P places are filled.
+    """
 
     boxes: Tensor
     objectness_logits: Tensor
+    valid: Tensor
 
 
 class RPNHead(nn.Module):
@@ -54,7 +59,7 @@ class RPNHead(nn.Module):
         return logits, deltas
 
 
-def _within_padded(anchors: Tensor, size: tuple[int, int], strides: tuple[int, ...]) -> Tensor:
+def _within_padded(anchors: Tensor, size: Tensor, strides: tuple[int, ...]) -> Tensor:
     """Mask of the anchors centred on an image of `size`, padded to the stride of a pyramid's last but one level: (A,)
     bool.
     """
@@ -93,8 +98,8 @@ class RPN(nn.Module):
                 anchors.append(grid_anchors(cell, size, stride))
         return anchors
 
-    def forward(self, features: list[Tensor], image_sizes: list[tuple[int, int]]) -> list[Proposals]:
-        """Propose boxes for each image at test time."""
+    def forward(self, features: list[Tensor], image_sizes: Tensor) -> Proposals:
+        """Propose boxes for each image, of sizes (B, 2), at test time."""
         logits, deltas = self.head(features)
         c = self.config
         return self.propose(
@@ -102,8 +107,8 @@ class RPN(nn.Module):
         )
 
     def loss(
-        self, features: list[Tensor], image_sizes: list[tuple[int, int]], targets: list[GroundTruth]
-    ) -> tuple[list[Proposals], dict[str, Tensor]]:
+        self, features: list[Tensor], image_sizes: Tensor, targets: list[GroundTruth]
+    ) -> tuple[Proposals, dict[str, Tensor]]:
         """Propose boxes for each image in training, and compute the two losses."""
         with torch.no_grad():
             logits, deltas = self.head(features)
@@ -120,35 +125,35 @@ class RPN(nn.Module):
         anchors: list[Tensor],
         logits: list[Tensor],
         deltas: list[Tensor],
-        image_sizes: list[tuple[int, int]],
+        image_sizes: Tensor,
         pre_nms_topk: int,
         post_nms_topk: int,
-    ) -> list[Proposals]:
+    ) -> Proposals:
         """Decode the best anchors of each level, suppress overlaps within a level, keep the best of all."""
         boxes, scores, levels = [], [], []
         for level, (anchor, logit, delta) in enumerate(zip(anchors, logits, deltas, strict=True)):
-            score, index = logit.topk(min(pre_nms_topk, logit.shape[1]), dim=1)
-            delta = delta.gather(1, index[..., None].expand(-1, -1, 4))
+            score, index = best(logit, pre_nms_topk)
+            delta = take(delta, index)
             boxes.append(decode_boxes(delta, anchor[index], BOX_WEIGHTS, self.rules.limit_shrinking))
             scores.append(score)
             levels.append(torch.full_like(index, level))
-        proposals = []
-        for box, score, level, size in zip(
-            torch.cat(boxes, 1), torch.cat(scores, 1), torch.cat(levels, 1), image_sizes
-        ):
-            box = clip_boxes(box, size)
-            keep = nonempty(box, self.rules.min_proposal_side) & torch.isfinite(score)
-            box, score, level = box[keep], score[keep], level[keep]
-            keep = batched_nms(box, score, level, self.config.nms_threshold)[:post_nms_topk]
-            proposals.append(Proposals(box[keep], score[keep]))
-        return proposals
+        box, score = clip_boxes(torch.cat(boxes, 1), image_sizes), torch.cat(scores, 1)
+        score = torch.where(nonempty(box, self.rules.min_proposal_side), score, NOTHING)
+        level, count = torch.cat(levels, 1), len(levels)
+        index = suppress(box, score, level, count, self.config.nms_threshold, post_nms_topk)
+        valid = index >= 0
+        box = torch.where(valid[..., None], take(box, index), 0)
+        return Proposals(box, torch.where(valid, take(score, index), 0), valid)
 
-    def match(self, anchors: Tensor, size: tuple[int, int], target: GroundTruth) -> Matches:
-        """Match one image's anchors to its objects, for the losses."""
+    def match(self, anchors: Tensor, size: Tensor, target: GroundTruth) -> Matches:
+        """Match one image's anchors to its objects, for the losses. size: its (H, W)."""
         c = self.config
-        part = _within_padded(anchors, size, self.strides) if self.rules.ignore_padding else slice(None)
+        there = None
+        if self.rules.ignore_padding:
+            there = _within_padded(anchors, size, self.strides)
+            anchors = torch.where(there[:, None], anchors, 0)  # without extent, which meets no object
         matches = match_boxes(
-            anchors[part],
+            anchors,
             target.boxes,
             c.iou_negative,
             c.iou_positive,
@@ -156,42 +161,39 @@ class RPN(nn.Module):
             min_best=self.rules.iou_best,
             best_reassigns=self.rules.best_reassigns,
         )
-        if isinstance(part, slice):
+        if there is None:
             return matches
-        labels = torch.full_like(anchors[:, 0], -1, dtype=torch.int64)
-        gt_index = torch.zeros_like(labels)
-        gt_index[part], labels[part] = matches
-        return Matches(gt_index, labels)
+        return Matches(matches.gt_index, torch.where(there, matches.labels, -1))
 
     def _losses(
-        self,
-        anchors: Tensor,
-        features: list[Tensor],
-        image_sizes: list[tuple[int, int]],
-        targets: list[GroundTruth],
+        self, anchors: Tensor, features: list[Tensor], image_sizes: Tensor, targets: list[GroundTruth]
     ) -> dict[str, Tensor]:
         c = self.config
-        images, indices, labels, wanted, num_sampled = [], [], [], [], 0
-        for image, (size, target) in enumerate(zip(image_sizes, targets, strict=True)):
+        indices, labels, wanted = [], [], []
+        for size, target in zip(image_sizes, targets, strict=True):
             matches = self.match(anchors, size, target)
-            positive, negative = subsample(matches.labels, c.num_samples, c.positive_fraction, target.seed)
-            sampled = torch.cat([positive, negative])
-            num_sampled += max(len(positive), 1) + max(len(negative), 1)  # as MMDetection counts
-            images.append(torch.full_like(sampled, image))
-            indices.append(sampled)
-            labels.append(matches.labels[sampled])
-            gt_boxes = target.boxes[matches.gt_index[positive]] if len(positive) else anchors[positive]
-            wanted.append(encode_boxes(anchors[positive], gt_boxes, BOX_WEIGHTS))
-        where, head = (torch.cat(images), torch.cat(indices)), self.head
-        logits, deltas = predict_at(head.conv, head.objectness, head.deltas, features, *where)
-        label = torch.cat(labels)
-        loss_cls = F.binary_cross_entropy_with_logits(logits, label.to(logits.dtype), reduction="sum")
+            index, label = subsample(matches.labels, c.num_samples, c.positive_fraction, target.seed)
+            gt_boxes = target.boxes[matches.gt_index[index]] if len(target) else anchors[index]
+            indices.append(index)
+            labels.append(label)
+            wanted.append(encode_boxes(anchors[index], gt_boxes, BOX_WEIGHTS))
+        label, index, head = torch.stack(labels), torch.stack(indices), self.head
+        logits, deltas = predict_at(head.conv, head.objectness, head.deltas, features, index)
+        loss_cls = F.binary_cross_entropy_with_logits(
+            logits, label.clamp(min=0).to(logits.dtype), (label >= 0).to(logits.dtype), reduction="sum"
+        )
+        positive = (label == 1)[..., None]
+        # Boxes without extent, to be regressed from or to, give no number; no such anchor is an object's.
         loss_loc = F.smooth_l1_loss(
-            deltas[label == 1], torch.cat(wanted), reduction="sum", beta=c.smooth_l1_beta
+            torch.where(positive, deltas, 0),
+            torch.where(positive, torch.stack(wanted), 0),
+            reduction="sum",
+            beta=c.smooth_l1_beta,
         )
         normalizer: float | Tensor = c.num_samples * len(targets)
-        if self.rules.normalize_by == "sampled":
-            normalizer = mean_over_processes(num_sampled, logits.device)
+        if self.rules.normalize_by == "sampled":  # as MMDetection counts: of each kind one at least
+            counts = torch.stack([(label == 1).sum(1), (label == 0).sum(1)]).clamp(min=1)
+            normalizer = mean_over_processes(counts.sum(), logits.device)
         return {
             "loss_rpn_cls": loss_cls * (c.loss_weight / normalizer),
             "loss_rpn_loc": loss_loc * (c.loss_weight / normalizer),

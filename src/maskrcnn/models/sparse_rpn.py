@@ -15,30 +15,31 @@ from maskrcnn.backbones.layers import Conv
 
 
 def predict_at(
-    convs: nn.Module, objectness: Conv, deltas: Conv, features: list[Tensor], image: Tensor, index: Tensor
+    convs: nn.Module, objectness: Conv, deltas: Conv, features: list[Tensor], index: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Predict at S sampled anchors: logits (S,) and deltas (S, 4), float32 at least.
+    """Predict at S sampled anchors of each image: logits (B, S) and deltas (B, S, 4), float32 at least.
 
-    convs: the head's 3x3 convolution, or several; features: L maps (B, C, H, W); image: (S,) of each anchor; index:
-    (S,) among the anchors of its image's levels.
+    convs: the head's 3x3 convolution, or several; features: L maps (B, C, H, W); index: (B, S) among the anchors of
+    an image's levels.
     """
     if isinstance(convs, nn.Sequential):  # only the last can do with a few places
         features = [convs[:-1](feature) for feature in features]
     conv = convs[-1] if isinstance(convs, nn.Sequential) else convs
     assert isinstance(conv, Conv)
     num_anchors = len(objectness.weight)
-    place, anchor = index.div(num_anchors, rounding_mode="floor"), index % num_anchors
-    rows, order, first = [], [], 0
+    place, anchor = index.div(num_anchors, rounding_mode="floor"), (index % num_anchors).flatten()
+    image = torch.arange(index.shape[0], device=index.device)[:, None].expand_as(index)
+    rows, first = [], 0
     for feature in features:
         count = feature.shape[2] * feature.shape[3]
-        here = ((place >= first) & (place < first + count)).nonzero()[:, 0]
-        rows.append(_neighbourhoods(feature, image[here], place[here] - first))
-        order.append(here)
+        here = (place >= first) & (place < first + count)
+        around = _neighbourhoods(feature, image.flatten(), (place - first).clamp(0, count - 1).flatten())
+        rows.append(torch.where(here.view(-1, 1), around, 0))  # the other levels' are zero
         first += count
     weight = conv.weight.permute(0, 2, 3, 1).flatten(1)  # (C, 3 * 3 * C)
-    x = F.relu_(F.linear(torch.cat(rows), weight, conv.bias))[torch.cat(order).argsort()]
+    x = F.relu_(F.linear(torch.stack(rows).sum(0), weight, conv.bias))
     logit = _own(x, objectness, anchor, num_anchors)[:, 0]
-    return logit, _own(x, deltas, anchor, num_anchors)
+    return logit.view_as(index), _own(x, deltas, anchor, num_anchors).view(*index.shape, 4)
 
 
 def _own(x: Tensor, predictor: Conv, anchor: Tensor, num_anchors: int) -> Tensor:

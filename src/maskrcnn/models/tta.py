@@ -19,6 +19,7 @@ from maskrcnn.config import TTAConfig
 from maskrcnn.errors import UserError
 from maskrcnn.images.resize import resize_image, resize_size
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.places import RoIs, of_image
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.ops.boxes import clip_boxes, nonempty, scale_boxes
 from maskrcnn.structures import ImageBatch, Instances
@@ -64,14 +65,16 @@ def detect_in_views(
     kept: list[RoIFeatures | None] = []
     kept_bytes = 0
     for view, batch in _views(model, image, tta):
-        features, (detections,) = model.detect_boxes(batch, score_threshold)
+        features, detections = model.detect_boxes(batch.pixels, batch.sizes, score_threshold)
+        detections = of_image(detections, 0)
         found.append((view.back(detections.boxes), detections.scores, detections.labels))
         kept_bytes += sum(m.nbytes for m in features.maps)
         kept.append(features if kept_bytes <= KEPT_BYTES and model.mask_head is not None else None)
 
     boxes, scores, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
     boxes = clip_boxes(boxes, original)
-    best = model.box_head.suppress(boxes, scores, labels)
+    (best,) = model.box_head.suppress(boxes[None], scores[None], labels[None])
+    best = best[best >= 0]
     best = best[nonempty(boxes[best])]
     merged = Instances(
         original, boxes[best], scores[best], labels[best], class_names=model.config.class_names
@@ -101,7 +104,8 @@ def _mask_probs(
         features, kept[i] = kept[i], None
         if features is None:
             features = model.roi_features(model.backbone(batch.pixels))
-        probs = model.mask_head(features, [view.to(merged.boxes)], merged.labels).sigmoid()
+        rois = RoIs.of([view.to(merged.boxes)])
+        probs = model.mask_head(features, rois, merged.labels).sigmoid()
         probs = probs.flip(2) if view.mirrored else probs
         total = probs if total is None else total + probs
     assert total is not None

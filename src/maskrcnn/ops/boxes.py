@@ -14,6 +14,9 @@ from torch import Tensor
 # Regressed log sizes are cut here before exp(): 1000 / 16 is the largest factor a box may grow by.
 MAX_LOG_SCALE = math.log(1000.0 / 16)
 
+# (H, W) of one picture, or of each of B pictures.
+Size = tuple[int, int] | list[tuple[int, int]] | Tensor
+
 
 def box_area(boxes: Tensor) -> Tensor:
     """Area of each box in square pixels: (..., 4) -> (...)."""
@@ -30,25 +33,24 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(intersection > 0, intersection / union, intersection.new_zeros(()))
 
 
-def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Clip boxes to a picture of `size` (H, W)."""
-    height, width = size
-    x = boxes[..., 0::2].clamp(0, width)
-    y = boxes[..., 1::2].clamp(0, height)
-    return torch.stack([x[..., 0], y[..., 0], x[..., 1], y[..., 1]], dim=-1)
+def clip_boxes(boxes: Tensor, size: Size) -> Tensor:
+    """Clip boxes (N, 4) to a picture of `size` (H, W), or (B, N, 4) to B pictures."""
+    width_height = torch.as_tensor(size, device=boxes.device, dtype=boxes.dtype).flip(-1)
+    return torch.minimum(boxes.clamp(min=0), torch.cat([width_height, width_height], dim=-1)[..., None, :])
 
 
-def scale_boxes(boxes: Tensor, old_size: tuple[int, int], new_size: tuple[int, int]) -> Tensor:
-    """Scale boxes of a picture resized from `old_size` to `new_size`, both (H, W)."""
-    y, x = new_size[0] / old_size[0], new_size[1] / old_size[1]
-    return boxes * boxes.new_tensor([x, y, x, y])
+def scale_boxes(boxes: Tensor, old_size: Size, new_size: Size) -> Tensor:
+    """Scale boxes (N, 4) of a picture resized from `old_size` to `new_size`, or (B, N, 4) of B pictures."""
+    old, new = (torch.as_tensor(s, device=boxes.device, dtype=boxes.dtype) for s in (old_size, new_size))
+    factor = (new / old).flip(-1)
+    return boxes * torch.cat([factor, factor], dim=-1)[..., None, :]
 
 
 def nonempty(boxes: Tensor, min_side: float = 0.0) -> Tensor:
-    """Mask of the finite boxes with a positive width and height, of `min_side` at least: (N, 4) -> (N,) bool."""
-    size = boxes[:, 2:] - boxes[:, :2]
+    """Mask of the finite boxes with a positive width and height, of `min_side` at least: (..., 4) -> (...) bool."""
+    size = boxes[..., 2:] - boxes[..., :2]
     wide = size >= min_side if min_side > 0 else size > 0
-    return wide.all(dim=1) & torch.isfinite(boxes).all(dim=1)
+    return wide.all(dim=-1) & torch.isfinite(boxes).all(dim=-1)
 
 
 def encode_boxes(boxes: Tensor, targets: Tensor, weights: tuple[float, float, float, float]) -> Tensor:

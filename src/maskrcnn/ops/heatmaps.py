@@ -12,9 +12,9 @@ from torch import Tensor
 
 
 def has_point_inside(boxes: Tensor, points: Tensor) -> Tensor:
-    """Mask of the boxes (N, 4) that contain a visible point of their (N, P, 3), edges included: (N,) bool."""
-    xy, low, high = points[..., :2], boxes[:, None, :2], boxes[:, None, 2:]
-    return ((xy >= low).all(2) & (xy <= high).all(2) & (points[..., 2] > 0)).any(1)
+    """Mask of the boxes (..., 4) that contain a visible point of their (..., P, 3), edges included: (...) bool."""
+    xy, low, high = points[..., :2], boxes[..., None, :2], boxes[..., None, 2:]
+    return ((xy >= low).all(-1) & (xy <= high).all(-1) & (points[..., 2] > 0)).any(-1)
 
 
 def heatmap_cells(points: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,7 @@ def heatmap_cells(points: Tensor, boxes: Tensor, size: int) -> tuple[Tensor, Ten
     return xy[..., 1] * size + xy[..., 0], counts
 
 
-@torch.no_grad()
+@torch.library.custom_op("maskrcnn::decode_heatmaps", mutates_args=())
 def decode_heatmaps(logits: Tensor, boxes: Tensor) -> Tensor:
     """Decode heat maps (R, P, M, M) over boxes (R, 4) to the most probable place of each point, (R, P, 3).
 
@@ -56,6 +56,11 @@ def decode_heatmaps(logits: Tensor, boxes: Tensor) -> Tensor:
     # Enlargement overshoots: over maps as steep as an untrained network's, to infinity.
     scores = scores.clamp(max=torch.finfo(scores.dtype).max)
     return torch.cat([xy, scores[..., None].to(xy.dtype)], dim=2)
+
+
+@decode_heatmaps.register_fake
+def _(logits, boxes):
+    return torch.empty((*logits.shape[:2], 3), dtype=boxes.dtype, device=boxes.device)
 
 
 def _enlargement(size: int, new_size: int, dtype: torch.dtype, device: torch.device) -> Tensor:

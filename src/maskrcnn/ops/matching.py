@@ -1,6 +1,6 @@
 """Matching of anchors and proposals to objects, and sampling of those that the losses are computed on.
 
-Ren et al. 2015, section 3.1.2. The draw is a function of a seed alone (see `hashed_order`), so a batch gives
+Ren et al. 2015, section 3.1.2. The draw is a function of a seed alone (see `hashed`), so a batch gives
 the same losses whatever process, device or resumed run computes it.
 """
 
@@ -15,6 +15,7 @@ from maskrcnn.ops.boxes import box_iou
 
 # Overlaps are computed for this many pairs at a time: 500 objects against 270,000 anchors would need 0.5 GB at once.
 MAX_PAIRS = 1 << 22
+LAST = torch.iinfo(torch.int64).max
 
 
 class Matches(NamedTuple):
@@ -71,35 +72,45 @@ def match_boxes(
         for i in range(len(chunks)):
             is_best = overlaps(i) == best_of_gt
             taken = is_best.any(dim=0)
-            labels.split(len(chunks[0]))[i][taken] = 1
+            part = labels.split(len(chunks[0]))[i]
+            part.copy_(torch.where(taken, 1, part))
             if best_reassigns:
                 last = (is_best * number).amax(dim=0).long() - 1
                 index[i] = torch.where(taken, last, index[i])
     return Matches(torch.cat(index), labels)
 
 
-def subsample(labels: Tensor, num_samples: int, positive_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
+def subsample(
+    labels: Tensor, num_samples: int, positive_fraction: float, seed: int, number: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Draw at most `num_samples` boxes, at most `positive_fraction` of them objects, the rest background.
 
-    labels: (P,) as in `Matches`. Returns the indices of the objects and of the background, each in random order.
+    labels: (P,) as in `Matches`; number: (P,) of each box, by which it is drawn, by default its index. Returns S
+    indices, S being num_samples or P if that is less: objects, background, each in random order, then fillers; and
+    what they are, (S,): 1, 0, and -1 for a filler.
     """
-    positive, negative = (labels == 1).nonzero()[:, 0], (labels == 0).nonzero()[:, 0]
-    num_positive = min(len(positive), int(num_samples * positive_fraction))
-    num_negative = min(len(negative), num_samples - num_positive)
-    positive = positive[hashed_order(positive, seed)[:num_positive]]
-    return positive, negative[hashed_order(negative, seed)[:num_negative]]
+    S = min(num_samples, len(labels))
+    key = hashed(torch.arange(len(labels), device=labels.device) if number is None else number, seed)
+    drawn = [torch.where(labels == k, key, LAST).topk(S, largest=False).indices for k in (1, 0)]
+    num_positive = (labels == 1).sum().clamp(max=int(num_samples * positive_fraction))
+    num_negative = torch.minimum((labels == 0).sum(), num_samples - num_positive)
+    place = torch.arange(S, device=labels.device)
+    after = (place - num_positive).clamp(min=0)
+    is_positive = place < num_positive
+    index = torch.where(is_positive, drawn[0], drawn[1][after])
+    return index, torch.where(is_positive, 1, torch.where(after < num_negative, 0, -1))
 
 
-def hashed_order(index: Tensor, seed: int) -> Tensor:
-    """Random permutation of (N,) box indices that depends on them and the seed only.
+def hashed(number: Tensor, seed: int) -> Tensor:
+    """Hash (N,) numbers of boxes to int64 that differ for numbers that do; their order is the random one.
 
-    Each index is hashed (the finaliser of SplitMix64, Steele et al. 2014) and the hashes are sorted: unlike a
-    generator's stream this is the same on every device and does not depend on what was drawn before.
+    The finaliser of SplitMix64 (Steele et al. 2014): unlike a generator's stream this is the same on every device and
+    does not depend on what was drawn before.
     """
-    x = index.to(torch.int64) + _signed64((seed + 1) * 0x9E3779B97F4A7C15)
+    x = number.to(torch.int64) + _signed64((seed + 1) * 0x9E3779B97F4A7C15)
     x = (x ^ _shift_right(x, 30)) * _signed64(0xBF58476D1CE4E5B9)
     x = (x ^ _shift_right(x, 27)) * _signed64(0x94D049BB133111EB)
-    return torch.argsort(x ^ _shift_right(x, 31), stable=True)
+    return x ^ _shift_right(x, 31)
 
 
 def _signed64(value: int) -> int:

@@ -7,14 +7,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def mean_over_processes(count: int | float, device: torch.device) -> Tensor:
+def mean_over_processes(count: int | float | Tensor, device: torch.device) -> Tensor:
     """Mean of a count over all processes, as a float32 scalar; the count itself where there is one process.
 
     Losses divide by this instead of their own count: the processes' gradients are averaged, so their sum over
     the mean count is what one process with the whole batch would have computed.
     """
-    value = torch.tensor(float(count), device=device)
+    value = torch.as_tensor(count, device=device).float()
     if dist.is_available() and dist.is_initialized():
+        value = value.clone()
         dist.all_reduce(value)
-        value /= dist.get_world_size()
+        value = value / dist.get_world_size()
     return value

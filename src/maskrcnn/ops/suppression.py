@@ -1,26 +1,31 @@
-"""Non-maximum suppression whose result has the shape of its input, for graphs of fixed size."""
+"""Non-maximum suppression with a fixed number of results, one operator for every compiler."""
 
 from __future__ import annotations
 
 import torch
-import torchvision
 from torch import Tensor
+
+from maskrcnn.ops.boxes import batched_nms
 
 
 @torch.library.custom_op("maskrcnn::suppress", mutates_args=())
-def suppress(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
-    """Mark the boxes that greedy suppression keeps, in each of G groups by itself: (G, N, 4), (G, N) -> (G, N) bool.
+def suppress(
+    boxes: Tensor, scores: Tensor, groups: Tensor, num_groups: int, threshold: float, limit: int
+) -> Tensor:
+    """Choose boxes by greedy suppression within the groups of each image: (B, limit) indices, best first, -1 after
+    the last.
 
-    A box goes that overlaps a kept one of a higher score by more than `threshold`. A score of -inf takes no part and is
-    not kept.
+    boxes (B, N, 4); scores (B, N), of which -inf takes no part; groups (B, N) int64, from 0 to num_groups - 1. A box
+    goes that overlaps a better one of its group that stays by more than `threshold`.
     """
-    group, place = torch.isfinite(scores).nonzero(as_tuple=True)
-    kept = torchvision.ops.batched_nms(boxes[group, place], scores[group, place], group, threshold)
-    keep = torch.zeros_like(scores, dtype=torch.bool)
-    keep[group[kept], place[kept]] = True
-    return keep
+    chosen = torch.full((len(boxes), limit), -1, dtype=torch.int64, device=boxes.device)
+    for i in range(len(boxes)):
+        there = torch.isfinite(scores[i]).nonzero()[:, 0]
+        kept = batched_nms(boxes[i, there], scores[i, there], groups[i, there], threshold)[:limit]
+        chosen[i, : len(kept)] = there[kept]
+    return chosen
 
 
 @suppress.register_fake
-def _(boxes, scores, threshold):
-    return torch.empty_like(scores, dtype=torch.bool)
+def _(boxes, scores, groups, num_groups, threshold, limit):
+    return boxes.new_empty((boxes.shape[0], limit), dtype=torch.int64)
