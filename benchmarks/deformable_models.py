@@ -71,7 +71,7 @@ def randomize_offsets(model: torch.nn.Module) -> None:
 def build(name: str, precision: str, threads: int) -> tuple[MaskRCNN, bench.Task]:
     torch.set_num_threads(threads)
     task = bench.Task(model=name, precision=precision, threads=threads)
-    model = bench._build(task)
+    model = bench.build_task(task)
     randomize_offsets(model)
     return model, task
 
@@ -90,7 +90,7 @@ class Process:
 
 def start(form: str, *task: Any) -> None:
     global call
-    run = bench._inference(*build(*task))
+    run = bench.inference_call(*build(*task))
 
     def on_the_other() -> None:
         with on_grid_sample():

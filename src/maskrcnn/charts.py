@@ -158,6 +158,34 @@ def bar_chart(rows: Mapping[str, Mapping[str, float]], series: Sequence[str], *,
     return Drawing("".join(parts), left + width + 70, head + step * len(rows) + 8)
 
 
+def grouped_bars(
+    groups: Mapping[str, Sequence[tuple[int, float]]], legend: Mapping[int, str], *, width: int = 420
+) -> Drawing:
+    """Draw horizontal bars in groups under a name: of each group its (colour, value) alone, so that nothing is empty.
+
+    legend: the colours' names.
+    """
+    bar, left, head = 14, 380, 30
+    longest = max((value for bars in groups.values() for _, value in bars), default=1.0)
+    parts, x, y = [], left, head
+    for colour, name in legend.items():
+        parts.append(f'<rect x="{x}" y="8" width="12" height="12" style="fill:var(--c{colour % 8})"/>')
+        parts.append(f'<text x="{x + 18}" y="18">{escape(name)}</text>')
+        x += 34 + 7 * len(name)
+    for name, bars in groups.items():
+        middle = y + bar * len(bars) / 2
+        parts.append(f'<text x="{left - 8}" y="{middle + 3:g}" text-anchor="end">{escape(name)}</text>')
+        for colour, value in bars:
+            length = width * value / longest
+            parts.append(
+                f'<rect x="{left}" y="{y}" width="{length:.1f}" height="{bar - 2}" style="fill:var(--c{colour % 8})"/>'
+                f'<text x="{left + length + 5:.1f}" y="{y + 10}">{value:.3g}</text>'
+            )
+            y += bar
+        y += 7
+    return Drawing("".join(parts), left + width + 50, y)
+
+
 def ticks(largest: float) -> list[float]:
     """Round numbers from 0 to at least `largest`, four to seven of them."""
     if not largest > 0:

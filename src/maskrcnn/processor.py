@@ -182,10 +182,16 @@ def find_device(name: str | torch.device | None) -> torch.device:
     try:
         if not bool((torch.zeros(1, device=device) == 0).item()):
             raise RuntimeError
-    except (RuntimeError, AssertionError, NotImplementedError, ImportError):
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as e:
+        why = f" ({_first_sentence(e)})" if device.type == "cuda" and str(e) else ""
         count = f"; there are {torch.cuda.device_count()}" if device.type == "cuda" else ""
-        raise UserError(f"device: no {str(device)!r} on this machine{count}. Use cpu.") from None
+        raise UserError(f"device: no {str(device)!r} on this machine{count}{why}. Use cpu.") from None
     return device
+
+
+def _first_sentence(error: BaseException) -> str:
+    """First sentence of what PyTorch says: no driver, too old a driver, or a build without CUDA."""
+    return str(error).splitlines()[0].split(". ")[0].rstrip(".")[:200]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,35 +69,46 @@ def measure_all(tasks: Sequence[Task], timeout: float | None = None) -> Iterator
 
 
 def largest_batch(task: Task, limit: int = 1024) -> Measurement | None:
-    """Find the largest power of two of images that fits the device: its measurement, or None if not even one image
-    fits.
+    """Find the largest batch from the task's own on that fits the device, each tried in a process of its own: its
+    measurement, or None if not even the task's own fits.
     """
     from dataclasses import replace
 
-    best, batch = None, task.batch
-    while batch <= limit:
-        found = _in_process(replace(task, batch=batch), None)
-        if found.error is not None:
-            break
-        best, batch = found, batch * 2
-    return best
+    from maskrcnn.bench.largest import largest_fitting
+
+    found: dict[int, Measurement] = {}
+
+    def fits(batch: int) -> bool:
+        found[batch] = _in_process(replace(task, batch=batch), None)
+        return found[batch].error is None
+
+    best = largest_fitting(fits, task.batch, limit)
+    return None if best is None else found[best]
 
 
 def _in_process(task: Task, timeout: float | None) -> Measurement:
     environment = dict(os.environ)
     if task.threads:
         environment["OMP_NUM_THREADS"] = str(task.threads)
-    command = [sys.executable, "-m", "maskrcnn.bench.measure", json.dumps(asdict(task))]
+    answer, error = in_process("maskrcnn.bench.measure", asdict(task), timeout, environment)
+    return Measurement(task=task, error=error) if answer is None else from_dict(answer)
+
+
+def in_process(
+    module: str, question: dict[str, Any], timeout: float | None, environment: dict[str, str] | None = None
+) -> tuple[dict[str, Any] | None, str | None]:
+    """Run a module with a JSON argument in a process of its own: the JSON of its last line, or why there is none."""
+    command = [sys.executable, "-m", module, json.dumps(question)]
     try:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
     except subprocess.TimeoutExpired:
-        return Measurement(task=task, error=f"took more than {timeout:.0f} s")
+        return None, f"took more than {timeout:.0f} s"
     if done.returncode == 0:
-        return from_dict(json.loads(done.stdout.splitlines()[-1]))
+        return json.loads(done.stdout.splitlines()[-1]), None
     if done.returncode < 0:
-        return Measurement(task=task, error=f"killed by signal {-done.returncode}: out of memory?")
+        return None, f"killed by signal {-done.returncode}: out of memory?"
     last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return Measurement(task=task, error=last[:200])
+    return None, last[:200]
 
 
 def from_dict(values: dict[str, Any]) -> Measurement:
@@ -114,22 +125,22 @@ def measure(task: Task) -> Measurement:
 
     if task.threads:
         torch.set_num_threads(task.threads)
-    _set_tf32(task.precision == "tf32")
+    set_tf32(task.precision == "tf32")
     device = torch.device(task.device)
     memory = _MemoryMeter(device)
-    model = _build(task).to(device)
-    call = _inference(model, task) if task.mode == "inference" else _training(model, task)
+    model = build_task(task).to(device)
+    call = inference_call(model, task) if task.mode == "inference" else training_step(model, task)
     seconds = _timed(call, task.repeats, device)
     return Measurement(
         task=task,
-        device_name=_device_name(device),
+        device_name=device_name(device),
         machine=processor.describe().line(),
         seconds=statistics.median(seconds),
         memory_mib=memory.peak(),
     )
 
 
-def _build(task: Task) -> MaskRCNN:
+def build_task(task: Task) -> MaskRCNN:
     import torch
 
     from maskrcnn import presets
@@ -159,7 +170,7 @@ def _batch(model: MaskRCNN, task: Task) -> ImageBatch:
     return model.preprocess([image] * task.batch)
 
 
-def _inference(model: MaskRCNN, task: Task) -> Callable[[], Any]:
+def inference_call(model: MaskRCNN, task: Task) -> Callable[[], Any]:
     import torch
 
     from maskrcnn.engines.prepare import prepare
@@ -208,7 +219,7 @@ def _boxes(count: int, size: tuple[int, int]) -> torch.Tensor:
     return torch.cat([(centre - half).clamp(min=0), torch.minimum(centre + half, image)], 1)
 
 
-def _training(model: MaskRCNN, task: Task) -> Callable[[], Any]:
+def training_step(model: MaskRCNN, task: Task) -> Callable[[], Any]:
     from contextlib import nullcontext
 
     import torch
@@ -216,17 +227,20 @@ def _training(model: MaskRCNN, task: Task) -> Callable[[], Any]:
     model.train().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     batch = _batch(model, task)
     targets = [_objects(model, task, seed) for seed in range(task.batch)]
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-7, momentum=0.9)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-7, momentum=0.9, fused=True)
     dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
     kind = torch.device(task.device).type
+    scaler = torch.amp.GradScaler(kind, enabled=task.precision == "fp16")  # type: ignore[attr-defined]
 
     def step() -> None:
         optimizer.zero_grad()
         dtype = dtypes.get(task.precision)
         with torch.autocast(kind, dtype) if dtype else nullcontext():
             losses = model(batch, targets)
-        torch.stack([loss.float() for loss in losses.values()]).sum().backward()
-        optimizer.step()
+        scaler.scale(torch.stack([loss.float() for loss in losses.values()]).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
 
     return step
 
@@ -285,7 +299,7 @@ def _timed(call: Callable[[], Any], repeats: int, device: torch.device) -> list[
     return seconds
 
 
-def _set_tf32(allowed: bool) -> None:
+def set_tf32(allowed: bool) -> None:
     import torch
 
     torch.backends.cuda.matmul.allow_tf32 = allowed
@@ -325,7 +339,7 @@ class _MemoryMeter:
             return None
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         import torch
 
