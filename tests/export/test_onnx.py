@@ -12,7 +12,7 @@ from PIL import Image
 
 import maskrcnn
 from maskrcnn.cli.main import main
-from maskrcnn.engines.onnx_model import OnnxModel
+from maskrcnn.engines.exported import ExportedPredictor
 from maskrcnn.errors import UserError
 from maskrcnn.export.check import compare
 from maskrcnn.export.onnx_file import write_onnx
@@ -69,7 +69,7 @@ def picture(size: tuple[int, int] = (96, 128)) -> np.ndarray:
 def test_it_says_what_the_model_says_and_is_used_like_it(
     model: Predictor, path: Path, tmp_path: Path
 ) -> None:
-    exported = OnnxModel(path)
+    exported = ExportedPredictor(path)
     found = compare(model, exported, picture(), None, None)
     assert {d.case for d in found} == {"the picture", "noise", "another size", "three sizes at once"}
     assert sum(d.count for d in found) > 10
@@ -96,7 +96,7 @@ def test_it_says_what_the_model_says_and_is_used_like_it(
 def test_a_cascade_of_one_size_without_a_detection(tmp_path: Path) -> None:
     model = sure("cascade_mask_rcnn_R_50_FPN_1x")
     write_onnx(model, tmp_path / "a.onnx", size=(96, 128), batch=1)
-    exported = OnnxModel(tmp_path / "a.onnx")
+    exported = ExportedPredictor(tmp_path / "a.onnx")
     for difference in compare(model, exported, picture(), (96, 128), 1):
         assert difference.passed, difference.line()
     assert len(exported.detect(exported.preprocess(pictures((50, 60))), 1.0)[0]) == 0

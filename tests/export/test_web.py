@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from maskrcnn.cli.main import main
-from maskrcnn.engines.onnx_model import OnnxModel
+from maskrcnn.engines.exported import ExportedPredictor
 from maskrcnn.errors import UserError
 from maskrcnn.export.web import RUNTIME, RUNTIME_FILES, read_runtime, web_folder
 from maskrcnn.images.resize import resize_image, resize_size
@@ -74,7 +74,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(small_onnx: Path, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("web") / "page"
-    config = OnnxModel(small_onnx).config
+    config = ExportedPredictor(small_onnx).config
     for _ in range(2):  # an earlier one is replaced
         with web_folder(path, config, {"size": (128, 160), "batch": 1}, read_runtime(archive)) as model:
             shutil.copy(small_onnx, model)

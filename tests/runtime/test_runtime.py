@@ -95,7 +95,7 @@ def test_arrays_and_thresholds(small_onnx: Path, photo: Path) -> None:
     with pytest.raises(UserError, match="takes pictures of up to 128 x 160 pixels, got 128 x 192"):
         model.predict(photo, min_size=128, max_size=192)
     with pytest.raises(UserError, match="takes 1 pictures at a time, got 2"):
-        model.detect([np.zeros((64, 64, 3))] * 2, [(64, 64)] * 2)
+        model.padded([np.zeros((64, 64, 3))] * 2)
 
 
 def test_an_openvino_file_gives_the_same(small_onnx: Path, photo: Path, tmp_path: Path) -> None:
@@ -106,8 +106,17 @@ def test_an_openvino_file_gives_the_same(small_onnx: Path, photo: Path, tmp_path
     openvino.save_model(converted, tmp_path / "a.xml", compress_to_fp16=False)
     found = ExportedModel(tmp_path / "a.xml", num_threads=1).predict(photo)
     expected = ExportedModel(small_onnx).predict(photo)
+    loaded = maskrcnn.load(tmp_path / "a.xml")
+    assert loaded.engine == "openvino"
+    np.testing.assert_array_equal(loaded.predict(photo).boxes, found.boxes)
     np.testing.assert_allclose(found.boxes, expected.boxes, atol=0.01)
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
+    other = openvino.convert_model(small_onnx)
+    for config, said in (("{", "as JSON in its metadata"), ('{"input": {}}', "got none for category_ids")):
+        other.set_rt_info(facts | {"config": config}, "maskrcnn")
+        openvino.save_model(other, tmp_path / "d.xml")
+        with pytest.raises(UserError, match=said):
+            ExportedModel(tmp_path / "d.xml")
     other = openvino.convert_model(small_onnx)
     openvino.save_model(other, tmp_path / "b.xml")
     with pytest.raises(UserError, match="got form none"):

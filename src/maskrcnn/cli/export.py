@@ -79,10 +79,10 @@ def main(args: argparse.Namespace) -> int:
         output = atomic_path(args.out)
     with output as temporary:
         write_onnx(model, temporary, size=size, batch=args.batch)
-        from maskrcnn.engines.onnx_model import OnnxModel
+        from maskrcnn.engines.exported import ExportedPredictor
 
         found = compare(
-            model, OnnxModel(temporary), _picture(args.picture, model.config.input), size, args.batch
+            model, ExportedPredictor(temporary), _picture(args.picture, model.config.input), size, args.batch
         )
         for difference in found:
             print(difference.line(), file=sys.stderr)

@@ -87,7 +87,12 @@ def named_models(given: list[str]) -> dict[str, str]:
         name, equals, model = text.partition("=")
         if not equals or os.path.exists(text):
             model = text
-            name = os.path.basename(os.path.normpath(text)).removesuffix(".safetensors").removesuffix(".onnx")
+            name = (
+                os.path.basename(os.path.normpath(text))
+                .removesuffix(".safetensors")
+                .removesuffix(".onnx")
+                .removesuffix(".xml")
+            )
         if not name or not model:
             raise UserError(f"--model: expected NAME=MODEL, got {text!r}.")
         if name in named:

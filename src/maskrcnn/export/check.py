@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskrcnn.engines.onnx_model import OnnxModel
+from maskrcnn.engines.exported import ExportedPredictor
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.structures import ImageBatch, Instances
 
@@ -43,7 +43,7 @@ class Difference:
 
 def compare(
     model: MaskRCNN,
-    exported: OnnxModel,
+    exported: ExportedPredictor,
     picture: np.ndarray,
     fixed: tuple[int, int] | None,
     batch: int | None,

@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 from maskrcnn.config import ModelConfig, to_dict
-from maskrcnn.engines.onnx_model import VERSION
 from maskrcnn.engines.seams import picture_sides, without_graph
 from maskrcnn.errors import UserError
 from maskrcnn.export.graph import Graph
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.runtime.sessions import FORM
 
 OPSET = 20
 LOWEST = -3.4e38
@@ -63,7 +63,7 @@ def write_onnx(
         raise UserError(f"export: {model.config.name}: {what} has no ONNX form.") from None
     assert onnx_program is not None
     fixed = {k: v for k, v in (("size", size), ("batch", batch)) if v is not None}
-    facts = {"maskrcnn": VERSION, "config": json.dumps(to_dict(model.config)), "fixed": json.dumps(fixed)}
+    facts = {"maskrcnn": FORM, "config": json.dumps(to_dict(model.config)), "fixed": json.dumps(fixed)}
     onnx_program.model.metadata_props.update(facts)
     onnx_program.save(path, external_data=False)
 

@@ -19,7 +19,9 @@ Size = tuple[int, int]
 
 
 class ExportedModel:
-    """Model from a file that `maskrcnn export` wrote. config: its settings, as JSON has them.
+    """Model from a file that `maskrcnn export` wrote.
+
+    config: its settings, as JSON has them; engine: "onnx" or "openvino", which runs it.
 
     num_threads: None for as many as the runtime takes by itself.
 
@@ -29,6 +31,7 @@ class ExportedModel:
 
     def __init__(self, path: str | Path, num_threads: int | None = None) -> None:
         self._session = open_session(path, num_threads)
+        self.engine = self._session.engine
         self.config: dict[str, Any] = self._session.facts["config"]
         self._fixed = self._session.facts["fixed"]
 
@@ -61,37 +64,27 @@ class ExportedModel:
         image = pixels_of(picture, "predict")
         original = (image.shape[0], image.shape[1])
         resized = resize_image(image, resize_size(*original, least, most, c["resize"]), c["resize"])
-        found = self.detect([resized], [original], score_threshold)[0]
+        pixels = self.padded([resized])
+        found = self.detect(pixels, [resized.shape[:2]], [original], score_threshold)[0]
         found.image = picture if isinstance(picture, str | Path) else image
         return found
 
-    def detect(
-        self,
-        images: Sequence[np.ndarray],
-        original_sizes: Sequence[Size],
-        score_threshold: float | None = None,
-    ) -> list[Found]:
-        """Detect objects in RGB images (h, w, 3), 0 to 255, at the network's size; boxes in the original pixels.
+    def padded(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Pad RGB images (h, w, 3), at the network's size, with zeros to what the file takes: (B, 3, H, W) float32.
+
+        H and W are multiples of the network's divisor, B is the number of images, or what the file was made for.
 
         Raises:
             UserError: more or larger images than the file was made for.
         """
-        sizes = [(image.shape[0], image.shape[1]) for image in images]
-        pixels = self._padded(images, sizes)
-        given = sizes + [(1, 1)] * (len(pixels) - len(sizes))
-        out = self._session.run({"images": pixels, "image_sizes": np.array(given, np.int64)})
-        of_each = zip(sizes, original_sizes, strict=True)
-        return [self._finished(out, i, *both, score_threshold) for i, both in enumerate(of_each)]
-
-    def _padded(self, images: Sequence[np.ndarray], sizes: Sequence[Size]) -> np.ndarray:
-        """Pad images with zeros to one size, a multiple of the network's divisor: (B, 3, H, W) float32."""
         divisor, count = self.config["input"]["size_divisor"], len(images)
-        height, width = (-(-max(side) // divisor) * divisor for side in zip(*sizes, strict=True))
+        sides = zip(*(image.shape[:2] for image in images), strict=True)
+        height, width = (-(-max(side) // divisor) * divisor for side in sides)
         if fixed := self._fixed.get("size"):
             if height > fixed[0] or width > fixed[1]:
                 raise UserError(
                     f"the exported model takes pictures of up to {fixed[0]} x {fixed[1]} pixels, "
-                    f"got {height} x {width}. Give smaller sizes, or export it without --size."
+                    f"got {height} x {width}. Give smaller --min-size and --max-size, or export it without --size."
                 )
             height, width = fixed
         if batch := self._fixed.get("batch"):
@@ -99,9 +92,22 @@ class ExportedModel:
                 raise UserError(f"the exported model takes {batch} pictures at a time, got {count}.")
             count = batch
         pixels = np.zeros((count, 3, height, width), np.float32)
-        for image, (h, w), out in zip(images, sizes, pixels):
-            out[:, :h, :w] = image.transpose(2, 0, 1)
+        for image, out in zip(images, pixels):
+            out[:, : image.shape[0], : image.shape[1]] = image.transpose(2, 0, 1)
         return pixels
+
+    def detect(
+        self,
+        pixels: np.ndarray,
+        image_sizes: Sequence[Size],
+        original_sizes: Sequence[Size],
+        score_threshold: float | None = None,
+    ) -> list[Found]:
+        """Detect objects in `padded` images of these (h, w) without the padding; boxes are in the original pixels."""
+        given = [*image_sizes, *[(1, 1)] * (len(pixels) - len(image_sizes))]
+        out = self._session.run({"images": pixels, "image_sizes": np.array(given, np.int64)})
+        of_each = zip(image_sizes, original_sizes, strict=True)
+        return [self._finished(out, i, *both, score_threshold) for i, both in enumerate(of_each)]
 
     def _finished(
         self, out: dict[str, np.ndarray], i: int, size: Size, original: Size, threshold: float | None

@@ -10,12 +10,14 @@ import numpy as np
 
 from maskrcnn.errors import UserError, one_line
 
-FORM = "1"  # of inputs, outputs and metadata: `engines.onnx_model.VERSION`
+FORM = "1"  # of the graph's inputs and outputs, in the file's metadata under "maskrcnn"
+SUFFIXES = (".onnx", ".xml")
 
 
 class Session(Protocol):
     """Exported graph that is ready to run. facts: its metadata, `config` and `fixed` decoded."""
 
+    engine: str
     facts: dict[str, Any]
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]: ...
@@ -30,15 +32,16 @@ def open_session(path: str | Path, num_threads: int | None = None) -> Session:
         UserError: another ending, no such file, the runtime is not installed, a damaged file, another's file.
     """
     path = Path(path)
-    kinds = {".onnx": _OnnxSession, ".xml": _OpenVinoSession}
-    if path.suffix.lower() not in kinds:
-        raise UserError(f"{path}: expected an exported model, a file ending in {' or '.join(kinds)}.")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"{path}: expected an exported model, a file ending in {' or '.join(SUFFIXES)}.")
     if not path.is_file():
         raise UserError(f"{path}: no such model file.")
-    return kinds[path.suffix.lower()](path, num_threads)
+    return (_OnnxSession if path.suffix == ".onnx" else _OpenVinoSession)(path, num_threads)
 
 
 class _OnnxSession:
+    engine = "onnx"
+
     def __init__(self, path: Path, num_threads: int | None) -> None:
         try:
             import onnxruntime
@@ -62,6 +65,8 @@ class _OnnxSession:
 
 
 class _OpenVinoSession:
+    engine = "openvino"
+
     def __init__(self, path: Path, num_threads: int | None) -> None:
         try:
             import openvino
@@ -100,13 +105,17 @@ def _checked(facts: dict[str, Any], path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: expected a model that this version of `maskrcnn export` wrote (form {FORM}), got form {form}."
         )
-    decoded = {name: facts.get(name, "{}") for name in ("config", "fixed")}
-    decoded = {
-        name: json.loads(value) if isinstance(value, str) else value for name, value in decoded.items()
-    }
-    if missing := {"input", "class_names", "category_ids"} - decoded["config"].keys():
+    try:
+        given = {name: facts.get(name, "{}") for name in ("config", "fixed")}
+        decoded = {name: json.loads(v) if isinstance(v, str) else v for name, v in given.items()}
+        missing = {"input", "class_names", "category_ids", "rules"} - decoded["config"].keys()
+    except (ValueError, AttributeError):
         raise UserError(
-            f"{path}: expected the model's settings in its metadata, got none of {sorted(missing)}."
+            f"{path}: expected the model's settings as JSON in its metadata, got others."
+        ) from None
+    if missing:
+        raise UserError(
+            f"{path}: expected the model's settings in its metadata, got none for {', '.join(sorted(missing))}."
         )
     return decoded
 
