@@ -5,6 +5,9 @@ the iteration, and a checkpoint holds every process's random numbers, so that a 
 with the same bits. A run with a time budget (`train.max_minutes`) follows the clock and is the exception; it resumes
 with the time that it had used.
 
+A step with a loss that is not finite changes no weight, which the device decides; the run ends when the host reads the
+loss (on a GPU two steps later, see `training.late`), before anything is kept.
+
 The first SIGTERM or SIGINT ends the run with a checkpoint at the end of the iteration, or in an evaluation at once.
 """
 
@@ -37,6 +40,7 @@ from maskrcnn.training import distributed
 from maskrcnn.training.distributed import Process
 from maskrcnn.training.generators import generator_state, restore_generators, seed_generators
 from maskrcnn.training.interrupt import StopRequest
+from maskrcnn.training.late import LateLosses, StepLosses
 from maskrcnn.training.optim import Schedule, WeightAverage, build_optimizer, scaled_lr, set_learning_rate
 from maskrcnn.training.precise_norm import renew_statistics
 from maskrcnn.training.runlog import Display, RunLog, Stopwatch, Window
@@ -118,6 +122,7 @@ class Trainer:
         self.norms_renewed_at: int | None = None
         self.seconds = 0.0  # of training, without evaluations
         self.window = Window()
+        self.late = LateLosses(self.process.device)
         self.notes, self.pictures = list(notes), pictures
         self.resume_from = resume_from
         self.resumed: dict[str, Any] | None = None  # the state in the checkpoint
@@ -156,11 +161,14 @@ class Trainer:
         self.watch.start()
         while not (reason := self._finished()):
             lr = self.schedule(self.iteration, self.seconds)
-            losses = self._step(*next(batches), lr)
+            step = self._step(*next(batches), lr)
             self.iteration += 1
             self.seconds = self._clock()
-            self._record(losses, lr)
+            step.iteration, step.seconds = self.iteration, self.seconds
+            self.late.add(step)
+            self._read_losses()
             if self._evaluation_is_due():
+                self._read_losses(lag=0)
                 self._renew_norms()  # before the checkpoint, which an evaluation must not change any more
             if self.iteration % self.config.train.checkpoint_every == 0:
                 self._save()
@@ -171,8 +179,8 @@ class Trainer:
 
     def _step(
         self, images: list[Tensor], targets: list[GroundTruth], ids: list[Any], lr: float
-    ) -> dict[str, float]:
-        """Take one optimiser step; returns the mean losses over its micro-batches and over processes.
+    ) -> StepLosses:
+        """Take one optimiser step, unless a loss is not finite; returns its micro-batches' means over processes.
 
         With `accumulation_steps` n, the gradient is the mean of the gradients of n micro-batches of consecutive
         images, each of which normalises its losses itself. That equals the whole batch's gradient where the
@@ -184,22 +192,37 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         parts = self.config.optim.accumulation_steps
         size = len(images) // parts
-        sums: dict[str, float] = {}
-        for part in range(parts):
-            mine = slice(part * size, (part + 1) * size)
+        names: tuple[str, ...] = ()
+        means, finite, mine = [], [], [slice(part * size, (part + 1) * size) for part in range(parts)]
+        for part, images_of_part in enumerate(mine):
             with self._exchange_gradients(part == parts - 1):
-                losses = self._losses(images[mine], targets[mine])
-                means = self._finite_means(losses, ids[mine], lr)
-                self.scaler.scale(torch.stack(list(losses.values())).sum() / parts).backward()
-            sums = {name: sums.get(name, 0.0) + value / parts for name, value in means.items()}
+                losses = self._losses(images[images_of_part], targets[images_of_part])
+                names = tuple(losses)
+                local = torch.stack([loss.detach().float() for loss in losses.values()])
+                means.append(self._means(local))
+                finite.append(local.isfinite().all())
+                total = torch.stack(list(losses.values())).sum() / parts
+                if self.scaler.is_enabled():  # which looks at gradients alone: have them not finite either
+                    total = total * torch.where(finite[-1], 1.0, torch.nan)
+                self.scaler.scale(total).backward()
         if self.config.optim.clip_grad_norm is not None:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip_grad_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        step = StepLosses(names, torch.stack(means), torch.stack(finite), [ids[m] for m in mine], lr)
+        self._update(step)
+        return step
+
+    def _update(self, step: StepLosses) -> None:
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:  # a gradient scaler's word to a fused optimiser, which decides on the device
+            optimizer: Any = self.optimizer
+            optimizer.found_inf = step.any_not_finite()
+            optimizer.step()
+            del optimizer.found_inf
         if self.average:
             self.average.update(self.iteration + 1)
-        return sums
 
     def _losses(self, images: list[Tensor], targets: list[GroundTruth]) -> dict[str, Tensor]:
         device = self.process.device
@@ -207,18 +230,26 @@ class Trainer:
         with autocast(device, self.config.train.precision):
             return self.forward(batch, [t.to(device) for t in targets])
 
-    def _finite_means(self, losses: dict[str, Tensor], ids: list[Any], lr: float) -> dict[str, float]:
-        """The losses' means over processes. A value that is not finite stops all of them, before a gradient of it."""
-        local = torch.stack([loss.detach().float() for loss in losses.values()])
-        asked = local.new_tensor([self.stop.signal is not None])  # all processes end after the same step
-        *values, share = distributed.all_reduce_mean(torch.cat([local, asked])).tolist()
-        self.others_stop = share > 0
-        means = dict(zip(losses, values, strict=True))
-        bad = [name for name, value in means.items() if not math.isfinite(value)]
-        if bad:
-            mine = [] if bool(local.isfinite().all()) else ids
-            self._stop(bad, means, [i for some in distributed.gather(mine) for i in some], lr)
-        return means
+    def _means(self, local: Tensor) -> Tensor:
+        """Means of the losses over processes, and the share of processes that were asked to stop."""
+        asked = local.new_full((1,), float(self.stop.signal is not None))  # all end after the same step
+        return distributed.all_reduce_mean(torch.cat([local, asked]))
+
+    def _read_losses(self, lag: int | None = None) -> None:
+        """Read the losses that are due. One that is not finite ends the run, on all processes."""
+        for step in self.late.due(lag):
+            parts = step.read()
+            sums: dict[str, float] = {}
+            for part, (*values, share) in enumerate(parts):
+                self.others_stop |= share > 0
+                means = dict(zip(step.names, values, strict=True))
+                bad = [name for name, value in means.items() if not math.isfinite(value)]
+                if bad:
+                    mine = [] if bool(step.finite[part]) else step.ids[part]
+                    ids = [i for some in distributed.gather(mine) for i in some]
+                    self._stop(step, bad, means, ids)
+                sums = {name: sums.get(name, 0.0) + value / len(parts) for name, value in means.items()}
+            self._record(step, sums)
 
     def _finished(self) -> str:
         """Reason why training is over, or nothing."""
@@ -280,24 +311,24 @@ class Trainer:
         self.log.write("event", self.iteration, message=message)
         self.display.say(message)
 
-    def _record(self, losses: dict[str, float], lr: float) -> None:
+    def _record(self, step: StepLosses, losses: dict[str, float]) -> None:
         self.window.add(losses)
-        self.display.step(self.iteration)
-        if self.iteration % self.config.train.log_every:
+        self.display.step(step.iteration)
+        if step.iteration % self.config.train.log_every:
             return
-        means, took = self.window.close(self.seconds)
+        means, took = self.window.close(step.seconds)
         entry = {
             "losses": means,
             "loss": sum(means.values()),
-            "lr": lr,
+            "lr": step.lr,
             "images_per_second": self.config.data.batch_size / took,
-            "seconds": self.seconds,
+            "seconds": step.seconds,
         }
-        left = (self.config.train.iterations - self.iteration) * took
+        left = (self.config.train.iterations - step.iteration) * took
         if self.schedule.budget_seconds is not None:
-            left = min(left, self.schedule.budget_seconds - self.seconds)
-        self.log.write("train", self.iteration, **entry)
-        self.display.train_line(self.iteration, entry, left)
+            left = min(left, self.schedule.budget_seconds - step.seconds)
+        self.log.write("train", step.iteration, **entry)
+        self.display.train_line(step.iteration, entry, left)
 
     def _evaluate_if_due(self, *, at_end: bool = False) -> None:
         if self.validate and self._evaluation_is_due(at_end=at_end):
@@ -356,6 +387,7 @@ class Trainer:
         return {**self.model.state_dict(), **(self.average.state_dict() if self.average else {})}
 
     def _save(self) -> None:
+        self._read_losses(lag=0)  # of all that the checkpoint is made of
         generators = distributed.gather(generator_state(self.process))
         distributed.on_main(lambda: self._save_here(generators))
 
@@ -428,6 +460,7 @@ class Trainer:
         raise Interrupted(number, f"{text}. The checkpoint is {newest}: go on with --resume.")
 
     def _end(self, reason: str) -> TrainResult:
+        self._read_losses(lag=0)
         self._renew_norms()
         self._save()
         self._evaluate_if_due(at_end=True)
@@ -441,15 +474,21 @@ class Trainer:
         last = evaluations[-1] if evaluations else None
         return TrainResult(self.out, self.iteration, self.seconds, reason, last, best)
 
-    def _stop(self, terms: list[str], losses: dict[str, float], ids: list[Any], lr: float) -> None:
+    def _stop(self, step: StepLosses, terms: list[str], losses: dict[str, float], ids: list[Any]) -> NoReturn:
         """End the run at a loss that is not finite; nothing is written over."""
-        term, iteration = terms[0], self.iteration + 1
+        term, iteration = terms[0], step.iteration
         if self.process.is_main:
             told = {name: str(value) if name in terms else value for name, value in losses.items()}
-            details = {"iteration": iteration, "terms": terms, "losses": told, "image_ids": ids, "lr": lr}
+            details = {
+                "iteration": iteration,
+                "terms": terms,
+                "losses": told,
+                "image_ids": ids,
+                "lr": step.lr,
+            }
             write_atomic(self.out / "nonfinite.json", json.dumps(details, indent=1) + "\n")
             self.log.write(
-                "event", self.iteration, message=f"{term} is {losses[term]} at iteration {iteration}"
+                "event", iteration - 1, message=f"{term} is {losses[term]} at iteration {iteration}"
             )
         raise NonFiniteLossError(
             f"iteration {iteration}: {term} is {losses[term]} on the images {shown(', '.join(map(str, ids)))} "
