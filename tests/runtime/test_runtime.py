@@ -14,7 +14,10 @@ import pytest
 from PIL import Image
 
 import maskrcnn
+from maskrcnn import presets
 from maskrcnn.cli.main import main as maskrcnn_main
+from maskrcnn.config import MaskHeadConfig, to_dict
+from maskrcnn.engines.exported import ExportedPredictor
 from maskrcnn.errors import UserError
 from maskrcnn.masks.rle import rle_decode
 from maskrcnn.runtime import ExportedModel
@@ -165,3 +168,43 @@ def test_a_runtime_that_is_missing_is_named(bare: Path, small_onnx: Path) -> Non
     done = without_torch(bare, "-c", code.replace("'.'", repr(str(small_onnx))))
     assert done.returncode == 2
     assert "Run: pip install onnxruntime" in done.stderr
+
+
+def test_key_points_and_masks_at_whole_pixels(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Outputs of a model with both, by hand: the picture is twice as large as the network's."""
+    config = presets.get("keypoint_rcnn_R_50_FPN_3x", tiny=True).model
+    config.input.min_size, config.input.max_size, config.input.resize = 32, 32, "opencv"
+    config.mask_head, config.rules.paste = MaskHeadConfig(), "torchvision"
+    config.class_names, config.category_ids = ("person",), (1,)
+    assert config.keypoint_head is not None
+
+    class Fake:
+        engine = "onnx"
+        facts = json.loads(json.dumps({"config": to_dict(config), "fixed": {}}))
+
+        def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+            assert inputs["images"].shape == (1, 3, 32, 32)
+            assert inputs["image_sizes"].tolist() == [[32, 32]]
+            return {
+                "boxes": np.array([[[4, 6, 12, 20], [40, 1, 50, 9], [0, 0, 0, 0]]], np.float32),
+                "scores": np.array([[0.9, 0.8, 0]], np.float32),
+                "labels": np.zeros((1, 3), np.int64),
+                "masks": np.ones((1, 3, 28, 28), np.float32),
+                "keypoints": np.tile(np.array([8, 10, 0.7], np.float32), (1, 3, 17, 1)),
+                "counts": np.array([2]),
+            }
+
+    monkeypatch.setattr("maskrcnn.runtime.model.open_session", lambda *_: Fake())
+    found = ExportedModel("a.onnx").predict(np.zeros((64, 64, 3), np.uint8))
+    assert found.boxes.tolist() == [[8, 12, 24, 40]]  # the second one is outside of the picture
+    assert found.keypoints is not None
+    assert found.keypoints[0, 0].tolist() == pytest.approx([16, 20, 0.7])
+    (entry,) = found.to_coco("a")
+    assert entry["category_id"] == 1
+    assert entry["keypoints"][:3] == pytest.approx([15.5, 19.5, 0.7])  # COCO counts from a pixel's centre
+    assert found.masks()[0, 12:40, 8:24].all()
+    with_torch = ExportedPredictor("a.onnx").predict(np.zeros((64, 64, 3), np.uint8))
+    assert with_torch.to_coco("a", (1,)) == found.to_coco("a")
+    assert with_torch.skeleton == config.keypoint_head.skeleton
+    assert found.draw(tmp_path / "a.png").shape == with_torch.draw().shape
+    np.testing.assert_array_equal(found.draw(), with_torch.draw())
