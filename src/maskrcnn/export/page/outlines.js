@@ -16,9 +16,9 @@ function loops({ width, height, cells }) {
   const at = (x, y) => (x >= 0 && y >= 0 && x < width && y < height ? cells[y * width + x] : 0);
   const AHEAD = [[1, 0], [0, 1], [-1, 0], [0, -1]]; // right, down, left, up
   const seen = new Uint8Array((width + 1) * (height + 1)), found = []; // top edges that a path has taken
-  for (let y = 0; y < height; y++) {
-    for (let x = 0; x < width; x++) {
-      if (!at(x, y) || at(x, y - 1) || seen[y * (width + 1) + x]) continue;
+  for (let y = 0, i = 0; y < height; y++) {
+    for (let x = 0; x < width; x++, i++) {
+      if (!cells[i] || (y && cells[i - width]) || seen[y * (width + 1) + x]) continue;
       const loop = [];
       let px = x, py = y, way = 0;
       do {

@@ -7,14 +7,19 @@ export function crop(probs, side, [x0, y0, x1, y1], height, width, threshold) {
   const left = clamp(Math.floor(x0) - 1, width), right = Math.max(left, Math.min(Math.ceil(x1) + 1, width));
   const top = clamp(Math.floor(y0) - 1, height), bottom = Math.max(top, Math.min(Math.ceil(y1) + 1, height));
   const across = weights(left, right, x0, x1, side), down = weights(top, bottom, y0, y1, side);
+  const columns = Int32Array.from(across, ([column]) => column + 2), shares = Float64Array.from(across, ([, u]) => u);
   const cells = new Uint8Array((right - left) * (bottom - top)), limit = fround(threshold);
-  const at = (row, column) => (row < 0 || column < 0 || row >= side || column >= side ? 0 : probs[row * side + column]);
+  const line = new Float64Array(side + 4); // a row between two of the map's, with zeros around: from cell -2 on
   let i = 0;
   for (const [row, v] of down) {
-    for (const [column, u] of across) {
-      const upper = at(row, column) * (1 - u) + at(row, column + 1) * u;
-      const lower = at(row + 1, column) * (1 - u) + at(row + 1, column + 1) * u;
-      cells[i++] = fround(upper * (1 - v) + lower * v) >= limit ? 1 : 0;
+    for (let c = 0; c < side; c++) {
+      const upper = row >= 0 && row < side ? probs[row * side + c] : 0;
+      const lower = row >= -1 && row < side - 1 ? probs[(row + 1) * side + c] : 0;
+      line[c + 2] = upper * (1 - v) + lower * v;
+    }
+    for (let x = 0; x < columns.length; x++, i++) {
+      const at = columns[x];
+      if (fround(line[at] * (1 - shares[x]) + line[at + 1] * shares[x]) >= limit) cells[i] = 1;
     }
   }
   return { x: left, y: top, width: right - left, height: bottom - top, cells };
@@ -37,7 +42,7 @@ function weights(start, stop, low, high, side) {
   return Array.from({ length: stop - start }, (_, k) => {
     const place = fround(fround((fround(start + k + 0.5 - low) / fround(high - low)) * 2 - 1) + 1);
     const at = fround((fround(place * side) - 1) / 2), cell = Math.floor(at);
-    return [cell, at - cell];
+    return [clamp(cell + 2, side + 2) - 2, at - cell]; // beyond one cell around the map it is zero anyway
   });
 }
 

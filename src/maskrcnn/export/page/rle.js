@@ -17,7 +17,11 @@ export function encode({ x, y, width: columns, height: rows, cells }, height, wi
   for (let column = 0; column < columns; column++) {
     const first = (x + column) * height + y;
     until(first, 0);
-    for (let row = 0; row < rows; row++) until(first + row + 1, cells[row * columns + column]);
+    for (let row = 0, i = column, before = cells[i]; row < rows; row++, i += columns) {
+      const next = row + 1 < rows ? cells[i + columns] : -1;
+      if (next !== before) until(first + row + 1, before); // where a run ends
+      before = next;
+    }
   }
   until(height * width, 0);
   if (run || !counts.length) counts.push(run);
