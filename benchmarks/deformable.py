@@ -247,6 +247,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
     parser.add_argument("--precisions", nargs="+", choices=tuple(PRECISIONS), default=["fp32"])
     args = parser.parse_args()
     rows = []
@@ -272,7 +273,8 @@ def write(rows: list[dict], args: argparse.Namespace) -> None:
     device = torch.cuda.get_device_name() if cuda else f"CPU {platform.machine()}, {args.threads} threads"
     about = {"device": device, "torch": torch.__version__, "rounds": args.rounds}
     small = os.environ["THP_MEM_ALLOC_ENABLE"] == "0"
-    stem = RESULTS / ("deformable_cuda" if cuda else "deformable" + "_small_pages" * small)
+    args.out.mkdir(parents=True, exist_ok=True)
+    stem = args.out / ("deformable_cuda" if cuda else "deformable" + "_small_pages" * small)
     stem.with_suffix(".json").write_text(json.dumps({**about, "rows": rows}, indent=1) + "\n")
     lines = [
         f"# DCNv3 and deformable attention against `grid_sample`, {device}",

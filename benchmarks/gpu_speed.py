@@ -1,6 +1,6 @@
 """Mask R-CNN R50-FPN on a CUDA GPU: ours against torchvision's with the same weights, and RoIAlign alone.
 
-    python benchmarks/gpu_speed.py [--batches 1 2 4 8 16] [--seconds S] [--out DIR]
+    python benchmarks/gpu_speed.py [--only roi_align|models] [--batches 1 2 4 8 16 32] [--seconds S] [--out DIR]
     python benchmarks/gpu_speed.py --device cpu --smoke     runs every line at a tiny size, to see that it works
 
 roi_align  the Triton kernels and torchvision's operator: 1000 boxes, 7x7 and 14x14, 256 channels, map 200x336;
@@ -19,7 +19,6 @@ import gc
 import itertools
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -39,7 +38,8 @@ from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.ops.roi_align import roi_align
 
 RESULTS = Path(__file__).parent / "results"
-PRECISIONS = ("fp32", "tf32", "bf16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Cell = float | str | None
 
 
@@ -51,7 +51,7 @@ class Scale:
     map: tuple[int, int] = (200, 336)
     boxes: int = 1000
     channels: int = 256
-    batches: tuple[int, ...] = (1, 2, 4, 8, 16)
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
     precisions: tuple[str, ...] = PRECISIONS
     seconds: float = 3.0
 
@@ -75,7 +75,7 @@ def set_precision(precision: str) -> None:
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+    return torch.autocast(device.type, HALVES[precision]) if precision in HALVES else nullcontext()
 
 
 def wait(device: torch.device) -> None:
@@ -130,6 +130,10 @@ def measure_roi_align(scale: Scale, device: torch.device) -> list[dict[str, Any]
             device,
             scale.seconds / 6,
         )
+        # At the least the map is read and the bins are written, and both the other way backward.
+        least = (ours_map.nbytes + n * scale.channels * size**2 * ours_map.element_size()) * (
+            1 + 2 * backward
+        )
         rows.append(
             {
                 "precision": str(dtype).removeprefix("torch."),
@@ -137,6 +141,7 @@ def measure_roi_align(scale: Scale, device: torch.device) -> list[dict[str, Any]
                 "pass": "forward and backward" if backward else "forward",
                 **{f"{name}_ms": round(value * 1e3, 3) for name, value in seconds.items()},
                 "ratio": round(seconds["torchvision"] / seconds["ours"], 2),
+                "gb_per_s": round(least / seconds["ours"] / 1e9, 1),
             }
         )
     return rows
@@ -199,7 +204,7 @@ def measure_models(scale: Scale, device: torch.device) -> list[dict[str, Any]]:
                 for name, runner in runners.items()
             }
             if kind == "inference":
-                prepare(ours, "bf16" if precision == "bf16" else "fp32")
+                prepare(ours, precision if precision in HALVES else "fp32", "eager")
                 calls["ours_pasted"] = lambda ours=runners["ours"]: ours.detect(paste=True)
             fitting = {}
             for name, call in calls.items():
@@ -275,10 +280,15 @@ def tables(result: dict[str, Any]) -> str:
     ]
     if not device:
         lines += ["", "Not measured yet: no GPU was at hand."]
-    lines += ["", "## RoIAlign, ms", "", "| precision | bins | pass | ours | torchvision | times as fast |"]
-    lines += ["|---|---:|---|---:|---:|---:|"]
     lines += [
-        line(row, "precision", "size", "pass", "ours_ms", "torchvision_ms", "ratio")
+        "",
+        "## RoIAlign, ms",
+        "",
+        "| precision | bins | pass | ours | torchvision | times as fast | ours, GB/s |",
+    ]
+    lines += ["|---|---:|---|---:|---:|---:|---:|"]
+    lines += [
+        line(row, "precision", "size", "pass", "ours_ms", "torchvision_ms", "ratio", "gb_per_s")
         for row in result["roi_align"]
     ]
     rate, memory = "{}_images_a_second", "{}_mib"
@@ -306,10 +316,11 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes; results go to a temporary folder")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes")
     parser.add_argument("--batches", type=int, nargs="+", default=Scale().batches)
     parser.add_argument("--seconds", type=float, default=Scale().seconds, help="a row and model")
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="DIR")
+    parser.add_argument("--only", choices=("roi_align", "models"), help="one of the two (both)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="(benchmarks/results; of --smoke nowhere)")
     args = parser.parse_args()
     if args.device == "cpu" and not args.smoke:
         parser.error(
@@ -324,14 +335,11 @@ def main() -> None:
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "CPU, smoke test",
         "torch": version("torch"),
         "torchvision": version("torchvision"),
-        "roi_align": measure_roi_align(scale, device),
-        "models": measure_models(scale, device),
+        "roi_align": measure_roi_align(scale, device) if args.only != "models" else [],
+        "models": measure_models(scale, device) if args.only != "roi_align" else [],
     }
-    if not args.smoke:
-        write(result, args.out)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            write(result, Path(folder))
+    if args.out or not args.smoke:
+        write(result, args.out or RESULTS)
     print(tables(result))
 
 

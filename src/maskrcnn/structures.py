@@ -54,7 +54,7 @@ class ImageBatch:
     @property
     def sizes(self) -> Tensor:
         """image_sizes as (B, 2) int64, on the images' device."""
-        return torch.tensor(self.image_sizes, device=self.pixels.device)
+        return torch.tensor(self.image_sizes).to(self.pixels.device, non_blocking=True)
 
 
 @dataclass(slots=True, eq=False)

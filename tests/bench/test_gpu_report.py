@@ -57,7 +57,14 @@ def test_whole_path_on_a_cpu_is_marked_as_a_trial_and_goes_on_where_it_stopped(
 
 
 def a_report(**row: Any) -> dict[str, Any]:
-    task = {"size": [800, 1333], "workers": 8, "warm_up": 5, "iterations": 50, "seconds": 5.0}
+    task = {
+        "size": [800, 1333],
+        "workers": 8,
+        "warm_up": 5,
+        "iterations": 50,
+        "seconds": 5.0,
+        "engine": "eager",
+    }
     return {
         "format": 1,
         "card": "NVIDIA <H100>",

@@ -46,10 +46,11 @@ class CardTask:
     iterations: int = 50  # at most
     max_batch: int = 512
     workers: int = 8
+    engine: str = "eager"  # of inference
 
     def task(self, mode: str, batch: int) -> Task:
         """Task of `bench.measure` at this batch."""
-        values: dict[str, Any] = {"mode": mode, "precision": self.precision}
+        values: dict[str, Any] = {"mode": mode, "precision": self.precision, "engine": self.engine}
         return Task(
             model=self.model, size=self.size, batch=batch, device=self.device, tiny=self.tiny, **values
         )
@@ -225,6 +226,7 @@ def _step_on_files(task: CardTask, batches: Iterator[Batch]) -> Callable[[], Non
     device, one = torch.device(task.device), task.task("training", 1)
     model: Any = build_task(one).to(device).train()
     model.to(memory_format=torch.channels_last)
+    model.fixed_size = device.type == "cuda"  # as the training loop does
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-7, momentum=0.9, fused=True)
     precision = "fp32" if task.precision == "tf32" else task.precision

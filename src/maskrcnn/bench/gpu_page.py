@@ -24,6 +24,7 @@ METHOD = """\
   normalisation are in the clock too; worker processes: {workers}.
 - Inference: from normalised pixels on the card to boxes, scores, classes and 28x28 masks on it. Latency: each call
   waited for, at batch 1, the median. Throughput: calls that are waited for together, at the best batch.
+  Engine: {engine}.
 - Warm-up: {warm_up} calls; then up to {iterations} calls or {seconds:g} seconds.
 - fp32 is IEEE's; tf32 lets convolutions and matrix products round their factors to 10 bits; fp16 and bf16 are autocast
   in training, fp16 with a gradient scaler, and the network's own type in inference. Layout: channels-last.
@@ -176,7 +177,14 @@ def method(report: Report) -> str:
     task = (
         tasks[0]
         if tasks
-        else {"size": (800, 1333), "workers": 8, "warm_up": 5, "iterations": 50, "seconds": 5}
+        else {
+            "size": (800, 1333),
+            "workers": 8,
+            "warm_up": 5,
+            "iterations": 50,
+            "seconds": 5,
+            "engine": "eager",
+        }
     )
     size, pictures = task["size"], "64x96" if report["tiny"] else "480x640"
     return METHOD.format(**{**task, "size": f"{size[0]}x{size[1]}", "pictures": pictures})

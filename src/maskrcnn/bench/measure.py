@@ -225,6 +225,7 @@ def training_step(model: MaskRCNN, task: Task) -> Callable[[], Any]:
     import torch
 
     model.train().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    model.fixed_size = torch.device(task.device).type == "cuda"  # as the training loop does
     batch = _batch(model, task)
     targets = [_objects(model, task, seed) for seed in range(task.batch)]
     trained = [p for p in model.parameters() if p.requires_grad]

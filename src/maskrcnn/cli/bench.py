@@ -109,9 +109,12 @@ def _gpu_report(args: argparse.Namespace) -> int:
     from maskrcnn import processor
     from maskrcnn.bench.card_file import PRECISIONS, read_report
     from maskrcnn.bench.gpu_report import report_on
+    from maskrcnn.engines.prepare import check_engine
 
     args.device, args.size = args.device or "cuda", args.size or ([96, 128] if args.tiny else [800, 1333])
     _check_names_and_counts(args)
+    if args.engine is not None:
+        check_engine(args.engine)
     if processor.parse_device(args.device).type == "cpu" and not args.tiny:
         raise UserError(
             "bench: --gpu-report measures a GPU, got --device cpu. Add --tiny to try the report on a CPU, or leave out "
@@ -148,6 +151,7 @@ def _card_task(args: argparse.Namespace, model: str, precision: str) -> CardTask
         device=args.device,
         workers=workers,
         max_batch=args.max_batch,
+        engine=args.engine or "eager",
     )
     if not args.tiny:
         return task

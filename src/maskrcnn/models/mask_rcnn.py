@@ -85,9 +85,8 @@ class MaskRCNN(nn.Module):
         """Detections of each image, in its original pixels, with a score above `score_threshold`, by default the
         model's own.
         """
-        features, detections = self.detect_boxes(
-            batch.pixels, batch.sizes, score_threshold, torch.tensor(batch.original_sizes, device=self.device)
-        )
+        original = torch.tensor(batch.original_sizes).to(self.device, non_blocking=True)
+        features, detections = self.detect_boxes(batch.pixels, batch.sizes, score_threshold, original)
         return self.describe(features, detections, batch)
 
     def detect_boxes(
@@ -174,8 +173,10 @@ class MaskRCNN(nn.Module):
         )
         dtype = torch.promote_types(self.dtype, torch.float32)
         # Rounded to float32 in float64 models too, as the originals' buffers are.
-        mean = torch.tensor(c.pixel_mean, device=self.device)[:, None, None].to(dtype)
-        std = torch.tensor(c.pixel_std, device=self.device)[:, None, None].to(dtype)
+        mean, std = (
+            torch.tensor(value).to(self.device, non_blocking=True)[:, None, None].to(dtype)
+            for value in (c.pixel_mean, c.pixel_std)
+        )
         shape = (len(images), 3, height, width)
         pixels = torch.zeros(shape, device=self.device, dtype=dtype).to(memory_format=torch.channels_last)
         for image, (h, w), out in zip(images, sizes, pixels, strict=True):

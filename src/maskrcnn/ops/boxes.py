@@ -6,6 +6,7 @@ Boxes are (x0, y0, x1, y1), absolute and continuous; N boxes are (N, 4) float32 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torchvision
@@ -16,6 +17,12 @@ MAX_LOG_SCALE = math.log(1000.0 / 16)
 
 # (H, W) of one picture, or of each of B pictures.
 Size = tuple[int, int] | list[tuple[int, int]] | Tensor
+
+
+def numbers(values: Sequence[float] | Size, like: Tensor) -> Tensor:
+    """Put a few numbers on `like`'s device, in its type; a GPU does not keep the host waiting for it."""
+    tensor = values if isinstance(values, Tensor) else torch.tensor(values, dtype=like.dtype)
+    return tensor.to(like.device, like.dtype, non_blocking=True)
 
 
 def box_area(boxes: Tensor) -> Tensor:
@@ -35,13 +42,13 @@ def box_iou(a: Tensor, b: Tensor) -> Tensor:
 
 def clip_boxes(boxes: Tensor, size: Size) -> Tensor:
     """Clip boxes (N, 4) to a picture of `size` (H, W), or (B, N, 4) to B pictures."""
-    width_height = torch.as_tensor(size, device=boxes.device, dtype=boxes.dtype).flip(-1)
+    width_height = numbers(size, boxes).flip(-1)
     return torch.minimum(boxes.clamp(min=0), torch.cat([width_height, width_height], dim=-1)[..., None, :])
 
 
 def scale_boxes(boxes: Tensor, old_size: Size, new_size: Size) -> Tensor:
     """Scale boxes (N, 4) of a picture resized from `old_size` to `new_size`, or (B, N, 4) of B pictures."""
-    old, new = (torch.as_tensor(s, device=boxes.device, dtype=boxes.dtype) for s in (old_size, new_size))
+    old, new = numbers(old_size, boxes), numbers(new_size, boxes)
     factor = (new / old).flip(-1)
     return boxes * torch.cat([factor, factor], dim=-1)[..., None, :]
 
@@ -58,7 +65,7 @@ def encode_boxes(boxes: Tensor, targets: Tensor, weights: tuple[float, float, fl
     size, target_size = boxes[..., 2:] - boxes[..., :2], targets[..., 2:] - targets[..., :2]
     center, target_center = boxes[..., :2] + 0.5 * size, targets[..., :2] + 0.5 * target_size
     deltas = torch.cat([(target_center - center) / size, torch.log(target_size / size)], dim=-1)
-    return deltas * deltas.new_tensor(weights)
+    return deltas * numbers(weights, deltas)
 
 
 def decode_boxes(
@@ -71,7 +78,7 @@ def decode_boxes(
 
     A size grows by 1000 / 16 at most; with `limit_shrinking` it does not shrink further than that either.
     """
-    deltas = deltas.to(boxes.dtype) / boxes.new_tensor(weights)
+    deltas = deltas.to(boxes.dtype) / numbers(weights, boxes)
     size = boxes[..., 2:] - boxes[..., :2]
     center = deltas[..., :2] * size + (boxes[..., :2] + 0.5 * size)
     lowest = -MAX_LOG_SCALE if limit_shrinking else None

@@ -13,7 +13,10 @@ def mean_over_processes(count: int | float | Tensor, device: torch.device) -> Te
     Losses divide by this instead of their own count: the processes' gradients are averaged, so their sum over
     the mean count is what one process with the whole batch would have computed.
     """
-    value = torch.as_tensor(count, device=device).float()
+    if isinstance(count, Tensor):
+        value = count.to(device).float()
+    else:
+        value = torch.full((), float(count), device=device)
     if dist.is_available() and dist.is_initialized():
         value = value.clone()
         dist.all_reduce(value)

@@ -270,7 +270,7 @@ def _launch_bilinear(
     M = N * Q * G
     if M * K * D == 0:
         return
-    size = torch.tensor(sizes, device=rows.device).view(-1, 2)
+    size = torch.tensor(sizes).view(-1, 2).to(rows.device, non_blocking=True)
     area = size.prod(1)
     maps = torch.cat([(area.cumsum(0) - area)[:, None], size], dim=1)
     rows_grad, offset_grad, weight_grad = grads or (rows, rows, rows)

@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from maskrcnn.config import ModelConfig
@@ -114,6 +113,8 @@ def load_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _read(folder: Path) -> Checkpoint:
+    from safetensors.torch import load_file
+
     check_folder(folder)
     path = folder / "model.safetensors"
     try:

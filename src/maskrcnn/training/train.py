@@ -14,6 +14,7 @@ import torch
 
 from maskrcnn import processor
 from maskrcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, from_file
+from maskrcnn.data.ahead import on_device_ahead
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.export import to_coco
 from maskrcnn.data.find import find_data, read_data
@@ -244,7 +245,8 @@ def batches_of(config: Config, data: CocoData, process: Process) -> Callable[[in
     def batches(iteration: int) -> Iterator[Batch]:
         seed, rank, world = config.train.seed, process.rank, process.world_size
         source: Any = data  # its cached properties are properties, whatever pyright says
-        return iter(TrainLoader(source, config.data, seed, share, rank, world, iteration, pairs))
+        loader = TrainLoader(source, config.data, seed, share, rank, world, iteration, pairs)
+        return on_device_ahead(iter(loader), process.device)
 
     return batches
 

@@ -98,6 +98,8 @@ class Trainer:
         check_settings(config, self.process)
         layout = torch.channels_last if config.train.channels_last else torch.contiguous_format
         self.model: Any = model.to(self.process.device, memory_format=layout).train()  # type: ignore[call-overload]
+        if self.process.device.type == "cuda":
+            self.model.fixed_size = True  # no shape that the host would have to wait for
         if config.train.tf32 and self.process.device.type == "cuda":
             torch.set_float32_matmul_precision("high")
         if self.process.world_size > 1 and self.process.device.type == "cpu":

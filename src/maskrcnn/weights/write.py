@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from maskrcnn.config import ModelConfig, to_json
@@ -19,6 +17,8 @@ from maskrcnn.files import atomic_path
 
 def write_weights(path: Path, state: dict[str, Tensor], config: ModelConfig, **metadata: Any) -> None:
     """A safetensors file that carries the model's config, so that `maskrcnn.load` can rebuild it."""
+    from safetensors.torch import save_file
+
     plain = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items()}
     text = {"format": "pt", "config": to_json(config), **{k: json.dumps(v) for k, v in metadata.items()}}
     with atomic_path(path) as temporary, as_os_error():
@@ -41,6 +41,8 @@ def _sort_metadata(path: Path) -> None:
 @contextmanager
 def as_os_error() -> Iterator[None]:
     """Raise a full disk as an OSError, which safetensors and torch.save hide in errors of their own."""
+    from safetensors import SafetensorError
+
     try:
         yield
     except (SafetensorError, RuntimeError) as e:

@@ -1,0 +1,209 @@
+"""Checks of a GPU against the CPU and against other implementations, without pytest or anything but PyTorch.
+
+    python benchmarks/gpu_checks.py --out DIR
+    python benchmarks/gpu_checks.py --device cpu --tiny --out DIR      to see that the script works
+
+kernels      RoIAlign beside torchvision's, DCNv3 and deformable attention beside their `grid_sample` form, forward and
+             backward, in each precision; the reference is computed in float64
+training     losses and gradients of a step, and detections, on the device and on the CPU, in float32
+determinism  two steps with deterministic algorithms give the same bits
+finiteness   a step with a loss that is not finite changes no weight
+
+DIR/checks.json and DIR/checks.md; exit status 1 if any check fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA: determinism asks for it
+
+import deformable
+import torch
+import torchvision
+from torch import Tensor
+from torchvision_twin import make_twins, objects, photograph
+
+from maskrcnn.ops.roi_align import roi_align
+
+DTYPES = {torch.float64: 1e-9, torch.float32: 2e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
+
+
+class Check(NamedTuple):
+    """Result of one check: the difference found, of the reference's largest value, and what is allowed."""
+
+    name: str
+    difference: float
+    allowed: float
+
+    @property
+    def passed(self) -> bool:
+        return self.difference <= self.allowed  # a NaN fails
+
+
+def relative(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, of the largest absolute value that was expected."""
+    expected = expected.double().cpu()
+    spread = float(expected.abs().max().clamp(min=1e-12)) if expected.numel() else 1.0
+    return float((found.double().cpu() - expected).abs().max()) / spread if expected.numel() else 0.0
+
+
+def value_and_gradients(op: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
+    inputs = [x.detach().clone().requires_grad_() for x in inputs]
+    out = op(*inputs)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return [out.detach(), *torch.autograd.grad(out, inputs, weight.to(out.device, out.dtype))]
+
+
+def check_roi_align(device: torch.device, tiny: bool) -> Iterator[Check]:
+    dice = torch.Generator().manual_seed(0)
+    channels, height, width, count = (8, 16, 24, 20) if tiny else (256, 200, 336, 1000)
+    x = torch.randn(2, channels, height, width, generator=dice).double()
+    corner = torch.rand(count, 2, generator=dice) * torch.tensor([width * 3.6, height * 3.6]) - 8
+    side = torch.rand(count, 2, generator=dice) * torch.tensor([width * 2.0, height * 2.0])
+    boxes = torch.cat([torch.arange(count)[:, None] % 2, corner, corner + side], 1)
+    for dtype, allowed in DTYPES.items():
+        real = torch.promote_types(dtype, torch.float32)
+        mine = x.to(device, dtype).to(memory_format=torch.channels_last)
+        of_both = boxes.to(device, real)
+        for size in (7, 14):
+            ours = value_and_gradients(lambda x, s=size, b=of_both: roi_align(x, b, s, 0.25, 0, True), [mine])
+            theirs = value_and_gradients(
+                lambda x, s=size, b=of_both: torchvision.ops.roi_align(x, b.double(), s, 0.25, 0, True),
+                [mine.double()],
+            )
+            for what, a, b in zip(("", ", backward"), ours, theirs, strict=True):
+                yield Check(f"RoIAlign {size}x{size} {dtype}{what}", relative(a, b), allowed)
+
+
+def check_deformable(device: torch.device, tiny: bool) -> Iterator[Check]:
+    cases = dict(list(deformable.CASES.items())[3:5] if tiny else deformable.CASES)
+    for name, make in cases.items():
+        torch.manual_seed(0)
+        tensors, ours, reference = make()
+        for dtype, allowed in DTYPES.items():
+            inputs = [t.to(device, dtype) for t in tensors]
+            found = value_and_gradients(ours, inputs)
+            expected = value_and_gradients(reference, [t.double() for t in inputs])
+            # A place that rounding puts on the other side of a cell's border has another slope: not the places' own.
+            for what, a, b in zip(("", ", backward of the input"), found[:2], expected[:2], strict=True):
+                yield Check(f"{name} {dtype}{what}", relative(a, b), 4 * allowed)
+
+
+def check_model(device: torch.device, tiny: bool) -> Iterator[Check]:
+    size = (96, 128) if tiny else (480, 640)
+    picture = torch.from_numpy(photograph(*size)).permute(2, 0, 1)
+    target, _ = objects(*size)
+    losses, gradients, detections = [], [], []
+    for where in (torch.device("cpu"), device):
+        model, _ = make_twins(min(size), max(size))
+        model.to(where).train()
+        found = model(model.preprocess([picture]), [target.to(where)])
+        torch.stack(list(found.values())).sum().backward()
+        losses.append(torch.stack([loss.detach() for loss in found.values()]).cpu())
+        norms = [p.grad.double().norm().cpu() for p in model.parameters() if p.grad is not None]
+        gradients.append(torch.stack(norms))
+        detections.append(model.eval().detect(model.preprocess([picture]))[0].to("cpu"))
+    yield Check("training step: losses, of the CPU's", relative(losses[1], losses[0]), 1e-3)
+    yield Check("training step: gradients' norms, of the CPU's", relative(gradients[1], gradients[0]), 1e-2)
+    cpu, gpu = detections
+    yield Check("detections: number", abs(len(gpu) - len(cpu)), 0)
+    if len(gpu) == len(cpu):
+        yield Check("detections: scores", float((gpu.scores - cpu.scores).abs().max()), 1e-3)
+        same = gpu.labels == cpu.labels  # equal scores may change places
+        yield Check("detections: share of other classes", 1 - float(same.float().mean()), 0.02)
+        apart = (gpu.boxes - cpu.boxes).abs().amax(1)
+        yield Check("detections: share of boxes 0.05 px off", float((apart > 0.05).float().mean()), 0.02)
+
+
+def check_determinism(device: torch.device, tiny: bool) -> Iterator[Check]:
+    size = (96, 128) if tiny else (480, 640)
+    picture = torch.from_numpy(photograph(*size)).permute(2, 0, 1)
+    target, _ = objects(*size)
+    weights = []
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        for _ in range(2):
+            model, _ = make_twins(min(size), max(size))
+            model.to(device).train()
+            optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 1e-3, fused=True)
+            for _ in range(2):
+                optimizer.zero_grad()
+                found = model(model.preprocess([picture]), [target.to(device)])
+                torch.stack(list(found.values())).sum().backward()
+                optimizer.step()
+            weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]).cpu())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    yield Check("determinism: weights after two steps", float((weights[0] != weights[1]).sum()), 0)
+
+
+def check_finiteness(device: torch.device, tiny: bool) -> Iterator[Check]:
+    for kind in (torch.optim.SGD, torch.optim.AdamW):
+        model = torch.nn.Linear(8, 8).to(device)
+        optimizer: Any = kind(model.parameters(), lr=0.1, fused=True)
+        moved = []
+        for loss in (model(torch.ones(1, 8, device=device)).sum(), model.weight.sum() * torch.inf):
+            before = model.weight.detach().clone()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.found_inf = 1.0 - loss.detach().isfinite().float()
+            optimizer.step()
+            moved.append(float((model.weight.detach() - before).abs().max()))
+        yield Check(f"finiteness: {kind.__name__} moves after a finite loss", float(moved[0] == 0), 0)
+        yield Check(f"finiteness: {kind.__name__} stays after an infinite one", moved[1], 0)
+
+
+CHECKS = (check_roi_align, check_deformable, check_model, check_determinism, check_finiteness)
+
+
+def failed_with(check: Callable[..., Any], error: Exception) -> Check:
+    """A check that ended in an error is one that failed; the others go on."""
+    text = str(error).splitlines()[0][:200] if str(error) else ""
+    return Check(f"{check.__name__}: {type(error).__name__}: {text}", float("nan"), 0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    args = parser.parse_args()
+    if args.device.startswith("cuda") and not torch.cuda.is_available():
+        print("gpu_checks: no CUDA device here, so nothing was checked", file=sys.stderr)
+        return 2
+    device = torch.device(args.device)
+    found: list[Check] = []
+    for check in CHECKS:
+        try:
+            for one in check(device, args.tiny):
+                found.append(one)
+                print(f"{'ok    ' if one.passed else 'FAILED'} {one.difference:9.2e} {one.name}", flush=True)
+        except Exception as e:
+            found.append(failed_with(check, e))
+            print(f"FAILED {found[-1].name}", flush=True)
+    args.out.mkdir(parents=True, exist_ok=True)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, a trial of the script"
+    rows = [{**one._asdict(), "passed": one.passed} for one in found]
+    about = {"device": name, "torch": torch.__version__, "tiny": args.tiny, "checks": rows}
+    (args.out / "checks.json").write_text(json.dumps(about, indent=1) + "\n")
+    lines = [
+        f"| {c.name} | {c.difference:.2e} | {c.allowed:.0e} | {'yes' if c.passed else '**no**'} |"
+        for c in found
+    ]
+    head = f"# Checks on {name}, torch {torch.__version__}\n\n"
+    head += "| check | difference | allowed | passed |\n|---|---|---|---|\n"
+    (args.out / "checks.md").write_text(head + "\n".join(lines) + "\n")
+    return 0 if all(c.passed for c in found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Calls in a training step that would make the host wait for a GPU: none but those with a reason here.
+
+The step is the loop's own, in the fixed-size form that it takes on a GPU, run on the CPU.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from pathlib import Path
+
+import pytest
+import torch
+
+from maskrcnn import presets
+from maskrcnn.models.build import build_model
+from maskrcnn.training.runlog import Display
+from maskrcnn.training.trainer import Trainer
+from tests.training.test_golden_losses import batches
+from tests.waits import Waits
+
+REASONS = {
+    (
+        "models/rpn.py:propose",
+        "suppress",
+    ): "torchvision's NMS gives a result of a size that the host must know",
+    (
+        "masks/ground_truth.py:rasterize",
+        "rasterize",
+    ): "polygons are filled on the CPU, in the boxes that come from the GPU",
+}
+
+
+def trainer(out: Path, name: str, fixed_size: bool) -> Trainer:
+    config = presets.get(name, tiny=True)
+    config.model.num_classes, config.data.batch_size = 2, 2
+    config.optim.clip_grad_norm, config.optim.lr = 1.0, 0.01
+    torch.manual_seed(0)
+    made = Trainer(
+        build_model(config.model), config, out, batches=batches, display=Display(stream=io.StringIO())
+    )
+    made.model.fixed_size = fixed_size
+    return made
+
+
+@pytest.mark.parametrize("name", ["mask_rcnn_R_50_FPN_1x", "cascade_mask_rcnn_R_50_FPN_1x"])
+def test_a_step_waits_for_nothing_but_what_has_a_reason(name: str, tmp_path: Path) -> None:
+    run = trainer(tmp_path, name, fixed_size=True)
+    batch = next(batches(0))
+    run._step(*copy.deepcopy(batch), lr=0.01)  # what is made once is made
+    with Waits() as waits:
+        step = run._step(*batch, lr=0.01)
+        step.any_not_finite()
+    assert set(waits.found) == set(REASONS), waits.found
+
+
+def test_the_finder_finds() -> None:
+    x = torch.arange(4.0)
+    with Waits() as waits:
+        x.sum().item()
+        x.tolist()
+        x[x > 1]
+        x.nonzero()
+        bool(x.sum() > 1)
+        torch.tensor([1.0], device="cpu")
+        x.new_tensor([1.0])
+        x.cpu().numpy()
+        x.repeat_interleave(torch.tensor([1, 0, 2, 1]))
+    kinds = {kind for _, kind in waits.found}
+    assert kinds >= {
+        "item",
+        "tolist",
+        "boolean index",
+        "nonzero",
+        "torch.tensor on the device",
+        "new_tensor",
+        "cpu",
+        "numpy",
+    }
+    with Waits() as waits:
+        (x[torch.tensor([0, 1])] + x[:2]).sum().to("cpu", non_blocking=True)
+        x.repeat_interleave(2)
+        torch.full((), 3.0).isfinite().all().float()
+    assert not waits.found
