@@ -74,7 +74,7 @@ def test_it_says_what_the_model_says_and_is_used_like_it(
     assert {d.case for d in found} == {"the picture", "noise", "another size", "three sizes at once"}
     assert sum(d.count for d in found) > 10
     for difference in found:
-        assert difference.passed, difference.line()
+        assert difference.passed(), difference.line()
 
     Image.fromarray(picture((70, 90))).save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes(b"no picture")
@@ -89,7 +89,7 @@ def test_it_says_what_the_model_says_and_is_used_like_it(
     other = sure("mask_rcnn_R_50_FPN_1x")  # a difference is noticed
     assert other.mask_head is not None
     other.mask_head.predictor.get_parameter("bias").add_(1.0)
-    assert not all(d.passed for d in compare(other, exported, picture(), None, None))
+    assert not all(d.passed() for d in compare(other, exported, picture(), None, None))
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ def test_a_cascade_of_one_size_without_a_detection(tmp_path: Path) -> None:
     write_onnx(model, tmp_path / "a.onnx", size=(96, 128), batch=1)
     exported = ExportedPredictor(tmp_path / "a.onnx")
     for difference in compare(model, exported, picture(), (96, 128), 1):
-        assert difference.passed, difference.line()
+        assert difference.passed(), difference.line()
     assert len(exported.detect(exported.preprocess(pictures((50, 60))), 1.0)[0]) == 0
     with pytest.raises(UserError, match="up to 96 x 128 pixels, got 128 x 128"):
         exported.preprocess(pictures((100, 128)))

@@ -1,4 +1,4 @@
-"""A model from a file that `maskrcnn export` wrote, run by ONNX Runtime or OpenVINO and used like any other.
+"""A model from a file that `maskrcnn export` wrote, run by ONNX Runtime, OpenVINO or PyTorch and used like any other.
 
 `maskrcnn.runtime` does the work; here its arrays become tensors and `Instances`.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn.config import ModelConfig, from_dict
+from maskrcnn.engines.pt2 import Pt2Session
 from maskrcnn.errors import UserError
 from maskrcnn.images.pictures import Picture
 from maskrcnn.masks import PredictedMasks
@@ -20,11 +21,14 @@ from maskrcnn.models.predictor import predict
 from maskrcnn.runtime import ExportedModel, Found
 from maskrcnn.structures import ImageBatch, Instances
 
+PT2 = ".pt2"
+ENGINE_OF = {".onnx": "onnx", ".xml": "openvino", PT2: "torch"}  # by a file's ending
+
 
 class ExportedPredictor:
     """Exported model with the interface of `models.predictor.Predictor`, as far as predicting goes.
 
-    engine: "onnx" or "openvino", by the file.
+    engine: "onnx", "openvino" or "torch", by the file.
 
     Raises:
         UserError: its runtime is not installed; no such file, a damaged one, or one that `maskrcnn export` did not
@@ -35,7 +39,8 @@ class ExportedPredictor:
     device = torch.device("cpu")
 
     def __init__(self, path: str | Path, num_threads: int | None = None) -> None:
-        self._model = ExportedModel(path, num_threads or torch.get_num_threads())
+        session = Pt2Session(Path(path)) if Path(path).suffix == PT2 else None
+        self._model = ExportedModel(path, num_threads or torch.get_num_threads(), session)
         self.engine = self._model.engine
         self.config = from_dict(ModelConfig, self._model.config, f"{path}: config")
 

@@ -62,10 +62,14 @@ def write_onnx(
         what = f"its operator {missing[1] or missing[2]}" if missing else "an operator of it"
         raise UserError(f"export: {model.config.name}: {what} has no ONNX form.") from None
     assert onnx_program is not None
-    fixed = {k: v for k, v in (("size", size), ("batch", batch)) if v is not None}
-    facts = {"maskrcnn": FORM, "config": json.dumps(to_dict(model.config)), "fixed": json.dumps(fixed)}
-    onnx_program.model.metadata_props.update(facts)
+    onnx_program.model.metadata_props.update(facts_of(model.config, size, batch))
     onnx_program.save(path, external_data=False)
+
+
+def facts_of(config: ModelConfig, size: tuple[int, int] | None, batch: int | None) -> dict[str, str]:
+    """Metadata of an exported file: the form of its inputs and outputs, the model's settings, what is fixed."""
+    fixed = {k: v for k, v in (("size", size), ("batch", batch)) if v is not None}
+    return {"maskrcnn": FORM, "config": json.dumps(to_dict(config)), "fixed": json.dumps(fixed)}
 
 
 def outputs_of(config: ModelConfig) -> list[str]:

@@ -13,7 +13,7 @@ from maskrcnn.images.pictures import Picture, pixels_of
 from maskrcnn.images.resize import resize_image, resize_size
 from maskrcnn.masks.paste import whole_pixel_boxes
 from maskrcnn.runtime.found import Found
-from maskrcnn.runtime.sessions import open_session
+from maskrcnn.runtime.sessions import Session, open_session
 
 Size = tuple[int, int]
 
@@ -23,14 +23,16 @@ class ExportedModel:
 
     config: its settings, as JSON has them; engine: "onnx" or "openvino", which runs it.
 
-    num_threads: None for as many as the runtime takes by itself.
+    num_threads: None for as many as the runtime takes by itself; session: what runs it instead of `open_session`'s.
 
     Raises:
         UserError: no such file, its runtime is not installed, a damaged file, or one that is another tool's.
     """
 
-    def __init__(self, path: str | Path, num_threads: int | None = None) -> None:
-        self._session = open_session(path, num_threads)
+    def __init__(
+        self, path: str | Path, num_threads: int | None = None, session: Session | None = None
+    ) -> None:
+        self._session = open_session(path, num_threads) if session is None else session
         self.engine = self._session.engine
         self.config: dict[str, Any] = self._session.facts["config"]
         self._fixed = self._session.facts["fixed"]

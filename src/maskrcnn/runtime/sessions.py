@@ -57,7 +57,7 @@ class _OnnxSession:
         except Exception as e:  # of kinds of its own
             raise _damaged(path, "an ONNX", e) from None
         self._names = [one.name for one in self._session.get_outputs()]
-        self.facts = _checked(facts, path)
+        self.facts = checked_facts(facts, path)
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         outputs: Any = self._session.run(None, inputs)
@@ -72,17 +72,19 @@ class _OpenVinoSession:
             import openvino
         except ImportError:
             raise _not_installed(path, "OpenVINO", "openvino") from None
-        settings = {"INFERENCE_PRECISION_HINT": "f32"}
+        settings = {}
         if num_threads is not None:
             settings["INFERENCE_NUM_THREADS"] = str(num_threads)
         try:
             core = openvino.Core()
             model = core.read_model(path)
             facts = _rt_info(model)
+            low = facts.get("precision") == "bf16"  # other files compute in float32, where not in 8 bits
+            settings["INFERENCE_PRECISION_HINT"] = "bf16" if low else "f32"
             self._compiled = core.compile_model(model, "CPU", settings)
         except Exception as e:
             raise _damaged(path, "an OpenVINO", e) from None
-        self.facts = _checked(facts, path)
+        self.facts = checked_facts(facts, path)
 
     def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         found = self._compiled(inputs)
@@ -98,7 +100,7 @@ def _rt_info(model: Any) -> dict[str, Any]:
     return dict(facts) if isinstance(facts, dict) else {}
 
 
-def _checked(facts: dict[str, Any], path: Path) -> dict[str, Any]:
+def checked_facts(facts: dict[str, Any], path: Path) -> dict[str, Any]:
     """Decode the metadata; refuse those of another form, or of none."""
     form = facts.get("maskrcnn", "none")
     if form != FORM:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from maskrcnn.weights.load import WeightFile
 
 MAX_CLASSES = 100_000
+EXPORTED = (".onnx", ".xml", ".pt2")
 _WEIGHT_SUFFIXES = (".safetensors", ".pkl", ".pth", ".pt", ".tar", ".npz")
 
 
@@ -45,9 +46,9 @@ def load(
 ) -> Predictor:
     """Load a model with its weights, ready to predict.
 
-    name_or_path: a run folder, a safetensors file of ours or an exported .onnx or .xml, which need nothing else; or a
-    model's name, with `weights` a file of ours or a published one; without, its published file is downloaded (see
-    `maskrcnn.zoo.download`). The number of classes is the file's.
+    name_or_path: a run folder, a safetensors file of ours or an exported .onnx, .xml or .pt2, which need nothing else;
+    or a model's name, with `weights` a file of ours or a published one; without, its published file is downloaded
+    (see `maskrcnn.zoo.download`). The number of classes is the file's.
     device: as PyTorch names it, by default a CUDA GPU where there is one. precision: of the network; results are
     float32 anyway, and where the processor is slower in it than in fp32 one line is logged that says so.
     engine: what runs the network, by default the fastest that is at hand for the model, device and precision: `cpu`,
@@ -59,14 +60,13 @@ def load(
     """
     from maskrcnn import processor
     from maskrcnn.engines.prepare import check_engine, prepare
-    from maskrcnn.runtime.sessions import SUFFIXES
 
     if not isinstance(precision, str) or precision not in processor.DTYPES:
         raise UserError(f"precision: expected fp32, bf16 or fp16, got {described(precision)}.")
     _check_path(name_or_path, "load: name_or_path")
     if weights is not None:
         _check_path(weights, "load: weights")
-    if Path(name_or_path).suffix in SUFFIXES:
+    if Path(name_or_path).suffix in EXPORTED:
         return _exported(Path(name_or_path), device, precision, engine)
     target = processor.find_device(device)
     if engine is not None:
@@ -78,12 +78,12 @@ def load(
 
 def _exported(path: Path, device: str | None, precision: str, engine: str | None) -> Any:
     """Load an exported model, which has the interface of a `Predictor` as far as predicting goes."""
-    from maskrcnn.engines.exported import ExportedPredictor
+    from maskrcnn.engines.exported import ENGINE_OF, ExportedPredictor
 
     for what, value, only in (
         ("device", device, "cpu"),
         ("precision", precision, "fp32"),
-        ("engine", engine, {".onnx": "onnx", ".xml": "openvino"}[path.suffix]),
+        ("engine", engine, ENGINE_OF[path.suffix]),
     ):
         if value not in (None, only):
             raise UserError(f"{path}: expected {what} {only} for an exported model, got {value!r}.")
