@@ -96,6 +96,19 @@ def check_deformable(device: torch.device, tiny: bool) -> Iterator[Check]:
                 yield Check(f"{name} {dtype}{what}", relative(a, b), 4 * allowed)
 
 
+def check_mask_targets(device: torch.device, tiny: bool) -> Iterator[Check]:
+    masks = objects(480, 640)[0].masks
+    assert masks is not None
+    dice = torch.Generator().manual_seed(0)
+    index = torch.randint(-1, len(masks), (50 if tiny else 512,), generator=dice)
+    boxes = masks.tight_boxes((0, 0, 640, 480))[index] + 20 * torch.randn(len(index), 4, generator=dice)
+    boxes[:, 2:] = torch.maximum(boxes[:, 2:], boxes[:, :2] + 1)
+    apart = masks.rasterize(boxes.to(device), index.to(device), 28).cpu() != masks.rasterize(boxes, index, 28)
+    yield Check(
+        "mask targets: share of cells that differ from COCO's filling", float(apart.float().mean()), 0.005
+    )
+
+
 def check_model(device: torch.device, tiny: bool) -> Iterator[Check]:
     size = (96, 128) if tiny else (480, 640)
     picture = torch.from_numpy(photograph(*size)).permute(2, 0, 1)
@@ -160,7 +173,14 @@ def check_finiteness(device: torch.device, tiny: bool) -> Iterator[Check]:
         yield Check(f"finiteness: {kind.__name__} stays after an infinite one", moved[1], 0)
 
 
-CHECKS = (check_roi_align, check_deformable, check_model, check_determinism, check_finiteness)
+CHECKS = (
+    check_roi_align,
+    check_deformable,
+    check_mask_targets,
+    check_model,
+    check_determinism,
+    check_finiteness,
+)
 
 
 def failed_with(check: Callable[..., Any], error: Exception) -> Check:

@@ -27,7 +27,7 @@ REASONS = {
     (
         "masks/ground_truth.py:rasterize",
         "rasterize",
-    ): "polygons are filled on the CPU, in the boxes that come from the GPU",
+    ): "bitmaps are on the CPU; polygons are filled by a GPU itself",
 }
 
 

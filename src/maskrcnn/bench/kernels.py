@@ -18,7 +18,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from maskrcnn.ops import sampling_triton
+from maskrcnn.ops import polygons_triton, sampling_triton
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),  # A100
@@ -63,6 +63,18 @@ def variants(dtype: str) -> Iterator[Variant]:
     """Launches of every kernel, forward and backward, with maps of `dtype`."""
     real = "fp64" if dtype == "fp64" else "fp32"  # what is summed in
     acc = tl.float64 if real == "fp64" else tl.float32
+    if dtype == "fp32":  # masks know no other
+        yield Variant(
+            "polygons",
+            polygons_triton._polygons_kernel,
+            {
+                **dict.fromkeys(("edges", "boxes"), "*fp32"),
+                **dict.fromkeys(("last", "starts"), "*i32"),
+                "index": "*i64",
+                "out": "*i1",
+            },
+            {"SIZE": 28, "BLOCK": 1024},
+        )
     for backward in (False, True):
         direction = "backward" if backward else "forward"
         sizes = dict.fromkeys(("C", "H", "W", "P", "Q", "ratio"), "i32")

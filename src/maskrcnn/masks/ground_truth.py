@@ -20,6 +20,8 @@ from maskrcnn.masks import coco_api
 from maskrcnn.masks.bitmap_roi import rasterize_bitmaps
 from maskrcnn.masks.polygon_box import clipped_extents
 from maskrcnn.masks.store import MaskStore, fill_one, offsets, ranges, read_bitmaps
+from maskrcnn.ops.polygons import edges_of, fill_polygons
+from maskrcnn.ops.sampling import use_triton
 
 Window = tuple[float, float, float, float]
 
@@ -185,7 +187,13 @@ class InstanceMasks:
         """Rasterise mask `index[r]` within `boxes[r]` (current pixels): (R, size, size) bool, on boxes' device.
 
         A negative index gives no mask. filled: as COCO fills it in its stored pixels before (see `filled`).
+
+        Polygons are filled by a GPU where the boxes are on one (`ops.polygons_triton`); all else is on the CPU.
         """
+        if not filled and use_triton(boxes) and len(self) and not self._is_bitmap().any():
+            edges = edges_of(*self._polygons(), len(self))
+            there = (tensor.to(boxes.device, non_blocking=True) for tensor in edges)
+            return fill_polygons(*there, boxes.detach(), index, size)
         s = self.store
         arrays = (
             s.points,
