@@ -106,6 +106,21 @@ def test_a_cascade_of_one_size_without_a_detection(tmp_path: Path) -> None:
         exported.preprocess(pictures((50, 60), (50, 60)))
 
 
+@pytest.mark.slow
+def test_key_points(tmp_path: Path) -> None:
+    model = sure("keypoint_rcnn_R_50_FPN_1x")
+    write_onnx(model, tmp_path / "a.onnx", size=(96, 128), batch=1)
+    exported = ExportedPredictor(tmp_path / "a.onnx")
+    for difference in compare(model, exported, picture(), (96, 128), 1):
+        assert difference.count > 0
+        assert difference.passed(), difference.line()
+    found, expected = exported.predict(picture()), model.predict(picture())
+    assert found.keypoints is not None
+    assert found.keypoints.shape == (len(found), 17, 3)
+    assert expected.keypoints is not None
+    np.testing.assert_allclose(found.keypoints[..., :2], expected.keypoints[..., :2], atol=0.01)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -132,7 +147,6 @@ def test_mistakes_of_the_command(
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("keypoint_rcnn_R_50_FPN_3x", "key points"),
         ("mask_rcnn_internimage_t_fpn_1x_coco", "DCNv3"),
         ("mask_rcnn_deit_adapter_small_fpn_3x_coco", "deformable attention"),
         ("mask_rcnn_R_50_FPN_1x_dconv_c3-c5", "deformable convolution"),

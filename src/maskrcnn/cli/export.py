@@ -87,6 +87,11 @@ def main(args: argparse.Namespace) -> int:
         found = compare(model, ExportedPredictor(temporary), picture, size, args.batch)
         for difference in found:
             print(difference.line(args.precision), file=sys.stderr)
+        if not any(d.count for d in found):
+            print(
+                "nothing was found on any of these: compare on a picture with objects, --picture FILE",
+                file=sys.stderr,
+            )
         if bad := [d.case for d in found if not d.passed(args.precision)]:
             raise UserError(
                 f"{args.out}: expected what the model says, got something else ({', '.join(bad)}, see above). "

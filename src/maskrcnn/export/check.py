@@ -18,6 +18,7 @@ from maskrcnn.structures import ImageBatch, Instances
 BOX, SCORE, MASK = 0.05, 1e-3, 0.01  # pixels of the network; scores; probabilities: mean over a mask
 # In fewer bits than float32 boxes and scores move: so many of the detections at least have a partner all the same.
 MATCHED = 0.5
+POINT = 0.5  # pixels
 NEAR = 4.0  # pixels between partners
 
 
@@ -31,17 +32,20 @@ class Difference:
     box: float
     score: float
     mask: float
+    point: float = 0.0
 
     def passed(self, precision: str = "fp32") -> bool:
         if precision != "fp32":
             return self.unmatched <= (1 - MATCHED) * 2 * max(self.count, 1)
-        return not self.unmatched and self.box <= BOX and self.score <= SCORE and self.mask <= MASK
+        small = self.box <= BOX and self.score <= SCORE and self.mask <= MASK and self.point <= POINT
+        return not self.unmatched and small
 
     def line(self, precision: str = "fp32") -> str:
         verdict = "ok" if self.passed(precision) else "DIFFERS"
+        points = f", key points to {self.point:.4f} px" if self.point else ""
         return (
             f"{self.case}: {self.count} detections, {self.unmatched} unmatched, boxes to {self.box:.4f} px, scores to "
-            f"{self.score:.1e}, masks to {self.mask:.4f}: {verdict}"
+            f"{self.score:.1e}, masks to {self.mask:.4f}{points}: {verdict}"
         )
 
 
@@ -82,17 +86,20 @@ def _padded(batch: ImageBatch, size: tuple[int, int] | None) -> ImageBatch:
 
 
 def _difference(case: str, ours: list[Instances], theirs: list[Instances]) -> Difference:
-    worst, unmatched, count = torch.zeros(3), 0, 0
+    worst, unmatched, count = torch.zeros(4), 0, 0
     for a, b in zip(ours, theirs, strict=True):
         count += len(a)
         pairs = _pairs(a, b)
         unmatched += len(a) + len(b) - 2 * len(pairs)
         for i, j in pairs:
-            mask = torch.zeros(())
+            mask = point = torch.zeros(())
             if a.masks is not None and b.masks is not None:
                 mask = (a.masks.probs[i] - b.masks.probs[j]).abs().mean()
+            if a.keypoints is not None and b.keypoints is not None:
+                # The middle of them: of two cells that are as good either may be taken.
+                point = (a.keypoints[i] - b.keypoints[j])[:, :2].abs().amax(1).median()
             box = (a.boxes[i] - b.boxes[j]).abs().max()
-            worst = torch.maximum(worst, torch.stack([box, (a.scores[i] - b.scores[j]).abs(), mask]))
+            worst = torch.maximum(worst, torch.stack([box, (a.scores[i] - b.scores[j]).abs(), mask, point]))
     return Difference(case, count, unmatched, *worst.tolist())
 
 

@@ -1,7 +1,8 @@
 """A model as an ONNX file: one graph, batches of any number of pictures of any size in, detections out.
 
 The operators that PyTorch's exporter does not know are written with ONNX's own: RoIAlign, and `suppress` as
-NonMaxSuppression, whose list of survivors marks places of a map of fixed size, of which TopK chooses.
+NonMaxSuppression, whose list of survivors marks places of a map of fixed size, of which TopK chooses. What decodes key
+points is in `onnx_keypoints`.
 """
 
 from __future__ import annotations
@@ -76,6 +77,7 @@ def outputs_of(config: ModelConfig) -> list[str]:
     """Names of the graph's outputs, in order."""
     names = ["boxes", "scores", "labels"]
     names += ["masks"] if config.mask_head is not None else []
+    names += ["keypoints"] if config.keypoint_head is not None else []
     return [*names, "counts"]
 
 
@@ -85,8 +87,7 @@ def check_exportable(config: ModelConfig) -> None:
     Raises:
         UserError: it has such a part, which is named.
     """
-    what = "its key points' decoding" if config.keypoint_head is not None else without_graph(config)
-    if what:
+    if what := without_graph(config):
         raise UserError(f"export: {config.name}: {what} has no ONNX form here. Take a model without.")
 
 
@@ -119,6 +120,8 @@ def exported(
 
 def _translations() -> dict[Any, Any]:
     import onnxscript
+
+    from maskrcnn.export.onnx_keypoints import decode_heatmaps
 
     op: Any = onnxscript.opset20
 
@@ -166,4 +169,9 @@ def _translations() -> dict[Any, Any]:
         best, place = op.TopK(score, op.Constant(value_ints=[limit]))
         return op.Where(op.Greater(best, lowest), place, op.Constant(value_ints=[-1]))
 
-    return {torch.ops.maskrcnn.roi_align.default: roi_align, torch.ops.maskrcnn.suppress.default: suppress}
+    ours = torch.ops.maskrcnn
+    return {
+        ours.roi_align.default: roi_align,
+        ours.suppress.default: suppress,
+        ours.decode_heatmaps.default: decode_heatmaps,
+    }
