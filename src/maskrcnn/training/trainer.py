@@ -381,6 +381,7 @@ class Trainer:
     def averaged_model(self) -> Any:
         """A copy of the model with the weights to evaluate and keep: the averaged ones where there are."""
         model = copy.deepcopy(self.model)
+        model.fixed_size = False  # an evaluation drops no candidate, however many there are
         if self.average:
             model.load_state_dict(self.average.state_dict(), strict=False)
         return model
