@@ -110,6 +110,7 @@ def test_a_cascade_of_one_size_without_a_detection(tmp_path: Path) -> None:
 def test_key_points(tmp_path: Path) -> None:
     model = sure("keypoint_rcnn_R_50_FPN_1x")
     write_onnx(model, tmp_path / "a.onnx", size=(96, 128), batch=1)
+    assert not model.fixed_size
     exported = ExportedPredictor(tmp_path / "a.onnx")
     for difference in compare(model, exported, picture(), (96, 128), 1):
         assert difference.count > 0

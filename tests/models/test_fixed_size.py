@@ -17,7 +17,14 @@ from maskrcnn.structures import GroundTruth, ImageBatch
 from tests.models.tiny import objects, pictures, tiny
 
 FPN = "mask_rcnn_R_50_FPN_1x"
-NAMES = (FPN, "cascade_mask_rcnn_R_50_FPN_1x", "keypoint_rcnn_R_50_FPN_1x", "mask_rcnn_R_50_C4_1x")
+NAMES = (
+    FPN,
+    "mask_rcnn_R_50_FPN_3x_gn",
+    "cascade_mask_rcnn_R_50_FPN_1x",
+    "keypoint_rcnn_R_50_FPN_1x",
+    "mask_rcnn_R_50_C4_1x",
+    "mask_rcnn_R_50_DC5_1x",
+)
 SIZES = [(61, 90), (80, 96)]
 
 

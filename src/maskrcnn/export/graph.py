@@ -5,6 +5,8 @@ Shape letters: B images, D detections, M mask cells a side, P key points.
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -28,8 +30,8 @@ class Graph(nn.Module):
 
     def __init__(self, model: MaskRCNN) -> None:
         super().__init__()
-        self.model = model
-        model.fixed_size = True
+        self.model = copy.copy(model)  # the same parts, of another form
+        self.model.fixed_size = True
         c = model.config.input
         self.register_buffer("mean", torch.tensor(c.pixel_mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(c.pixel_std)[:, None, None], persistent=False)

@@ -1,9 +1,4 @@
-"""A model as an ONNX file: one graph, batches of any number of pictures of any size in, detections out.
-
-The operators that PyTorch's exporter does not know are written with ONNX's own: RoIAlign, and `suppress` as
-NonMaxSuppression, whose list of survivors marks places of a map of fixed size, of which TopK chooses. What decodes key
-points is in `onnx_keypoints`.
-"""
+"""A model as an ONNX file: one graph, batches of any number of pictures of any size in, detections out."""
 
 from __future__ import annotations
 
@@ -19,11 +14,11 @@ from maskrcnn.config import ModelConfig, to_dict
 from maskrcnn.engines.seams import picture_sides, without_graph
 from maskrcnn.errors import UserError
 from maskrcnn.export.graph import Graph
+from maskrcnn.export.onnx_operators import translations
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.runtime.sessions import FORM
 
 OPSET = 20
-LOWEST = -3.4e38
 INPUTS = ("images", "image_sizes")
 
 
@@ -55,7 +50,7 @@ def write_onnx(
                 opset_version=OPSET,
                 input_names=list(INPUTS),
                 output_names=outputs_of(model.config),
-                custom_translation_table=_translations(),
+                custom_translation_table=translations(),
                 verbose=False,
             )
     except torch.onnx.errors.OnnxExporterError as e:
@@ -116,62 +111,3 @@ def exported(
     sides: dict[int, Any] = {} if size else {2: free[0], 3: free[1]}
     shapes = {"images": {**dims, **sides}, "image_sizes": dims}
     return torch.export.export(Graph(model).eval(), (images, sizes), dynamic_shapes=shapes, strict=False)
-
-
-def _translations() -> dict[Any, Any]:
-    import onnxscript
-
-    from maskrcnn.export.onnx_keypoints import decode_heatmaps
-
-    op: Any = onnxscript.opset20
-
-    def roi_align(
-        input: Any, boxes: Any, P: int, Q: int, spatial_scale: float, sampling_ratio: int, aligned: bool
-    ) -> Any:
-        rois = op.Slice(
-            boxes, op.Constant(value_ints=[1]), op.Constant(value_ints=[5]), op.Constant(value_ints=[1])
-        )
-        image = op.Slice(
-            boxes, op.Constant(value_ints=[0]), op.Constant(value_ints=[1]), op.Constant(value_ints=[1])
-        )
-        image = op.Cast(op.Squeeze(image, op.Constant(value_ints=[1])), to=7)
-        return op.RoiAlign(
-            input,
-            rois,
-            image,
-            coordinate_transformation_mode="half_pixel" if aligned else "output_half_pixel",
-            output_height=P,
-            output_width=Q,
-            sampling_ratio=max(sampling_ratio, 0),
-            spatial_scale=spatial_scale,
-        )
-
-    def suppress(boxes: Any, scores: Any, groups: Any, num_groups: int, threshold: float, limit: int) -> Any:
-        lowest = op.Constant(value_floats=[LOWEST])
-        each = op.Constant(value_ints=list(range(num_groups)))
-        own = op.Equal(
-            op.Unsqueeze(groups, op.Constant(value_ints=[1])), op.Unsqueeze(each, op.Constant(value_ints=[1]))
-        )
-        kept = op.NonMaxSuppression(
-            boxes,
-            op.Where(own, op.Unsqueeze(scores, op.Constant(value_ints=[1])), lowest),  # (B, G, N)
-            op.Constant(value_ints=[2**31 - 1]),
-            op.Constant(value_floats=[threshold]),
-            lowest,
-        )
-        index = op.Gather(kept, op.Constant(value_ints=[0, 2]), axis=1)
-        count = op.Slice(op.Shape(kept), op.Constant(value_ints=[0]), op.Constant(value_ints=[1]))
-        ones = op.Expand(op.Constant(value_floats=[1.0]), count)
-        nothing = op.Expand(op.Constant(value_floats=[0.0]), op.Shape(scores))
-        marked = op.Greater(op.ScatterND(nothing, index, ones), op.Constant(value_floats=[0.5]))
-        fillers = op.Constant(value_ints=[0, 0, 0, limit])
-        score = op.Pad(op.Where(marked, scores, lowest), fillers, op.Squeeze(lowest))
-        best, place = op.TopK(score, op.Constant(value_ints=[limit]))
-        return op.Where(op.Greater(best, lowest), place, op.Constant(value_ints=[-1]))
-
-    ours = torch.ops.maskrcnn
-    return {
-        ours.roi_align.default: roi_align,
-        ours.suppress.default: suppress,
-        ours.decode_heatmaps.default: decode_heatmaps,
-    }
