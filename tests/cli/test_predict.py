@@ -141,3 +141,35 @@ def test_threads_are_set(model, photos, tmp_path):
         assert torch.get_num_threads() == 1
     finally:
         torch.set_num_threads(before)
+
+
+def test_tiles_are_put_together_and_leave_nothing_behind(model, photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    (photos / "broken.png").write_bytes(b"no picture")
+    assert predict(photos, "--out", out, "--tile", 40, "--overlap", 16) == 1
+    captured = capsys.readouterr()
+    assert "skipped: " in captured.err
+    assert "broken.png" in captured.err
+    assert "2 images" in captured.out
+    first = json.loads((out / "predictions.json").read_text())
+    assert {e["image_id"] for e in first} == {"one", "two"}
+    assert all(e["segmentation"]["size"] == [50, 60] for e in first)
+    (photos / "broken.png").unlink()
+    assert predict(photos, "--out", out, "--tile", 40, "--overlap", 16, "--resume") == 0
+    assert json.loads((out / "predictions.json").read_text()) == first
+    assert [p.name for p in out.iterdir()] == ["predictions.json"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--overlap", 32], "expected --tile SIZE"),
+        (["--tile", 64, "--overlap", 40], "overlap: expected 16 to 32 pixels"),
+    ],
+)
+def test_tiles_that_cannot_be_are_refused_before_the_model_is_loaded(
+    model, photos, tmp_path, words, message, capsys
+):
+    assert predict(photos, "--out", tmp_path / "out", *words) == 2
+    assert message in capsys.readouterr().err
+    assert not model.calls

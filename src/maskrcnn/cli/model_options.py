@@ -12,7 +12,7 @@ from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
     from maskrcnn.config import TTAConfig
-    from maskrcnn.models.mask_rcnn import MaskRCNN
+    from maskrcnn.models.predictor import Predictor
 
 # Where each is kept in a model's config.
 _BOX_SETTINGS = ("score_threshold", "nms_threshold", "class_agnostic_nms", "detections_per_image")
@@ -87,7 +87,7 @@ def _is_given(value: object) -> bool:
     return value is not None and value is not False  # a threshold of 0 is one
 
 
-def load_model(args: argparse.Namespace) -> MaskRCNN:
+def load_model(args: argparse.Namespace) -> Predictor:
     """The model of the command line, ready to predict, with the settings given there in its config.
 
     Raises:

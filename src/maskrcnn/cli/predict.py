@@ -7,14 +7,19 @@ id where one is given with --data or known from training. DIR/NAME.jpg is the pi
 
 A file that cannot be read is reported and skipped, a picture that cannot be drawn costs no result; the exit status
 is then 1. It is 2 for a mistake in the command; nothing is written then.
+
+With --tile SIZE pictures of any size are looked at tile by tile, and objects that a seam cuts are put together; no
+picture is drawn. Each tile is resized as a picture would be: --min-size SIZE keeps its pixels as they are. With
+--resume the tiles that an interrupted run finished are not looked at again.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +28,7 @@ from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
     from maskrcnn.config import ModelConfig
-    from maskrcnn.models.mask_rcnn import MaskRCNN
+    from maskrcnn.models.predictor import Predictor
 
 _DRAW_THRESHOLD = 0.5
 
@@ -47,6 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=whole_number, metavar="N", help="images at a time (1 on a CPU, 8 on a GPU)"
     )
+    parser.add_argument(
+        "--tile", type=whole_number, metavar="SIZE", help="look at pictures in tiles of SIZE pixels"
+    )
+    parser.add_argument(
+        "--overlap",
+        type=whole_number,
+        metavar="PIXELS",
+        help="what neighbouring tiles share: the size of a usual object (an eighth of the tile)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="with --tile: keep what an interrupted run found"
+    )
     add_model_options(parser)
 
 
@@ -61,13 +78,16 @@ def main(args: argparse.Namespace) -> int:
         write_predictions,
     )
 
+    overlap = _check_tiles(args)
     images = find_images(args.images)
     for line in not_read(args.images):
         print(line, file=sys.stderr)
     check_writable_folder(args.out)
     check_writable(args.out / PREDICTIONS)
-    check_outputs(images, args.out, draw=not args.no_draw)
+    check_outputs(images, args.out, draw=not args.no_draw and not args.tile)
     model = _load_model(args)
+    if args.tile:
+        return _tiled(args, model, images, overlap)
     threads = min(4, args.num_threads or _num_cores())
     results = predict_stream(
         model,
@@ -98,7 +118,88 @@ def main(args: argparse.Namespace) -> int:
     return 1 if written.num_failed or written.not_drawn else 0
 
 
-def _load_model(args: argparse.Namespace) -> MaskRCNN:
+def _check_tiles(args: argparse.Namespace) -> int:
+    """Check the options of tiles and return the overlap."""
+    if not args.tile:
+        if args.resume or args.overlap is not None:
+            raise UserError(
+                "predict: --overlap and --resume: expected --tile SIZE with them, got none. Add it."
+            )
+        return 0
+    from maskrcnn.predict import check_overlap
+
+    if tta_of(args) is not None or args.batch_size:
+        raise UserError("predict: --tile: expected no --tta and no --batch-size with it. Leave them out.")
+    overlap = max(16, args.tile // 8) if args.overlap is None else args.overlap
+    check_overlap(args.tile, overlap)
+    return overlap
+
+
+def _tiled(args: argparse.Namespace, model: Predictor, images: Sequence[Path], overlap: int) -> int:
+    """Predict pictures tile by tile, and write `predictions.json`."""
+    import shutil
+
+    from maskrcnn.predict import predict_tiled, write_results
+
+    kept = args.out / ".tiles"
+    if not args.resume:
+        shutil.rmtree(kept, ignore_errors=True)
+    # Everything that says what a tile's objects are: the command but for what does not touch them.
+    settings = {k: str(v) for k, v in vars(args).items() if k not in ("images", "out", "resume", "no_draw")}
+    started = time.perf_counter()
+
+    def results() -> Iterator[tuple[Path, list[dict[str, Any]] | UserError]]:
+        for path in images:
+            try:
+                with _tile_bar(path.name) as progress:
+                    found = predict_tiled(
+                        model,
+                        path,
+                        args.tile,
+                        overlap,
+                        keep=kept / path.name,
+                        settings=settings,
+                        progress=progress,
+                    )
+                yield path, found.to_coco(path.stem, model.config.category_ids)
+            except UserError as e:
+                print(f"skipped: {e}", file=sys.stderr)
+                yield path, e
+
+    written = write_results(results(), args.out)
+    if not written.num_failed:  # else --resume still has what was found before the fault
+        shutil.rmtree(kept, ignore_errors=True)
+    seconds = time.perf_counter() - started
+    skipped = (
+        f"; {written.num_failed} of {len(images)} files skipped, see above" if written.num_failed else ""
+    )
+    print(
+        f"{_count(written.num_images, 'image')}, {_count(written.num_detections, 'detection')}, "
+        f"{seconds:.1f} s (engine {model.engine}): {written.path}{skipped}"
+    )
+    return 1 if written.num_failed else 0
+
+
+@contextlib.contextmanager
+def _tile_bar(name: str) -> Iterator[Callable[[int, int], object]]:
+    """Bar on standard error that counts tiles."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn(name, markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("tiles"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _load_model(args: argparse.Namespace) -> Predictor:
     categories = _read_categories(args.data) if args.data else None
     model = load_model(args)
     if categories is not None:

@@ -7,6 +7,19 @@ from maskrcnn.predict.stream import (
     not_read,
     predict_stream,
     write_predictions,
+    write_results,
 )
+from maskrcnn.predict.tiled import TiledInstances, check_overlap, predict_tiled
 
-__all__ = ["PREDICTIONS", "check_outputs", "find_images", "not_read", "predict_stream", "write_predictions"]
+__all__ = [
+    "PREDICTIONS",
+    "TiledInstances",
+    "check_outputs",
+    "check_overlap",
+    "find_images",
+    "not_read",
+    "predict_stream",
+    "predict_tiled",
+    "write_predictions",
+    "write_results",
+]

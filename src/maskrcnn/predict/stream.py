@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from maskrcnn.data.source import is_junk, other_pictures
 from maskrcnn.errors import UserError, described, did_you_mean, one_line
@@ -33,6 +33,7 @@ __all__ = [
     "not_read",
     "predict_stream",
     "write_predictions",
+    "write_results",
 ]
 
 
@@ -128,6 +129,28 @@ def write_predictions(
                 written.num_failed += 1
                 continue
             array.extend(result)
+            written.num_images += 1
+        array.close()
+        written.num_detections = array.length
+    return written
+
+
+def write_results(
+    results: Iterable[tuple[Path, list[dict[str, Any]] | UserError]], out_dir: str | Path
+) -> Written:
+    """Write `out_dir/predictions.json` from COCO results a picture; files with an error are counted and left out.
+
+    Raises:
+        UserError: the output cannot be written.
+    """
+    written = Written(Path(out_dir) / PREDICTIONS)
+    with atomic_path(written.path) as temporary, open(temporary, "w") as file:
+        array = _JsonArray(file)
+        for _, result in results:
+            if isinstance(result, UserError):
+                written.num_failed += 1
+                continue
+            array.extend(json.dumps(entry) for entry in result)
             written.num_images += 1
         array.close()
         written.num_detections = array.length

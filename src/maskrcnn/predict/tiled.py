@@ -1,0 +1,215 @@
+"""Prediction on pictures of any size, tile by tile: windows are read, what a seam cuts is put together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from maskrcnn.errors import UserError, check_number
+from maskrcnn.files import atomic_path, write_atomic
+from maskrcnn.interchange import coco_results
+from maskrcnn.masks.rle import Runs, write_counts
+from maskrcnn.predict.seams import EDGE, Piece, Tile, joined_runs, merge
+from maskrcnn.predict.windows import Windows, open_windows
+
+if TYPE_CHECKING:
+    from maskrcnn.structures import Instances
+
+_SETTINGS = "tiles.json"
+
+
+class Finder(Protocol):
+    """Model, or anything else that finds the objects of a tile."""
+
+    def predict(self, images: Any, /) -> Instances: ...
+
+
+@dataclass(slots=True, eq=False)
+class TiledInstances:
+    """Detections of a large picture, best first, in its own pixels; masks are RLE, for no bitmap of it would fit.
+
+    boxes: (N, 4) float64; scores: N; labels: N; rles: N, as COCO's {"size": [H, W], "counts": str}.
+    """
+
+    image_size: tuple[int, int]
+    boxes: np.ndarray
+    scores: list[float]
+    labels: list[int]
+    rles: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def to_coco(self, image_id: int | str = 0, category_ids: Sequence[int] = ()) -> list[dict[str, Any]]:
+        """Convert to COCO results: see `Instances.to_coco`."""
+        return coco_results(self.boxes, self.scores, self.labels, self.rles, None, image_id, category_ids)
+
+
+def predict_tiled(
+    model: Finder,
+    source: str | Path | np.ndarray,
+    tile: int = 1024,
+    overlap: int = 128,
+    *,
+    keep: Path | None = None,
+    settings: Any = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> TiledInstances:
+    """Detect the objects of a picture of any size, tile by tile.
+
+    Objects up to `overlap` pixels are seen whole by some tile; larger ones are put together from their pieces, by
+    their masks (see `predict.seams`). All tiles have one size, so that the network sees all at one scale.
+
+    source: a path, or an (H, W, 3) uint8 RGB array, which may be memory-mapped.
+    keep: folder for what is found, tile by tile. With the same picture, tile, overlap and `settings` what is there
+    already is used; what was found with others is removed. Yours to delete when the result is safe.
+    progress: called with the number of tiles that are done, and of all.
+
+    Raises:
+        UserError: the picture or a window cannot be read, an overlap below 16 or above half the tile, a model without
+            masks.
+    """
+    tile = check_number(tile, "predict_tiled: tile", 4 * EDGE * 2, whole=True)
+    check_overlap(tile, overlap)
+    picture = open_windows(source)
+    tiles = tiles_of(picture.size, tile, overlap)
+    store = None if keep is None else _Store(keep, [_identity(source), picture.size, tile, overlap, settings])
+    pieces: list[Piece] = []
+    for k, window in enumerate(tiles):
+        found = None if store is None else store.read(k)
+        if found is None:
+            found = _look(model, picture, window, k)
+            if store is not None:
+                store.write(k, found)
+        pieces += found
+        if progress:
+            progress(k + 1, len(tiles))
+    return _together(pieces, tiles, picture.size)
+
+
+def check_overlap(tile: int, overlap: int) -> None:
+    """Make sure that neighbouring tiles share enough to compare objects, and at most half.
+
+    Raises:
+        UserError: fewer than 16 pixels, or more than half the tile.
+    """
+    if isinstance(overlap, bool) or not isinstance(overlap, int) or not 4 * EDGE <= overlap <= tile // 2:
+        raise UserError(
+            f"overlap: expected {4 * EDGE} to {tile // 2} pixels, half the tile of {tile}, got {overlap}. "
+            "Take the size of a usual object."
+        )
+
+
+def tiles_of(size: tuple[int, int], tile: int, overlap: int) -> list[Tile]:
+    """Cover a picture (H, W) with tiles of one size, row by row; the last ones are moved inwards, not cut."""
+
+    def starts(length: int) -> list[int]:
+        if length <= tile:
+            return [0]
+        return [*range(0, length - tile, tile - overlap), length - tile]
+
+    height, width = size
+    return [
+        Tile(x, y, min(x + tile, width), min(y + tile, height)) for y in starts(height) for x in starts(width)
+    ]
+
+
+def _look(model: Finder, picture: Windows, window: Tile, number: int) -> list[Piece]:
+    instances = model.predict(picture.read(window.x0, window.y0, window.x1, window.y1)).to("cpu")
+    if instances.masks is None:
+        raise UserError(
+            "predict_tiled: expected a model with masks, got one without: they join what seams cut."
+        )
+    pieces = []
+    rows = zip(instances.boxes.tolist(), instances.scores.tolist(), instances.labels.tolist(), strict=True)
+    for i, (box, score, label) in enumerate(rows):
+        crop, (x, y) = instances.masks.crop(i)
+        down, across = np.flatnonzero(crop.any(1)), np.flatnonzero(crop.any(0))
+        if not len(down):
+            continue
+        crop = crop[down[0] : down[-1] + 1, across[0] : across[-1] + 1]
+        pieces.append(
+            Piece(
+                (box[0] + window.x0, box[1] + window.y0, box[2] + window.x0, box[3] + window.y0),
+                score,
+                label,
+                (int(x + across[0]) + window.x0, int(y + down[0]) + window.y0),
+                (crop.shape[0], crop.shape[1]),
+                np.packbits(crop),
+                number,
+            )
+        )
+    return pieces
+
+
+def _together(pieces: list[Piece], tiles: list[Tile], size: tuple[int, int]) -> TiledInstances:
+    height, width = size
+    groups = merge(pieces, tiles, size)
+    counts: list[str] = []
+    boxes = np.zeros((len(groups), 4))
+    for i, group in enumerate(groups):
+        starts, ends = joined_runs(group, height)
+        counts += write_counts(Runs(starts, ends, np.zeros(len(starts), np.int64), 1), height * width)
+        corners = np.array([p.box for p in group])
+        boxes[i] = [*corners[:, :2].min(0), *corners[:, 2:].max(0)]
+    rles = [{"size": [height, width], "counts": c} for c in counts]
+    return TiledInstances(size, boxes, [g[0].score for g in groups], [g[0].label for g in groups], rles)
+
+
+def _identity(source: str | Path | np.ndarray) -> Any:
+    if isinstance(source, np.ndarray):
+        return hashlib.sha256(
+            np.ascontiguousarray(source[:: max(1, len(source) // 64)]).tobytes()
+        ).hexdigest()
+    about = Path(source).stat()
+    return [str(Path(source).resolve()), about.st_size, about.st_mtime_ns]
+
+
+class _Store:
+    """Files of the pieces in the tiles that are done, one a tile, whole or absent."""
+
+    def __init__(self, folder: Path, settings: Any) -> None:
+        self.folder = folder
+        wanted = json.dumps(settings)
+        mark = folder / _SETTINGS
+        if mark.is_file() and mark.read_text() != wanted:
+            shutil.rmtree(folder)
+        write_atomic(mark, wanted)
+
+    def read(self, number: int) -> list[Piece] | None:
+        path = self.folder / f"{number}.npz"
+        if not path.is_file():
+            return None
+        with np.load(path) as a:
+            bits = np.split(a["bits"], np.cumsum(a["lengths"])[:-1]) if len(a["lengths"]) else []
+            rows = zip(
+                a["boxes"].tolist(),
+                a["scores"].tolist(),
+                a["labels"].tolist(),
+                a["places"].tolist(),
+                bits,
+                strict=True,
+            )
+            return [
+                Piece(tuple(box), score, label, (p[0], p[1]), (p[2], p[3]), b, number)
+                for box, score, label, p, b in rows
+            ]
+
+    def write(self, number: int, pieces: list[Piece]) -> None:
+        with atomic_path(self.folder / f"{number}.npz") as temporary:
+            np.savez(
+                temporary,
+                boxes=np.array([p.box for p in pieces], np.float64).reshape(-1, 4),
+                scores=np.array([p.score for p in pieces], np.float64),
+                labels=np.array([p.label for p in pieces], np.int64),
+                places=np.array([[*p.origin, *p.shape] for p in pieces], np.int64).reshape(-1, 4),
+                lengths=np.array([len(p.bits) for p in pieces], np.int64),
+                bits=np.concatenate([p.bits for p in pieces] or [np.zeros(0, np.uint8)]),
+            )

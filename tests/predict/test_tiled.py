@@ -1,0 +1,147 @@
+"""Large pictures: windows, seams, and going on after an interruption, with a finder that makes no mistakes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from maskrcnn.errors import UserError
+from maskrcnn.masks.rle import rle_decode
+from maskrcnn.predict.tiled import predict_tiled, tiles_of
+from maskrcnn.predict.windows import TiffWindows, open_windows
+from maskrcnn.structures import Instances
+
+
+class ExactMasks:
+    """Masks as they are, with the interface that a tile's masks have."""
+
+    def __init__(self, masks: list[np.ndarray]) -> None:
+        self.masks = masks
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def to(self, device: object) -> ExactMasks:
+        return self
+
+    def crop(self, i: int) -> tuple[np.ndarray, tuple[int, int]]:
+        return self.masks[i], (0, 0)
+
+
+class Finder:
+    """Finds each colour of a window: red and green are the object's number, blue its class; black is background."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def predict(self, window: np.ndarray) -> Instances:
+        self.calls += 1
+        values = (window.astype(np.int64) * [65536, 256, 1]).sum(-1)
+        masks = [values == v for v in np.unique(values) if v]
+        boxes = []
+        for mask in masks:
+            y, x = np.nonzero(mask)
+            boxes.append([x.min(), y.min(), x.max() + 1, y.max() + 1])
+        sums = torch.tensor([float(m.sum()) for m in masks])
+        return Instances(
+            (window.shape[0], window.shape[1]),
+            torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            sums / (sums + 1),
+            torch.tensor([int(window[m][0, 2]) for m in masks], dtype=torch.int64),
+            ExactMasks(masks),  # pyright: ignore[reportArgumentType]
+        )
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    """400 x 500 pixels: discs of many sizes, a ring larger than any tile, and a bar through the whole width."""
+    rng, pixels = np.random.default_rng(0), np.zeros((400, 500, 3), np.uint8)
+    y, x = np.mgrid[:400, :500]
+    pixels[(y >= 196) & (y < 204)] = (201, 0, 2)
+    distance = np.hypot(y - 200, x - 250)
+    pixels[(distance > 150) & (distance < 156)] = (200, 0, 1)  # it parts the bar
+    for number in range(1, 160):
+        cy, cx, r = rng.integers(0, 400), rng.integers(0, 500), rng.integers(3, 26)
+        away = np.hypot(y - cy, x - cx)
+        if not pixels[away < r + 2].any():
+            pixels[away < r] = (number, 0, 1 + number % 2)
+    return pixels
+
+
+def expected(pixels: np.ndarray) -> dict[tuple[int, ...], np.ndarray]:
+    colours = np.unique(pixels.reshape(-1, 3), axis=0)
+    return {tuple(c.tolist()): (pixels == c).all(-1) for c in colours if c.any()}
+
+
+@pytest.mark.parametrize(("tile", "overlap"), [(128, 32), (100, 50), (171, 64), (1000, 100)])
+def test_every_object_is_found_once_with_its_exact_mask(picture, tile, overlap):
+    found = predict_tiled(Finder(), picture, tile, overlap)
+    truth = expected(picture)
+    assert len(found) == len(truth)
+    for rle, label, box in zip(found.rles, found.labels, found.boxes, strict=True):
+        mask = rle_decode(rle).astype(bool)
+        colour = tuple(picture[mask][0].tolist())
+        np.testing.assert_array_equal(mask, truth.pop(colour))
+        y, x = np.nonzero(mask)
+        assert label == colour[2]
+        assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+
+
+def test_tiles_of_one_size_cover_the_picture():
+    tiles = tiles_of((400, 500), 128, 32)
+    covered = np.zeros((400, 500), bool)
+    for t in tiles:
+        covered[t.y0 : t.y1, t.x0 : t.x1] = True
+        assert (t.x1 - t.x0, t.y1 - t.y0) == (128, 128)
+    assert covered.all()
+    assert len(tiles_of((50, 60), 128, 32)) == 1
+
+
+def test_finished_tiles_are_kept(picture, tmp_path):
+    class Dies(Finder):
+        def predict(self, window: np.ndarray) -> Instances:
+            if self.calls == 7:
+                raise KeyboardInterrupt
+            return super().predict(window)
+
+    whole = predict_tiled(Finder(), picture, 128, 32)
+    with pytest.raises(KeyboardInterrupt):
+        predict_tiled(Dies(), picture, 128, 32, keep=tmp_path / "kept")
+    again, other = Finder(), Finder()
+    resumed = predict_tiled(again, picture, 128, 32, keep=tmp_path / "kept")
+    assert again.calls == len(tiles_of((400, 500), 128, 32)) - 7
+    assert resumed.to_coco(1) == whole.to_coco(1)
+    predict_tiled(other, picture, 128, 48, keep=tmp_path / "kept")
+    assert other.calls == len(tiles_of((400, 500), 128, 48))
+
+
+def test_nothing_to_find_is_no_error():
+    assert predict_tiled(Finder(), np.zeros((300, 200, 3), np.uint8), 128, 32).to_coco() == []
+
+
+@pytest.mark.parametrize("overlap", [0, 15, 65, 200])
+def test_an_overlap_that_cannot_be_is_refused(picture, overlap):
+    with pytest.raises(UserError, match="overlap: expected 16 to 64 pixels"):
+        predict_tiled(Finder(), picture, 128, overlap)
+
+
+@pytest.mark.parametrize("options", [{"tile": (64, 48), "compression": "zlib"}, {"rowsperstrip": 37}, {}])
+def test_windows_of_a_tiff_are_its_pixels(picture, tmp_path, options):
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "slide.tif"
+    tifffile.imwrite(path, picture, photometric="rgb", **options)
+    windows = open_windows(path)
+    assert isinstance(windows, TiffWindows)
+    for x0, y0, x1, y1 in [(0, 0, 500, 400), (37, 61, 203, 389), (499, 399, 500, 400)]:
+        np.testing.assert_array_equal(windows.read(x0, y0, x1, y1), picture[y0:y1, x0:x1])
+
+
+def test_grey_of_16_bits_and_a_file_that_is_cut_off(tmp_path):
+    tifffile = pytest.importorskip("tifffile")
+    path = tmp_path / "grey.tif"
+    tifffile.imwrite(path, np.full((200, 100), 65535, np.uint16), rowsperstrip=10)
+    assert (open_windows(path).read(5, 5, 50, 190) == 255).all()
+    path.write_bytes(path.read_bytes()[:-9000])
+    with pytest.raises(UserError, match=r"grey.tif: cannot read"):
+        open_windows(path).read(0, 0, 100, 200)
