@@ -168,6 +168,14 @@ def test_a_graph_that_says_something_else_is_refused(cache, model, runtime):
     assert list(cache.iterdir()) == []
 
 
+def test_a_network_as_steep_as_its_own_rounding_is_let_pass(cache, model, runtime, monkeypatch):
+    """Its float32 is further from float64 than a graph usually is from it."""
+    runtime.factor = 1 + 1e-2
+    monkeypatch.setattr(graphs, "_double", lambda x: 1.01 * x.double() if x.is_floating_point() else x)
+    run_as_graphs(model, runtime, "fp32")
+    assert len(runtime.written) == 3
+
+
 def test_choice():
     config, deformable = (presets.get(n).model for n in (FPN, DEFORMABLE))
     assert choose_engine(None, CPU, "fp32", deformable) == "cpu"

@@ -8,6 +8,7 @@ more than `MOST_KEPT`.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
@@ -112,14 +113,33 @@ def _prove(seam: Seam, run: Run, name: str, precision: str) -> None:
     """
     with torch.inference_mode():
         wanted, got = seam.network(*seam.examples), run(*seam.examples)
-    for theirs, ours in zip(got, wanted, strict=True):
-        spread = float(ours.float().std(correction=0))
-        worst = float((theirs.float() - ours.float()).abs().max())
-        if not worst <= TOLERANCE[precision] * max(spread, 1e-6):
+        slack = [0.0] * len(wanted)
+        if not all(_close(*both, precision, 0.0) for both in zip(got, wanted, strict=True)):
+            # A network may be so steep that its own rounding shows: as far as that goes a graph may differ too.
+            exact = copy.deepcopy(seam.network).double()(*(_double(x) for x in seam.examples))
+            slack = [4 * _apart(*both) for both in zip(wanted, exact, strict=True)]
+    for theirs, ours, more in zip(got, wanted, slack, strict=True):
+        if not _close(theirs, ours, precision, more):
             raise UserError(
-                f"engine: {name}: expected what the network computes, got something else in its "
-                f"{seam.name} ({worst:.2g} at a spread of {spread:.2g}). Use --engine cpu or eager."
+                f"engine: {name}: expected what the network computes, got something else in its {seam.name} "
+                f"({_apart(theirs, ours):.2g} at a spread of {_spread(ours):.2g}). Use --engine cpu or eager."
             )
+
+
+def _close(a: Tensor, b: Tensor, precision: str, slack: float) -> bool:
+    return _apart(a, b) <= max(TOLERANCE[precision] * max(_spread(b), 1e-6), slack)
+
+
+def _apart(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max())
+
+
+def _spread(x: Tensor) -> float:
+    return float(x.double().std(correction=0))
+
+
+def _double(x: Tensor) -> Tensor:
+    return x.double() if x.is_floating_point() else x
 
 
 def _key(model: MaskRCNN, runtime: Runtime) -> str:
