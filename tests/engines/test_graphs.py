@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,17 @@ from typing import Any
 import pytest
 import torch
 
-from maskrcnn import presets, processor
+from maskrcnn import presets
 from maskrcnn.config import ModelConfig, ResNetConfig
 from maskrcnn.engines import graphs
 from maskrcnn.engines.graphs import run_as_graphs
-from maskrcnn.engines.prepare import FASTEST, choose_engine, has_compiler, prepare
+from maskrcnn.engines.prepare import choose_engine, has_compiler, prepare
 from maskrcnn.engines.seams import Run, Seam, seams_of
 from maskrcnn.errors import UserError
 from maskrcnn.models.build import build_model
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.predictor import predict
+from tests.alone import run_alone
 from tests.engines.test_prepared_equals_plain import compare, lively, said
 from tests.models.tiny import pictures, tiny
 
@@ -82,6 +82,10 @@ def test_onnx_says_what_the_network_says():
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="no C++ compiler on this machine")
 def test_compile_says_what_the_network_says():
+    run_alone("tests.engines.test_graphs", "compile_says_what_the_network_says")
+
+
+def compile_says_what_the_network_says() -> None:
     model = lively(shallow(presets.get(C4, tiny=True).model))
     expected = said(model, SIZES)
     compare(said(prepare(copy.deepcopy(model), engine="compile"), SIZES), expected, 2e-4)
@@ -180,7 +184,7 @@ def test_choice():
     config, deformable = (presets.get(n).model for n in (FPN, DEFORMABLE))
     assert choose_engine(None, CPU, "fp32", deformable) == "cpu"
     assert choose_engine(None, torch.device("cuda"), "fp32", config) == "eager"
-    assert choose_engine(None, CPU, "fp32", config) == FASTEST.get((processor.kind(), "fp32"), "cpu")
+    assert choose_engine(None, CPU, "bf16", config) == "cpu"
     for name, device, precision, of, line in (
         ("opnvino", CPU, "fp32", config, "Did you mean 'openvino'"),
         ("onnx", torch.device("cuda"), "fp32", config, "onnx is for the device cpu"),
@@ -196,12 +200,6 @@ def test_what_is_not_installed_is_named(monkeypatch, engine, package):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match=rf"engine: {engine}: expected .* pip install 'maskrcnn\[{engine}\]'"):
         prepare(tiny(), engine=engine)
-
-
-def test_without_the_package_the_choice_is_ours(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(processor, "kind", lambda: "avx512")
-    assert choose_engine(None, CPU, "bf16", presets.get(FPN).model) == "cpu"
 
 
 def test_compile_needs_a_compiler(monkeypatch):

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from maskrcnn.errors import UserError
 from maskrcnn.ops import bilinear, dcnv3, deform_conv2d, ms_deform_attn
+from tests.alone import run_alone
 
 DCNV3_CASES = (
     "a_basic", "b_scale2", "c_stride2", "d_dil2", "e_pad0", "f_k5_half", "g_far", "h_s2_d2_scale2", "i_k3x5",
@@ -361,6 +362,11 @@ def test_trace_as_one_graph():
     reason="torch.compile's CPU code needs a C++ compiler",
 )
 def test_compile():
+    """In a process of its own: among other tests the compiler has crashed its worker."""
+    run_alone("tests.ops.test_deformable", "compiled_is_the_same")
+
+
+def compiled_is_the_same() -> None:
     args = [x.requires_grad_() for x in dcn_args()]
     compiled = torch.compile(three_operators, fullgraph=True)
     expected = torch.autograd.grad(three_operators(*args), args)

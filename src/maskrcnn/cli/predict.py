@@ -146,6 +146,8 @@ def _tiled(args: argparse.Namespace, model: Predictor, images: Sequence[Path], o
         shutil.rmtree(kept, ignore_errors=True)
     # Everything that says what a tile's objects are: the command but for what does not touch them.
     settings = {k: str(v) for k, v in vars(args).items() if k not in ("images", "out", "resume", "no_draw")}
+    files = (Path(args.model), Path(args.model, "model.safetensors"), Path(args.weights or args.model))
+    settings["changed"] = str([file.stat().st_mtime_ns for file in files if file.is_file()])
     started = time.perf_counter()
 
     def results() -> Iterator[tuple[Path, list[dict[str, Any]] | UserError]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 from typing import TypeVar
@@ -10,7 +9,6 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from maskrcnn import processor
 from maskrcnn.config import ModelConfig
 from maskrcnn.engines.graphs import Runtime, run_as_graphs
 from maskrcnn.engines.norms import fold_norms
@@ -34,23 +32,15 @@ ENGINES = {
 PRECISIONS = {"openvino": ("fp32", "bf16"), "onnx": ("fp32",)}  # of the graphs' runtimes
 PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
 
-# Where another engine than `cpu` is the fastest, by kind of processor and precision (`benchmarks/engines.py`).
-FASTEST: dict[tuple[processor.Kind, str], str] = {("avx512", "bf16"): "openvino"}
-
 
 def choose_engine(name: str | None, device: torch.device, precision: str, config: ModelConfig) -> str:
-    """Name of the engine to use: the one asked for, or of None the fastest that is installed and proved for the
-    model, the device and the precision.
+    """Name of the engine to use: the one asked for, or of None the fastest for the device that makes no files.
 
     Raises:
         UserError: no such engine, or one that has no form for the device, the precision or the model.
     """
-    if name is None:
-        if device.type != "cpu":
-            return "eager"
-        fastest = FASTEST.get((processor.kind(), precision), "cpu")
-        usable = without_graph(config) is None and importlib.util.find_spec(PACKAGES.get(fastest, "torch"))
-        return fastest if usable else "cpu"
+    if name is None:  # by `benchmarks/engines.py`; what OpenVINO gains in bf16 with AMX must be asked for
+        return "cpu" if device.type == "cpu" else "eager"
     check_engine(name)
     if name in ("cpu", *PACKAGES) and device.type != "cpu":
         raise UserError(f"engine: {name} is for the device cpu, got {device}. Use eager, or --device cpu.")

@@ -74,7 +74,7 @@ def predict_tiled(
 
     Raises:
         UserError: the picture or a window cannot be read, an overlap below 16 or above half the tile, a model without
-            masks.
+            masks or with key points.
     """
     tile = check_number(tile, "predict_tiled: tile", 4 * EDGE * 2, whole=True)
     check_overlap(tile, overlap)
@@ -126,6 +126,10 @@ def _look(model: Finder, picture: Windows, window: Tile, number: int) -> list[Pi
     if instances.masks is None:
         raise UserError(
             "predict_tiled: expected a model with masks, got one without: they join what seams cut."
+        )
+    if instances.keypoints is not None:
+        raise UserError(
+            "predict_tiled: expected a model without key points, got one with: seams cut them off."
         )
     pieces = []
     rows = zip(instances.boxes.tolist(), instances.scores.tolist(), instances.labels.tolist(), strict=True)

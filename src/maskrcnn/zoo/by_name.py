@@ -51,7 +51,7 @@ def load(
     (see `maskrcnn.zoo.download`). The number of classes is the file's.
     device: as PyTorch names it, by default a CUDA GPU where there is one. precision: of the network; results are
     float32 anyway, and where the processor is slower in it than in fp32 one line is logged that says so.
-    engine: what runs the network, by default the fastest that is at hand for the model, device and precision: `cpu`,
+    engine: what runs the network, by default `cpu` on a CPU and `eager` elsewhere: `cpu`,
     rewrites of single methods that are faster on this kind of processor; `openvino`, `onnx`, their graphs of the
     dense parts; `compile`, torch.compile; `eager`, plain PyTorch. `model.engine` says which.
 
