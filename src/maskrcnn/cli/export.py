@@ -84,7 +84,7 @@ def main(args: argparse.Namespace) -> int:
         from maskrcnn.engines.exported import ExportedPredictor
 
         picture = _picture(args.picture, model.config.input)
-        found = compare(model, ExportedPredictor(temporary), picture, size, args.batch)
+        found = compare(model, ExportedPredictor(temporary), picture, size, args.batch, args.precision)
         for difference in found:
             print(difference.line(args.precision), file=sys.stderr)
         if not any(d.count for d in found):

@@ -16,8 +16,9 @@ from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.structures import ImageBatch, Instances
 
 BOX, SCORE, MASK = 0.05, 1e-3, 0.01  # pixels of the network; scores; probabilities: mean over a mask
-# In fewer bits than float32 boxes and scores move: so many of the detections at least have a partner all the same.
-MATCHED = 0.5
+# In fewer bits than float32 boxes and scores move, and detections near the threshold come and go: of those with such a
+# score at least so many have a partner all the same.
+SURE, MATCHED = 0.5, 0.5
 POINT = 0.5  # pixels
 NEAR = 4.0  # pixels between partners
 
@@ -55,6 +56,7 @@ def compare(
     picture: np.ndarray,
     fixed: tuple[int, int] | None,
     batch: int | None,
+    precision: str = "fp32",
 ) -> list[Difference]:
     """Compare both on a picture (H, W, 3) uint8 at the network's size, on noise, on three sizes at once, and on a
     smaller size; as far as a fixed size and batch allow.
@@ -73,7 +75,7 @@ def compare(
     for case, images in cases.items():
         ours = model.detect(_padded(model.preprocess(images), fixed))
         theirs = exported.detect(exported.preprocess(images))
-        found.append(_difference(case, ours, theirs))
+        found.append(_difference(case, ours, theirs, 0.0 if precision == "fp32" else SURE))
     return found
 
 
@@ -85,12 +87,16 @@ def _padded(batch: ImageBatch, size: tuple[int, int] | None) -> ImageBatch:
     return batch
 
 
-def _difference(case: str, ours: list[Instances], theirs: list[Instances]) -> Difference:
+def _difference(case: str, ours: list[Instances], theirs: list[Instances], least: float) -> Difference:
+    """Differences of detections; only those of a score above `least` are counted, and missed where they are alone."""
     worst, unmatched, count = torch.zeros(4), 0, 0
     for a, b in zip(ours, theirs, strict=True):
-        count += len(a)
         pairs = _pairs(a, b)
-        unmatched += len(a) + len(b) - 2 * len(pairs)
+        count += int((a.scores > least).sum())
+        for one, partners in ((a, [i for i, _ in pairs]), (b, [j for _, j in pairs])):
+            alone = one.scores > least
+            alone[partners] = False
+            unmatched += int(alone.sum())
         for i, j in pairs:
             mask = point = torch.zeros(())
             if a.masks is not None and b.masks is not None:
