@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 
-def run_alone(module: str, function: str) -> None:
-    """Call a function of a test module in a new process; its failure is the test's."""
-    code = f"import {module} as module; module.{function}()"
+def run_alone(module: str, call: str) -> None:
+    """Evaluate a call of a test module's function in a new process; its failure is the test's."""
+    code = f"from {module} import *; {call}"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

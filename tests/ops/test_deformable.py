@@ -363,7 +363,7 @@ def test_trace_as_one_graph():
 )
 def test_compile():
     """In a process of its own: among other tests the compiler has crashed its worker."""
-    run_alone("tests.ops.test_deformable", "compiled_is_the_same")
+    run_alone("tests.ops.test_deformable", "compiled_is_the_same()")
 
 
 def compiled_is_the_same() -> None:

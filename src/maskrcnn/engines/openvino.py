@@ -58,7 +58,9 @@ class OpenVINO:
 
             def run(*inputs: Tensor) -> tuple[Tensor, ...]:
                 arrays = [np.ascontiguousarray(x.numpy()) for x in inputs]
-                found = request.infer(arrays, share_inputs=True)
+                found = request.infer(
+                    arrays
+                )  # not shared: OpenVINO's threads may let go of them, without the GIL
                 return tuple(torch.from_numpy(found[i]) for i in range(len(found)))
 
             return run
