@@ -11,15 +11,22 @@ if TYPE_CHECKING:
     from maskrcnn import ops
     from maskrcnn.errors import UserError
     from maskrcnn.structures import Instances
-    from maskrcnn.zoo import build, load
+    from maskrcnn.zoo import build, load, push_to_hub
 
-__all__ = ["Instances", "UserError", "__version__", "build", "load", "ops"]
+__all__ = ["Instances", "UserError", "__version__", "build", "load", "ops", "push_to_hub"]
 
 # Torch reads this at its first allocation: large tensors get pages of 2 MiB where Linux offers them. Making room for
 # 191 MiB then takes 12 ms instead of 48 (benchmarks/README.md).
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
-_HOME = {"build": "zoo", "load": "zoo", "Instances": "structures", "UserError": "errors", "ops": "ops"}
+_HOME = {
+    "build": "zoo",
+    "load": "zoo",
+    "push_to_hub": "zoo",
+    "Instances": "structures",
+    "UserError": "errors",
+    "ops": "ops",
+}
 
 
 def __getattr__(name: str) -> Any:

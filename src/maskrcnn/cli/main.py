@@ -33,6 +33,7 @@ VERBS = {
     "serve": "models over HTTP, with a page to try them",
     "convert": "weights to a safetensors file with its config, or back to the original's",
     "export": "a model as a file for other runtimes (ONNX)",
+    "push": "a trained model to the Hugging Face hub, with a card",
     "bench": "measure models on this machine: time and memory",
     "list": "the models, with their published numbers",
     "demo": "make a small data set, train on it and show the result as a page",

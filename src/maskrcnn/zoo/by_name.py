@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from maskrcnn.weights.load import WeightFile
 
 MAX_CLASSES = 100_000
+HUB = "hf://"
 EXPORTED = (".onnx", ".xml", ".pt2")
 _WEIGHT_SUFFIXES = (".safetensors", ".pkl", ".pth", ".pt", ".tar", ".npz")
 
@@ -47,6 +48,7 @@ def load(
     """Load a model with its weights, ready to predict.
 
     name_or_path: a run folder, a safetensors file of ours or an exported .onnx, .xml or .pt2, which need nothing else;
+    hf://USER/NAME, a model on the Hugging Face hub (extra `hub`);
     or a model's name, with `weights` a file of ours or a published one; without, its published file is downloaded
     (see `maskrcnn.zoo.download`). The number of classes is the file's.
     device: as PyTorch names it, by default a CUDA GPU where there is one. precision: of the network; results are
@@ -96,6 +98,10 @@ def restore(name_or_path: str | Path, weights: str | Path | None = None) -> Pred
     from maskrcnn.weights.file_config import check_config
     from maskrcnn.weights.load import load_weights, read_weights
 
+    if str(name_or_path).startswith(HUB):
+        from maskrcnn.zoo.hub import fetch as fetch_from_hub
+
+        name_or_path = fetch_from_hub(str(name_or_path))
     if weights is None and _is_file(name_or_path):
         file = read_weights(name_or_path)
         config = file.config
