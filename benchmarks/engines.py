@@ -6,7 +6,8 @@ Each (engine, precision) is a process of its own; they take turns, and the table
 round's ratio to torchvision's `maskrcnn_resnet50_fpn` in fp32 (keypointrcnn_resnet50_fpn for key points), as people
 use it. A model's weights are random, scaled so that it finds objects (`torchvision_twin.fill`); R50-FPN has
 torchvision's very weights. Start-up is a process from its start to the first result, imports included, with the
-graphs in the cache. `--isa AVX2` limits PyTorch, MKL, oneDNN and OpenVINO to AVX2.
+graphs in the cache. `--isa AVX2` limits PyTorch, MKL, oneDNN and OpenVINO to AVX2; ONNX Runtime knows no such limit and
+is left out then.
 """
 
 from __future__ import annotations
@@ -192,6 +193,8 @@ def main() -> None:
     )
     kind, bf16, machine = told.stdout.strip().split(" ", 2)
     sides = [SIDES[0], *(s for s in args.engines if s != SIDES[0] and ("bf16" not in s or float(bf16) > 0.4))]
+    if args.isa:
+        sides = [side for side in sides if not side.startswith("onnx")]
     path = args.out / f"engines_{kind}.json"
     found = json.loads(path.read_text()) if path.exists() else {"models": {}}
     found["machine"] = machine + (" (limited to AVX2)" if args.isa else "")

@@ -74,6 +74,8 @@ def override(config: Any, name: str, value: Any) -> None:
     parsed = _parse(value)
     if isinstance(getattr(target, leaf), tuple) and isinstance(parsed, int | float):
         parsed = (parsed,)
+    if isinstance(getattr(target, leaf), tuple) and isinstance(parsed, str):
+        parsed = tuple(part.strip() for part in parsed.split(",") if part.strip())
     form = f" Write it like {getattr(target, leaf)!r}." if isinstance(getattr(target, leaf), tuple) else ""
     setattr(target, leaf, _validate(hints[leaf], parsed, f"--{name}", f" {value!r}", form))
 
@@ -120,7 +122,12 @@ def from_dict(kind: type[T], values: Mapping[str, Any], where: str) -> T:
 def _up_to_date(kind: type, values: Any) -> Any:
     """Copy of a saved config's fields in which the rules are where they are now."""
     if kind is Config and isinstance(values, Mapping) and isinstance(values.get("model"), Mapping):
-        return {**values, "model": _up_to_date(ModelConfig, values["model"])}
+        values = {**values, "model": _up_to_date(ModelConfig, values["model"])}
+        train = values.get("train")
+        if isinstance(train, Mapping) and "tensorboard" in train:
+            kept = {name: value for name, value in train.items() if name != "tensorboard"}
+            values["train"] = {"trackers": ["tensorboard"] if train["tensorboard"] else [], **kept}
+        return values
     if kind is not ModelConfig or not isinstance(values, Mapping) or "rules" in values:
         return values
     values, rules = dict(values), {}

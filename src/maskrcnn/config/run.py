@@ -107,7 +107,7 @@ class TrainConfig:
     precise_norm_batches: Annotated[int, Between(0)] = 0
     early_stopping: int = 0  # evaluations without a better AP before stopping; 0: never
     weights: str = ""  # initial weights: a file, or empty for random
-    tensorboard: bool = False
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()  # extras of these names
 
 
 @dataclass(kw_only=True, slots=True)

@@ -20,12 +20,13 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
-from maskrcnn.errors import UserError
 from maskrcnn.files import as_user_error, write_atomic
+from maskrcnn.training.trackers import Trackers
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
@@ -51,15 +52,23 @@ def _is_entry(entry: dict[str, Any]) -> bool:
 class RunLog:
     """Writer of the record; with `active` False (ranks other than 0) it does nothing.
 
-    resume_at: keep the lines up to this iteration; None starts anew.
+    resume_at: keep the lines up to this iteration; None starts anew. trackers: `training.trackers` that get it too.
     """
 
-    def __init__(self, run: Path, *, resume_at: int | None, active: bool = True, tensorboard: bool = False):
+    def __init__(
+        self,
+        run: Path,
+        *,
+        resume_at: int | None,
+        active: bool = True,
+        trackers: Sequence[str] = (),
+        say: Callable[[str], object] = print,
+    ):
         path = run / "log.jsonl"
         kept = [] if resume_at is None else [e for e in read_log(path) if e["iteration"] <= resume_at]
         self.evaluations = [e for e in kept if e["kind"] == "eval"]
         self._file: FileIO | None = None
-        self._board = _tensorboard(run, resume_at) if active and tensorboard else None
+        self.trackers = Trackers(trackers if active else (), run, resume_at, say)
         if active:
             write_atomic(path, "".join(json.dumps(e) + "\n" for e in kept))
             self._file = path.open(
@@ -73,9 +82,10 @@ class RunLog:
         if self._file:
             with as_user_error(Path(self._file.name)):
                 _write_all(self._file, (json.dumps(entry) + "\n").encode())
-        if self._board and kind in ("train", "eval"):
-            for name, value in _numbers(fields):
-                self._board.add_scalar(f"{kind}/{name}", value, iteration)
+        if kind == "config":
+            self.trackers.config(entry["config"])
+        elif kind in ("train", "eval"):
+            self.trackers.entry(kind, iteration, entry)
 
     def sync(self) -> None:
         """Sync the record to the disk, before a checkpoint that relies on it."""
@@ -87,8 +97,7 @@ class RunLog:
         if self._file:
             with self._file:
                 self.sync()
-        if self._board:
-            self._board.close()
+        self.trackers.close()
 
 
 def _write_all(file: FileIO, content: bytes) -> None:
@@ -203,24 +212,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(v) for v in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _numbers(fields: dict[str, Any], prefix: str = "") -> list[tuple[str, float]]:
-    numbers: list[tuple[str, float]] = []
-    for name, value in fields.items():
-        if isinstance(value, dict):
-            numbers += _numbers(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            numbers.append((prefix + name, value))
-    return numbers
-
-
-def _tensorboard(run: Path, resume_at: int | None) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError(
-            "--train.tensorboard: tensorboard is not installed. Run `pip install 'maskrcnn[tensorboard]'`."
-        ) from None
-    # purge_step hides what an interrupted run wrote after the checkpoint
-    return SummaryWriter(str(run / "tensorboard"), purge_step=None if resume_at is None else resume_at + 1)

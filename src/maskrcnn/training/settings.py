@@ -13,10 +13,7 @@ from maskrcnn.training.distributed import Process
 # (With a cosine or a time budget, another length moves the rate of the steps to come: it was asked for.)
 FREE_ON_RESUME = {
     "data.num_workers",
-    *(
-        f"train.{name}"
-        for name in ("iterations", "max_minutes", "early_stopping", "tensorboard", "log_every")
-    ),
+    *(f"train.{name}" for name in ("iterations", "max_minutes", "early_stopping", "trackers", "log_every")),
     *(f"train.{name}" for name in ("checkpoint_every", "keep_checkpoints", "evaluate_every")),
 }
 

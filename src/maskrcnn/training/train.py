@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from maskrcnn.data.source import Source
 from maskrcnn.data.split import split_off
 from maskrcnn.engines.prepare import for_training, prepare
 from maskrcnn.errors import UserError
-from maskrcnn.evaluation.inference import autocast, run_inference
+from maskrcnn.evaluation.inference import autocast, predict_stream, run_inference
 from maskrcnn.evaluation.scores import EvaluationResult, evaluate_results, scored_kinds
 from maskrcnn.evaluation.truth import Truth, load_truth
 from maskrcnn.models.build import build_model
@@ -106,6 +107,7 @@ def _train(config: Config, out: Path, process: Process, resume: bool, choose: Ch
         display=display,
         notes=notes,
         pictures=train_data.names_digest(),
+        draw=None if val_data is None else partial(draw_some, data=val_data),
     )
     return trainer.run()
 
@@ -295,6 +297,17 @@ def validation(
         return {**result.numbers, "validation_losses": losses, "validation_loss": sum(losses.values())}
 
     return validate
+
+
+def draw_some(model: MaskRCNN, data: CocoData, count: int = 4) -> dict[str, np.ndarray]:
+    """Draw what a model finds in some pictures of a data set, evenly chosen, by their names."""
+    step = max(1, data.num_images // count)
+    paths = [data.image_path(i) for i in range(0, data.num_images, step)][:count]
+    return {
+        Path(path).stem: found.draw()
+        for path, found in predict_stream(prepare(model, "fp32", "eager"), paths)
+        if not isinstance(found, UserError)
+    }
 
 
 def _without(data: CocoData, lost: Collection[int]) -> CocoData:

@@ -20,11 +20,12 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -75,6 +76,7 @@ class Trainer:
     batches: from an iteration, the endless batches of this process from there on.
     validate: a model in evaluation mode to the fields of an `eval` line (see `runlog`), alike on every process.
     resume_from: the folder of the checkpoint to go on from; notes: what to say and log at the start.
+    draw: a model in evaluation mode to pictures of what it finds, for trackers.
     pictures: a digest of the training images' names, kept to tell a resumed run of other ones; empty: unknown.
     """
 
@@ -91,8 +93,10 @@ class Trainer:
         display: Display | None = None,
         notes: Sequence[str] = (),
         pictures: str = "",
+        draw: Callable[[Any], Mapping[str, np.ndarray]] | None = None,
     ):
         self.config, self.out, self.batches, self.validate = config, out, batches, validate
+        self.draw = draw
         self.process = process or Process(torch.device("cpu"))
         self.display = display or Display(active=self.process.is_main)
         check_settings(config, self.process)
@@ -284,7 +288,8 @@ class Trainer:
             self.out,
             resume_at=self.iteration if resumed else None,
             active=self.process.is_main,
-            tensorboard=config.train.tensorboard,
+            trackers=config.train.trackers,
+            say=self.display.say,
         )
         self.log.evaluations = distributed.from_main(self.log.evaluations)
         if resumed:
@@ -351,7 +356,10 @@ class Trainer:
             torch.random.fork_rng(devices=_cuda_devices(self.process.device)),
             self.stop.at_once() if alone else contextlib.nullcontext(),
         ):
-            found = validate(self.averaged_model().eval())
+            model = self.averaged_model().eval()
+            found = validate(model)
+            if self.draw is not None and self.log.trackers:
+                self.log.trackers.pictures(self.draw(model), self.iteration)
         before = self.log.evaluations
         best = not before or score(found) > score(before[best_of(before)])
         if best and self.process.is_main:
