@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -69,6 +70,17 @@ def test_it_says_what_the_model_says(
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
     assert float(torch.cdist(found.boxes, expected.boxes, p=float("inf")).amin(1).max()) < 0.05
     assert len(exported.predict(folder / "pictures" / "0.png").to_coco()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiled_code_says_what_the_model_says_and_is_opened_by_nobody_unasked(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export(folder, "c.pt2", "--format", "aot", *SMALL) == 0, capsys.readouterr().err
+    assert capsys.readouterr().err.count(": ok") == 3  # compared with the model by the command itself
+    with pytest.raises(UserError, match=r"got a compiled package, which may run any code"):
+        maskrcnn.load(folder / "c.pt2")
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from maskrcnn.config import InputConfig, ModelConfig
     from maskrcnn.models.mask_rcnn import MaskRCNN
 
-ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2"}
+ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "torch": ".pt2", "aot": ".pt2"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="PATH",
-        help="the file: NAME.onnx, NAME.xml of OpenVINO, NAME.pt2 of PyTorch; or the folder of the page",
+        help="the file: NAME.onnx, NAME.xml of OpenVINO, NAME.pt2 of PyTorch (torch, or aot: compiled for this kind of "
+        "processor); or the folder of the page",
     )
     add("--precision", choices=("fp32", "fp16", "bf16", "int8"), default="fp32", help="of openvino (fp32)")
     add("--calibration", metavar="DATA", help="pictures like yours, a folder, for --precision int8")
@@ -82,9 +83,12 @@ def main(args: argparse.Namespace) -> int:
     with _output(args, model.config, size) as temporary:
         _write(args, model, temporary, size, pictures)
         from maskrcnn.engines.exported import ExportedPredictor
+        from maskrcnn.engines.pt2 import CompiledSession
 
         picture = _picture(args.picture, model.config.input)
-        found = compare(model, ExportedPredictor(temporary), picture, size, args.batch, args.precision)
+        session = CompiledSession(temporary) if args.format == "aot" else None
+        written = ExportedPredictor(temporary, session=session)
+        found = compare(model, written, picture, size, args.batch, args.precision)
         for difference in found:
             print(difference.line(args.precision), file=sys.stderr)
         if not any(d.count for d in found):
@@ -167,6 +171,10 @@ def _write(
         from maskrcnn.export.torch_file import write_torch
 
         write_torch(model, path, size=size, batch=args.batch)
+    elif args.format == "aot":
+        from maskrcnn.export.torch_file import write_compiled
+
+        write_compiled(model, path, size=size, batch=args.batch)
     elif args.format == "openvino":
         from maskrcnn.export.openvino_file import calibration_inputs, write_openvino
 

@@ -19,6 +19,7 @@ from maskrcnn.images.pictures import Picture
 from maskrcnn.masks import PredictedMasks
 from maskrcnn.models.predictor import predict
 from maskrcnn.runtime import ExportedModel, Found
+from maskrcnn.runtime.sessions import Session
 from maskrcnn.structures import ImageBatch, Instances
 
 PT2 = ".pt2"
@@ -38,8 +39,11 @@ class ExportedPredictor:
     training = False
     device = torch.device("cpu")
 
-    def __init__(self, path: str | Path, num_threads: int | None = None) -> None:
-        session = Pt2Session(Path(path)) if Path(path).suffix == PT2 else None
+    def __init__(
+        self, path: str | Path, num_threads: int | None = None, session: Session | None = None
+    ) -> None:
+        if session is None and Path(path).suffix == PT2:
+            session = Pt2Session(Path(path))
         self._model = ExportedModel(path, num_threads or torch.get_num_threads(), session)
         self.engine = self._model.engine
         self.config = from_dict(ModelConfig, self._model.config, f"{path}: config")

@@ -56,6 +56,21 @@ class Pt2Session:
         return {name: value.numpy() for name, value in out.items()}
 
 
+class CompiledSession:
+    """Package of AOTInductor as a session. Opening one runs code of whoever wrote it: for files just written here."""
+
+    engine = "aot"
+
+    def __init__(self, path: Path) -> None:
+        self._run: Any = torch._inductor.aoti_load_package(str(path))  # type: ignore[attr-defined]
+        self.facts = checked_facts(self._run.get_metadata(), path)
+
+    @torch.inference_mode()
+    def run(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        out = self._run(torch.from_numpy(inputs["images"]), torch.from_numpy(inputs["image_sizes"]))
+        return {name: value.numpy() for name, value in out.items()}
+
+
 # Members of an archive without anything that runs when it is read: no pickles, no compiled code.
 HARMLESS = re.compile(
     r"data/weights/(weight_\d+|\w+_config\.json)|data/constants/(tensor_\d+|\w+_config\.json)|models/\w+\.json|"
@@ -71,6 +86,11 @@ def _refuse_code(archive: zipfile.ZipFile, path: Path) -> None:
     """
     for name in archive.namelist():
         inside = name.split("/", 1)[-1]
+        if inside.startswith("data/aotinductor/"):
+            raise UserError(
+                f"{path}: expected a .pt2 of --format torch, got a compiled package, which may run any code. Open one "
+                "that you trust with torch._inductor.aoti_load_package."
+            )
         harmless = HARMLESS.fullmatch(inside) is not None
         if inside.startswith("data/sample_inputs/"):
             harmless = harmless and archive.getinfo(name).file_size == 0
