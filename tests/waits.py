@@ -27,8 +27,7 @@ OPERATORS = {
     "aten::_unique2": "unique",
     "aten::equal": "equal",
     "torchvision::nms": "nms",
-    "maskrcnn::suppress": "suppress",  # what happens inside operators is not seen from here
-    "maskrcnn::rasterize": "rasterize",
+    "maskrcnn::rasterize": "rasterize",  # what happens inside operators is not seen from here
 }
 METHODS = {"tolist": "tolist", "numpy": "numpy", "cpu": "cpu", "__array__": "numpy"}
 

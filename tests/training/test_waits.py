@@ -21,10 +21,6 @@ from tests.waits import Waits
 
 REASONS = {
     (
-        "models/rpn.py:propose",
-        "suppress",
-    ): "torchvision's NMS gives a result of a size that the host must know",
-    (
         "masks/ground_truth.py:rasterize",
         "rasterize",
     ): "bitmaps are on the CPU; polygons are filled by a GPU itself",

@@ -18,7 +18,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from maskrcnn.ops import polygons_triton, sampling_triton
+from maskrcnn.ops import polygons_triton, sampling_triton, suppression_triton
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),  # A100
@@ -38,6 +38,7 @@ class Variant:
     kernel: Any
     types: dict[str, str]
     constants: dict[str, Any]
+    num_warps: int = 4
 
     def source(self) -> ASTSource:
         names = self.kernel.arg_names
@@ -75,6 +76,21 @@ def variants(dtype: str) -> Iterator[Variant]:
             },
             {"SIZE": 28, "BLOCK": 1024},
         )
+        counts = dict.fromkeys(("N", "W", "limit"), "i32")
+        tables = {"groups": "*i32", "words": "*i32", "kept": "*i32", **counts}
+        yield Variant(
+            "suppression: overlaps",
+            suppression_triton._overlaps_kernel,
+            {"boxes": "*fp32", "threshold": "fp32", **tables},
+            {"BITS": suppression_triton.ROWS},
+        )
+        yield Variant(
+            "suppression: choice",
+            suppression_triton._keep_kernel,
+            tables,
+            {"BITS": suppression_triton.ROWS, "BLOCK_W": 256},  # of up to 8,192 boxes
+            num_warps=suppression_triton.WARPS,
+        )
     for backward in (False, True):
         direction = "backward" if backward else "forward"
         sizes = dict.fromkeys(("C", "H", "W", "P", "Q", "ratio"), "i32")
@@ -104,7 +120,7 @@ def variants(dtype: str) -> Iterator[Variant]:
 
 def compile_for(variant: Variant, target: GPUTarget) -> Any:
     """Compile a launch for a card, down to its machine code."""
-    return triton.compile(variant.source(), target=target)
+    return triton.compile(variant.source(), target=target, options={"num_warps": variant.num_warps})
 
 
 def resources(compiled: Any) -> Resources:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn.ops.boxes import batched_nms
+from maskrcnn.ops.sampling import use_triton
 
 
 @torch.library.custom_op("maskrcnn::suppress", mutates_args=())
@@ -16,8 +17,13 @@ def suppress(
     the last.
 
     boxes (B, N, 4); scores (B, N), of which -inf takes no part; groups (B, N) int64, from 0 to num_groups - 1. A box
-    goes that overlaps a better one of its group that stays by more than `threshold`.
+    goes that overlaps a better one of its group that stays by more than `threshold`. On a GPU with Triton nothing of it
+    asks the host for a size.
     """
+    if use_triton(boxes) and boxes.dtype != torch.float64:
+        from maskrcnn.ops import suppression_triton
+
+        return suppression_triton.suppress(boxes, scores, groups, threshold, limit)
     chosen = torch.full((len(boxes), limit), -1, dtype=torch.int64, device=boxes.device)
     for i in range(len(boxes)):
         there = torch.isfinite(scores[i]).nonzero()[:, 0]
