@@ -11,7 +11,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("the interpreter does not compile", allow_module_level=True)
 
 from maskrcnn.bench.kernels import DTYPES, TARGETS, compile_for, resources, variants
-from maskrcnn.ops import polygons_triton, sampling_triton, suppression_triton
+from maskrcnn.ops import bitmaps_triton, polygons_triton, sampling_triton, suppression_triton
 
 MOST_SHARED = {
     "sm_80": 163,
@@ -33,7 +33,7 @@ def test_compiles_without_spilling(target: str, tmp_path, monkeypatch: pytest.Mo
             assert len(compiled.asm[code]) > 1000, (variant.name, dtype)
             assert compiled.metadata.shared <= MOST_SHARED[target] * 1024
             if dtype == "bf16" or variant.name.startswith(
-                ("polygons", "suppression")
+                ("polygons", "bitmaps", "suppression")
             ):  # the tool takes a quarter of a second
                 found = resources(compiled)
                 assert not found.spilled, (variant.name, found)
@@ -42,6 +42,6 @@ def test_compiles_without_spilling(target: str, tmp_path, monkeypatch: pytest.Mo
 
 def test_no_kernel_is_forgotten() -> None:
     """Kernels are the jitted functions that no other one calls: their names end so."""
-    modules = (sampling_triton, polygons_triton, suppression_triton)
+    modules = (sampling_triton, polygons_triton, bitmaps_triton, suppression_triton)
     kernels = {v for m in modules for name, v in vars(m).items() if name.endswith("_kernel")}
     assert {v.kernel for v in variants("fp32")} == kernels

@@ -1,4 +1,4 @@
-"""Calls in a training step that would make the host wait for a GPU: none but those with a reason here.
+"""Calls in a training step that would make the host wait for a GPU: none but the one with a reason here.
 
 The step is the loop's own, in the fixed-size form that it takes on a GPU, run on the CPU.
 """
@@ -23,7 +23,7 @@ REASONS = {
     (
         "masks/ground_truth.py:rasterize",
         "rasterize",
-    ): "bitmaps are on the CPU; polygons are filled by a GPU itself",
+    ): "what a CPU does; a GPU has kernels for polygons and bitmaps (tests/masks/test_*_triton.py)",
 }
 
 

@@ -18,7 +18,7 @@ import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from maskrcnn.ops import polygons_triton, sampling_triton, suppression_triton
+from maskrcnn.ops import bitmaps_triton, polygons_triton, sampling_triton, suppression_triton
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),  # A100
@@ -75,6 +75,21 @@ def variants(dtype: str) -> Iterator[Variant]:
                 "out": "*i1",
             },
             {"SIZE": 28, "BLOCK": 1024},
+        )
+        yield Variant(
+            "bitmaps",
+            bitmaps_triton._bitmaps_kernel,
+            {
+                "bits": "*u8",
+                "starts": "*i64",
+                "crops": "*i32",
+                "boxes": "*fp32",
+                "index": "*i64",
+                "out": "*i1",
+                "H": "i32",
+                "W": "i32",
+            },
+            {"SIZE": 28, "BLOCK": 1024, "SWAPPED": False},
         )
         counts = dict.fromkeys(("N", "W", "limit"), "i32")
         tables = {"groups": "*i32", "words": "*i32", "kept": "*i32", **counts}

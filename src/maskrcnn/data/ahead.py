@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from maskrcnn.data.loader import TrainBatch
+from maskrcnn.ops.transfer import pinned
 from maskrcnn.structures import GroundTruth
 
 T = TypeVar("T")
@@ -59,11 +60,6 @@ def one_ahead(items: Iterator[T], begin: Callable[[T], T]) -> Iterator[T]:
         yield current
     if not isinstance(following, StopIteration):
         raise following
-
-
-def pinned(tensor: Tensor) -> Tensor:
-    """Tensor in pinned memory, from which a copy to a GPU does not wait."""
-    return tensor if tensor.is_pinned() else tensor.pin_memory()
 
 
 def _pinned_target(target: GroundTruth) -> GroundTruth:

@@ -20,8 +20,11 @@ from maskrcnn.masks import coco_api
 from maskrcnn.masks.bitmap_roi import rasterize_bitmaps
 from maskrcnn.masks.polygon_box import clipped_extents
 from maskrcnn.masks.store import MaskStore, fill_one, offsets, ranges, read_bitmaps
+from maskrcnn.ops.bitmaps import crop_bitmaps
+from maskrcnn.ops.boxes import numbers
 from maskrcnn.ops.polygons import edges_of, fill_polygons
 from maskrcnn.ops.sampling import use_triton
+from maskrcnn.ops.transfer import to_device
 
 Window = tuple[float, float, float, float]
 
@@ -188,12 +191,11 @@ class InstanceMasks:
 
         A negative index gives no mask. filled: as COCO fills it in its stored pixels before (see `filled`).
 
-        Polygons are filled by a GPU where the boxes are on one (`ops.polygons_triton`); all else is on the CPU.
+        On a GPU the boxes and the answer stay there: kernels fill polygons and read bitmaps (`ops.polygons_triton`,
+        `ops.bitmaps_triton`).
         """
-        if not filled and use_triton(boxes) and len(self) and not self._is_bitmap().any():
-            edges = edges_of(*self._polygons(), len(self))
-            there = (tensor.to(boxes.device, non_blocking=True) for tensor in edges)
-            return fill_polygons(*there, boxes.detach(), index, size)
+        if use_triton(boxes) and len(self):
+            return (self.filled() if filled else self)._rasterized_there(boxes.detach(), index, size)
         s = self.store
         arrays = (
             s.points,
@@ -206,6 +208,28 @@ class InstanceMasks:
             self.matrix,
         )
         return _rasterize([torch.from_numpy(a) for a in arrays], list(s.size), boxes, index, size, filled)
+
+    def _rasterized_there(self, boxes: Tensor, index: Tensor, size: int) -> Tensor:
+        """Rasterise on the boxes' device, which the host does not wait for."""
+        bitmap, found = self._is_bitmap(), None
+        if not bitmap.all():
+            edges = (to_device(tensor, boxes.device) for tensor in edges_of(*self._polygons(), len(self)))
+            found = fill_polygons(*edges, boxes, index, size)
+        if bitmap.any():
+            s = self.store
+            bits, starts = s.bits, s.bit_starts[self.order]
+            stored = (torch.from_numpy(a) for a in (bits, starts, s.crops[self.order].astype(np.int32)))
+            there = (to_device(tensor, boxes.device) for tensor in stored)
+            inverse = np.linalg.inv(self.matrix[:, :2])
+            corners = (
+                boxes.double().view(-1, 2, 2) - numbers(self.matrix[:, 2].tolist(), boxes.double())
+            ) @ (to_device(torch.from_numpy(inverse.T.copy()), boxes.device))
+            swapped = self._is_swapped()
+            read = crop_bitmaps(*there, list(s.size), corners.view(-1, 4).float(), index, size, swapped)
+            read = read & (boxes[:, 2:] > boxes[:, :2]).all(1)[:, None, None]
+            found = read if found is None else found | read
+        assert found is not None
+        return found
 
     def _rasterized(self, rois: np.ndarray, chosen: np.ndarray, size: int) -> np.ndarray:
         out = np.zeros((len(rois), size, size), np.uint8)

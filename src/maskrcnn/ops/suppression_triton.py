@@ -8,6 +8,9 @@ torchvision's own kernels for GPUs do it in one thread.
 With TRITON_INTERPRET=1 set before this module is imported the kernels run on the CPU, for tests.
 """
 
+# Triton's annotations know no numbers among its values.
+# pyright: reportOperatorIssue=false
+
 from __future__ import annotations
 
 from typing import Any
