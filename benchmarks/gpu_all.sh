@@ -6,7 +6,8 @@
 # 1  checks: kernels beside torchvision and grid_sample in every precision, training and detections beside the CPU's,
 #    determinism
 # 2  operators: RoIAlign beside torchvision's, DCNv3 and deformable attention beside grid_sample, share of the bandwidth
-# 3  R50-FPN beside torchvision's model with the same weights, at every batch and precision; the engine `compile`; a profile
+# 3  R50-FPN beside torchvision's model with the same weights, at every batch and precision; the engines `compile` and
+#    `cuda-graph`; a profile
 # 4  InternImage-T and ViT-Adapter-S
 # 5  the report: maskrcnn bench --gpu-report
 #
@@ -14,7 +15,7 @@
 # (python3); it needs PyTorch, torchvision, Triton, numpy and Pillow. DEVICE is cuda; with --tiny and DEVICE=cpu every
 # line runs in small, to see that it works: figures of that say nothing.
 set -u
-usage() { sed -n '2,17s/^# \{0,1\}//p' "$0"; exit 2; }
+usage() { sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 2; }
 tiny= part= out=
 for word in "$@"; do
     case $word in
@@ -60,6 +61,7 @@ part3() {
     script profile gpu_profile "$tiny"
     # CPUs have their own: this is to see what torch.compile gives on a GPU
     [ -n "$tiny" ] || bench compiled --engine compile --precisions bf16 tf32
+    [ -n "$tiny" ] || bench graphed --engine cuda-graph --precisions bf16 tf32
 }
 part4() {
     bench transformers --models mask_rcnn_internimage_t_fpn_1x_coco mask_rcnn_deit_adapter_small_fpn_3x_coco --precisions bf16

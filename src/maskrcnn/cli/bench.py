@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--engine",
         metavar="NAME",
-        help="what runs the network in inference: cpu, openvino, onnx, compile or eager (the fastest)",
+        help="what runs the network in inference: cpu, openvino, onnx, compile, cuda-graph or eager (the fastest)",
     )
     add("--tiny", action="store_true", help="the tiny variants, to see that everything runs")
     add("--out", type=Path, required=True, metavar="DIR", help="folder of the results")

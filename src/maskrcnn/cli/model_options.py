@@ -39,7 +39,7 @@ def add_model_options(
     add(
         "--engine",
         metavar="NAME",
-        help="what runs the network: cpu, openvino, onnx, compile or eager (the fastest for the device)",
+        help="what runs the network: cpu, openvino, onnx, compile, cuda-graph or eager (the fastest for the device)",
     )
     add("--num-threads", type=whole_number, metavar="N", help="CPU threads (all cores)")
     settings = parser.add_argument_group(

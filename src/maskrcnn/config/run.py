@@ -96,6 +96,7 @@ class TrainConfig:
     tf32: bool = False  # on CUDA: matrix products of factors rounded to 10 bits, several times as fast
     channels_last: bool = True
     compile: bool = False
+    cuda_graphs: bool = False  # on one CUDA GPU: dense parts are recorded, and batches padded to four sizes
     seed: int = 0
     ema_decay: float | None = None  # keep an exponential average of the weights, and evaluate and save that
     log_every: Count = 20

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from maskrcnn.config import ModelConfig
+from maskrcnn.engines.cuda_graphs import run_as_cuda_graphs
 from maskrcnn.engines.graphs import Runtime, run_as_graphs
 from maskrcnn.engines.norms import fold_norms
 from maskrcnn.engines.rewrites import plain, rewrite
@@ -28,6 +29,7 @@ ENGINES = {
     "openvino": "OpenVINO's graphs of the dense parts",
     "onnx": "ONNX Runtime's graphs of the dense parts",
     "compile": "the dense parts by torch.compile",
+    "cuda-graph": "the dense parts as recorded CUDA graphs",
 }
 PRECISIONS = {"openvino": ("fp32", "bf16"), "onnx": ("fp32",)}  # of the graphs' runtimes
 PACKAGES = {"openvino": "openvino", "onnx": "onnxruntime"}
@@ -44,6 +46,10 @@ def choose_engine(name: str | None, device: torch.device, precision: str, config
     check_engine(name)
     if name in ("cpu", *PACKAGES) and device.type != "cpu":
         raise UserError(f"engine: {name} is for the device cpu, got {device}. Use eager, or --device cpu.")
+    if name == "cuda-graph" and device.type != "cuda":
+        raise UserError(
+            f"engine: cuda-graph is for CUDA devices, got {device}. Leave it out, or take --device cuda."
+        )
     if name in PACKAGES:
         if precision not in PRECISIONS[name]:
             raise UserError(
@@ -97,6 +103,8 @@ def prepare(model: Model, precision: str = "fp32", engine: str | None = None) ->
         model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     if engine == "cpu":
         rewrite(model, REWRITES)
+    if engine == "cuda-graph":
+        run_as_cuda_graphs(model)
     if engine == "compile":
         for seam in list(seams_of(model)):
             seam.put(torch.compile(seam.network, dynamic=True))

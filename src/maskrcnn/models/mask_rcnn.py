@@ -51,6 +51,7 @@ class MaskRCNN(nn.Module):
         self.config = config
         self.engine = "eager"  # whoever prepares the model writes here what with
         self.fixed_size = False  # for compilers: no shape may depend on data
+        self.padded_sizes: list[tuple[int, int]] = []  # if any: a batch is padded to the first that takes it
 
     @property
     def device(self) -> torch.device:
@@ -168,9 +169,10 @@ class MaskRCNN(nn.Module):
         """
         c = self.config.input
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
-        height, width = (
-            -(-max(side) // c.size_divisor) * c.size_divisor for side in zip(*sizes, strict=True)
-        )
+        d = c.size_divisor
+        height, width = (-(-max(side) // d) * d for side in zip(*sizes, strict=True))
+        fits = ((h, w) for h, w in self.padded_sizes if h >= height and w >= width)
+        height, width = next(fits, (height, width))
         dtype = torch.promote_types(self.dtype, torch.float32)
         # Rounded to float32 in float64 models too, as the originals' buffers are.
         mean, std = (

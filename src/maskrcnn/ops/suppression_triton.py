@@ -9,7 +9,7 @@ With TRITON_INTERPRET=1 set before this module is imported the kernels run on th
 """
 
 # Triton's annotations know no numbers among its values.
-# pyright: reportOperatorIssue=false
+# pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false
 
 from __future__ import annotations
 

@@ -56,6 +56,11 @@ def check_settings(config: Config, process: Process) -> None:
             f"--data.batch_size: expected a multiple of {shares} ({process.world_size} processes x "
             f"{o.accumulation_steps} accumulation steps), got {batch}."
         )
+    if t.cuda_graphs and (process.device.type != "cuda" or process.world_size > 1 or t.compile):
+        raise UserError(
+            "--train.cuda_graphs: expected one CUDA GPU and no --train.compile, got "
+            f"{process.device}, {process.world_size} processes, compile {t.compile}. Leave it out."
+        )
     if t.precision == "fp16" and process.device.type != "cuda":
         raise UserError("--train.precision fp16: needs CUDA for its loss scaling. On the CPU use bf16.")
 

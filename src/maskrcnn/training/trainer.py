@@ -32,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from maskrcnn.backbones.sync_norm import sync_on_cpu
 from maskrcnn.config import Config, to_dict, to_json
+from maskrcnn.engines.cuda_graphs import few_sizes, trained_as_cuda_graphs
 from maskrcnn.errors import Interrupted, UserError, shown
 from maskrcnn.evaluation.inference import autocast
 from maskrcnn.files import check_writable_folder, write_atomic
@@ -138,6 +139,10 @@ class Trainer:
         if config.train.compile:
             compile_backbone(self.model, self.process.device, self.display.say)
         self.forward: Any = self._distributed() if self.process.world_size > 1 else self.model
+        if config.train.cuda_graphs:
+            a, divisor = config.data.augment, config.model.input.size_divisor
+            sizes = few_sizes(*(a.crop_size or (max(a.min_sizes), a.max_size)), divisor)
+            self.forward = trained_as_cuda_graphs(self.model, sizes)
         self.watch = Stopwatch(self.seconds)
 
     # --- the loop
@@ -389,7 +394,7 @@ class Trainer:
     def averaged_model(self) -> Any:
         """A copy of the model with the weights to evaluate and keep: the averaged ones where there are."""
         model = copy.deepcopy(self.model)
-        model.fixed_size = False  # an evaluation drops no candidate, however many there are
+        model.fixed_size, model.padded_sizes = False, []  # an evaluation drops no candidate, pads no further
         if self.average:
             model.load_state_dict(self.average.state_dict(), strict=False)
         return model
