@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,20 +123,43 @@ def run_inference(
     Raises:
         UserError: the data set has objects of classes that the model does not know, or an image cannot be read.
     """
-    category_ids = _category_ids(model.config, data)
-    results: list[dict[str, Any]] = []
-    order = range(data.num_images) if indices is None else indices
-    stream = predict_stream(
-        model, (data.image_path(i) for i in order), batch_size=batch_size, num_threads=num_threads, tta=tta
-    )
-    for done, (i, (_, instances)) in enumerate(zip(order, stream), start=1):
-        if isinstance(instances, UserError):  # numbers over a part of a data set would mislead
-            raise instances
-        found = instances.to_coco(data.image_ids[i].item(), category_ids)
-        results += (entry for entry in found if entry["category_id"] is not None)
+    ids, results = _category_ids(model.config, data), list[dict[str, Any]]()
+    found = _found(model, data, indices, batch_size=batch_size, num_threads=num_threads, tta=tta)
+    for done, (image_id, instances) in enumerate(found, start=1):
+        results += _encoded(instances, image_id, ids)
         if progress:
             progress(done)
     return results
+
+
+def begin_inference(
+    model: MaskRCNN, data: CocoData, pool: Executor, *, indices: Sequence[int] | None = None
+) -> Callable[[], list[dict[str, Any]]]:
+    """Run the model as `run_inference` does, and leave the encoding of masks to a pool; what is returned waits for it.
+
+    Raises:
+        UserError: as `run_inference`.
+    """
+    ids = _category_ids(model.config, data)
+    found = _found(model, data, indices)
+    pending = [pool.submit(_encoded, instances, image_id, ids) for image_id, instances in found]
+    return lambda: [entry for future in pending for entry in future.result()]
+
+
+def _found(
+    model: MaskRCNN, data: CocoData, indices: Sequence[int] | None, **how: Any
+) -> Iterator[tuple[Any, Instances]]:
+    """Yield the id of each image with its detections."""
+    order = range(data.num_images) if indices is None else indices
+    stream = predict_stream(model, (data.image_path(i) for i in order), **how)
+    for i, (_, instances) in zip(order, stream):
+        if isinstance(instances, UserError):  # numbers over a part of a data set would mislead
+            raise instances
+        yield data.image_ids[i].item(), instances
+
+
+def _encoded(instances: Instances, image_id: Any, category_ids: list[Any]) -> list[dict[str, Any]]:
+    return [e for e in instances.to_coco(image_id, category_ids) if e["category_id"] is not None]
 
 
 def _category_ids(config: ModelConfig, data: CocoData) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,7 +28,7 @@ from maskrcnn.data.source import Source
 from maskrcnn.data.split import split_off
 from maskrcnn.engines.prepare import for_training, prepare
 from maskrcnn.errors import UserError
-from maskrcnn.evaluation.inference import autocast, predict_stream, run_inference
+from maskrcnn.evaluation.inference import autocast, begin_inference, predict_stream, run_inference
 from maskrcnn.evaluation.scores import EvaluationResult, evaluate_results, scored_kinds
 from maskrcnn.evaluation.truth import Truth, load_truth
 from maskrcnn.models.build import build_model
@@ -38,7 +39,7 @@ from maskrcnn.training.distributed import Process
 from maskrcnn.training.lock import run_lock
 from maskrcnn.training.runlog import Display
 from maskrcnn.training.settings import check_settings
-from maskrcnn.training.trainer import Batch, Trainer, TrainResult
+from maskrcnn.training.trainer import Batch, Later, Trainer, TrainResult
 from maskrcnn.weights.load import WeightFile, load_weights, read_weights
 
 VALIDATION_LOSS_IMAGES = 500  # at most, in the order of a fixed seed: the curve needs no more
@@ -254,9 +255,16 @@ def batches_of(config: Config, data: CocoData, process: Process) -> Callable[[in
 
 
 def validation(
-    config: Config, data: CocoData, process: Process, say: Callable[[str], object]
-) -> Callable[[MaskRCNN], dict[str, Any]]:
+    config: Config,
+    data: CocoData,
+    process: Process,
+    say: Callable[[str], object],
+    beside: bool | None = None,
+) -> Callable[[MaskRCNN], Later]:
     """Make the evaluation during training: losses at the test-time size, and COCO's numbers.
+
+    beside: encode masks in threads, and leave what scores them to be called beside the next steps; by default on one
+    GPU. (On a CPU the steps need all cores, and several processes exchange results in an order.)
 
     Each process takes a share of the images; rank 0 scores the results of all. Pictures that cannot be read any more
     are told and left out: they are no reason to end a training.
@@ -267,6 +275,8 @@ def validation(
             f"--val {data.json_path}: expected the training set's {head.num_keypoints} key points an object, "
             f"got {data.num_keypoints}."
         )
+    if beside is None:
+        beside = process.device.type == "cuda" and process.world_size == 1
     pictures, told = StillReadable(data), set[str]()
     # What is scored against, by the images that are lost, made when it is first needed and where it is needed
     truths: dict[tuple[int, ...], Truth] = {}
@@ -278,7 +288,7 @@ def validation(
         limit = config.train.evaluate_max_detections
         return evaluate_results(truths[lost], results, kinds, max_detections=limit)
 
-    def validate(model: MaskRCNN) -> dict[str, Any]:
+    def validate(model: MaskRCNN) -> Later:
         lost = distributed.on_main(pictures.lost)
         part = _without(data, lost)
         for why in set(lost.values()) - told:
@@ -288,13 +298,24 @@ def validation(
         share = range(process.rank, part.num_images, process.world_size)
         # Not a graph: it would be made anew for the weights of every validation.
         engine = "cpu" if model.device.type == "cpu" else "eager"
-        mine = run_inference(prepare(model, config.train.precision, engine), part, indices=share)
-        results = [entry for some in distributed.gather(mine) for entry in some]
-        result = distributed.on_main(lambda: scored(part, tuple(lost), results))
-        for warning in set(result.warnings) - told:
-            say(warning)
-        told.update(result.warnings)
-        return {**result.numbers, "validation_losses": losses, "validation_loss": sum(losses.values())}
+        ready = prepare(model, config.train.precision, engine)
+        if beside:
+            pool = ThreadPoolExecutor(2, thread_name_prefix="maskrcnn-encode")
+            results = begin_inference(ready, part, pool, indices=share)
+            pool.shutdown(wait=False)  # when all is encoded
+        else:
+            mine = run_inference(ready, part, indices=share)
+            all_of_them = [entry for some in distributed.gather(mine) for entry in some]
+            results = lambda: all_of_them  # noqa: E731
+
+        def score() -> dict[str, Any]:
+            result = distributed.on_main(lambda: scored(part, tuple(lost), results()))
+            for warning in set(result.warnings) - told:
+                say(warning)
+            told.update(result.warnings)
+            return {**result.numbers, "validation_losses": losses, "validation_loss": sum(losses.values())}
+
+        return score if beside else score()
 
     return validate
 

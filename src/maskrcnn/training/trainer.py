@@ -21,6 +21,7 @@ import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -64,6 +65,21 @@ class TrainResult:
     best: dict[str, Any] | None = None
 
 
+# Fields of an `eval` line, or what computes them from what was found, beside the next steps.
+Later = dict[str, Any] | Callable[[], dict[str, Any]]
+
+
+@dataclass
+class PendingEvaluation:
+    """Evaluation of the weights of an iteration, whose scores are computed beside the next steps."""
+
+    iteration: int
+    seconds: float
+    started: float
+    weights: dict[str, Tensor]
+    scores: Future[dict[str, Any]]
+
+
 KIND_NAMES = {"bbox": "box", "segm": "mask", "keypoints": "key-point"}
 
 
@@ -75,7 +91,8 @@ class Trainer:
     """Training run on this process.
 
     batches: from an iteration, the endless batches of this process from there on.
-    validate: a model in evaluation mode to the fields of an `eval` line (see `runlog`), alike on every process.
+    validate: a model in evaluation mode to the fields of an `eval` line (see `runlog`), alike on every process, or,
+        in a run of one process, to a function that computes them; it is called beside the next steps.
     resume_from: the folder of the checkpoint to go on from; notes: what to say and log at the start.
     draw: a model in evaluation mode to pictures of what it finds, for trackers.
     pictures: a digest of the training images' names, kept to tell a resumed run of other ones; empty: unknown.
@@ -88,7 +105,7 @@ class Trainer:
         out: Path,
         *,
         batches: Callable[[int], Iterator[Batch]],
-        validate: Callable[[Any], dict[str, Any]] | None = None,
+        validate: Callable[[Any], Later] | None = None,
         process: Process | None = None,
         resume_from: Path | None = None,
         display: Display | None = None,
@@ -129,6 +146,7 @@ class Trainer:
         self.norms_renewed_at: int | None = None
         self.seconds = 0.0  # of training, without evaluations
         self.window = Window()
+        self.pending: PendingEvaluation | None = None
         self.late = LateLosses(self.process.device)
         self.notes, self.pictures = list(notes), pictures
         self.resume_from = resume_from
@@ -144,6 +162,7 @@ class Trainer:
             sizes = few_sizes(*(a.crop_size or (max(a.min_sizes), a.max_size)), divisor)
             self.forward = trained_as_cuda_graphs(self.model, sizes)
         self.watch = Stopwatch(self.seconds)
+        self._scorer = ThreadPoolExecutor(1, thread_name_prefix="maskrcnn-score")
 
     # --- the loop
 
@@ -162,6 +181,7 @@ class Trainer:
                 except Interrupted as e:
                     self._leave(e.signal)  # within the block: an echo must not end the writing
         finally:
+            self._scorer.shutdown(wait=False, cancel_futures=True)
             self.display.stop()
             self.log.close()
 
@@ -178,6 +198,7 @@ class Trainer:
             step.iteration, step.seconds = self.iteration, self.seconds
             self.late.add(step)
             self._read_losses()
+            self._end_evaluation(wait=False)
             if self._evaluation_is_due():
                 self._read_losses(lag=0)
                 self._renew_norms()  # before the checkpoint, which an evaluation must not change any more
@@ -350,9 +371,11 @@ class Trainer:
         every = self.config.train.evaluate_every
         due = at_end or (every and self.iteration and self.iteration % every == 0)
         known = {e["iteration"] for e in self.log.evaluations}
+        known |= {self.pending.iteration} if self.pending else set()
         return bool(self.validate and due and self.iteration not in known)
 
-    def _evaluate(self, validate: Callable[[Any], dict[str, Any]]) -> None:
+    def _evaluate(self, validate: Callable[[Any], Later]) -> None:
+        self._end_evaluation()
         self._renew_norms()
         self.watch.pause()
         started = time.monotonic()
@@ -365,19 +388,37 @@ class Trainer:
             found = validate(model)
             if self.draw is not None and self.log.trackers:
                 self.log.trackers.pictures(self.draw(model), self.iteration)
-        before = self.log.evaluations
+        scores: Future[dict[str, Any]] = Future()
+        if callable(found):
+            weights = {name: value.detach().to("cpu", copy=True) for name, value in self.weights().items()}
+            scores = self._scorer.submit(found)
+        else:
+            weights = self.weights()
+            scores.set_result(found)
+        self.pending = PendingEvaluation(self.iteration, self.seconds, started, weights, scores)
+        self._end_evaluation(wait=not callable(found))
+        self.watch.start()
+
+    def _end_evaluation(self, *, wait: bool = True) -> None:
+        """Log the scores of the evaluation that is under way, and keep its weights if they are the best so far."""
+        if self.pending is None or not (wait or self.pending.scores.done()):
+            return
+        pending, self.pending = self.pending, None
+        found, before = pending.scores.result(), self.log.evaluations
         best = not before or score(found) > score(before[best_of(before)])
         if best and self.process.is_main:
             write_weights(
-                self.out / "best.safetensors", self.weights(), self.config.model, iteration=self.iteration
+                self.out / "best.safetensors",
+                pending.weights,
+                self.config.model,
+                iteration=pending.iteration,
             )
-        took = time.monotonic() - started
-        self.log.write("eval", self.iteration, **found, seconds=self.seconds, best=best, took=took)
+        took = time.monotonic() - pending.started
+        self.log.write("eval", pending.iteration, **found, seconds=pending.seconds, best=best, took=took)
         numbers = [f"{name} AP {found[kind]['AP']:.3f}" for kind, name in KIND_NAMES.items() if kind in found]
         if "validation_loss" in found:
             numbers.append(f"validation loss {found['validation_loss']:.3f}")
-        self.display.say(f"{self.iteration}: {'  '.join(numbers)}{'  (best so far)' if best else ''}")
-        self.watch.start()
+        self.display.say(f"{pending.iteration}: {'  '.join(numbers)}{'  (best so far)' if best else ''}")
 
     def _renew_norms(self) -> None:
         """Renew batch norms' running statistics for the weights as they are now, where the config asks for it."""
@@ -404,6 +445,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._read_losses(lag=0)  # of all that the checkpoint is made of
+        self._end_evaluation()  # one before the checkpoint is not done again after it
         generators = distributed.gather(generator_state(self.process))
         distributed.on_main(lambda: self._save_here(generators))
 
@@ -480,6 +522,7 @@ class Trainer:
         self._renew_norms()
         self._save()
         self._evaluate_if_due(at_end=True)
+        self._end_evaluation()
         if self.process.is_main:
             write_weights(
                 self.out / "model.safetensors", self.weights(), self.config.model, iteration=self.iteration
