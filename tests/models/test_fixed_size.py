@@ -114,3 +114,25 @@ def test_what_does_not_fit_is_told(monkeypatch: pytest.MonkeyPatch, caplog: pyte
         found = model.detect(learnt(model)[0], 0.0)
     assert max(len(f) for f in found) <= 7
     assert "boxes of one picture are above the score threshold: the best 7 count" in caplog.text
+
+
+def test_a_place_without_extent_pools_zeros_whatever_a_runtime_makes_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """OpenVINO divides by a RoI's extent: not a number in empty places spoilt the ranges of 8 bits."""
+    model = fixed(FPN)
+    batch, _ = learnt(model)
+    features = model.roi_features(model.backbone(batch.pixels))
+    align = features._align
+
+    def divides(i: int, rois: Tensor, size: int) -> Tensor:
+        none = (rois[:, 3:] <= rois[:, 1:3]).any(1)
+        return torch.where(none[:, None, None, None], torch.nan, align(i, rois, size))
+
+    monkeypatch.setattr(features, "_align", divides)
+    boxes = torch.tensor([[[20.0, 30, 50, 50], [0, 0, 0, 0]], [[5, 5, 60, 60], [0, 0, 0, 0]]])
+    valid = torch.tensor([[True, False], [True, False]])
+    pooled = features.pool(features.rois(boxes, valid), 7)
+    assert pooled.isfinite().all()
+    assert pooled[0].any()
+    assert not pooled[1].any()

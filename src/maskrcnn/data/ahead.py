@@ -1,19 +1,20 @@
 """Training batches brought to a GPU ahead of time, while it works on the batch before.
 
-Images travel as uint8 from pinned memory, on a stream of their own. Elsewhere than on a CUDA device a batch is handed
-out as it is.
+Images travel as uint8 from pinned memory, on a stream of their own, and are resized, flipped and coloured on it.
+Elsewhere than on a CUDA device a batch is handed out as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from maskrcnn.data.loader import TrainBatch
+from maskrcnn.data.pixel_steps import Noted
 from maskrcnn.ops.transfer import pinned
 from maskrcnn.structures import GroundTruth
 
@@ -29,7 +30,7 @@ def on_device_ahead(batches: Iterator[TrainBatch], device: torch.device) -> Iter
     def copy(batch: TrainBatch) -> TrainBatch:
         images, targets, ids = batch
         with torch.cuda.stream(stream):
-            there = [pinned(image).to(device, non_blocking=True) for image in images]
+            there = [_arrived(image, device) for image in images]
             return there, [_pinned_target(target).to(device) for target in targets], ids
 
     def arrive(batch: TrainBatch) -> TrainBatch:
@@ -60,6 +61,13 @@ def one_ahead(items: Iterator[T], begin: Callable[[T], T]) -> Iterator[T]:
         yield current
     if not isinstance(following, StopIteration):
         raise following
+
+
+def _arrived(image: Any, device: torch.device) -> Tensor:
+    """Move an image to a device; steps that were only noted are taken there."""
+    if isinstance(image, Noted):
+        return image.pin_memory().taken(device)
+    return pinned(image).to(device, non_blocking=True)
 
 
 def _pinned_target(target: GroundTruth) -> GroundTruth:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from maskrcnn.config import AugmentConfig, DataConfig
+from maskrcnn.data.pixel_steps import Noted
 from maskrcnn.data.sampler import BatchSampler, view_seed
 from maskrcnn.data.transforms import Pairs, augment
 from maskrcnn.errors import UserError
@@ -55,6 +56,7 @@ class TrainLoader:
     truth in the same pixels, with a seed each; image ids: the data set's.
 
     flip_pairs: the key points that change places when an image is mirrored.
+    noted: images come as they were read, with the steps to take noted (`pixel_steps.Noted`), for a GPU to take.
 
     Batch n is a function of the data, `config.augment`, the seed and batch_size * world_size: the number of
     workers does not matter, and the ranks' batches together are the one batch of a single process.
@@ -75,6 +77,7 @@ class TrainLoader:
         world_size: int = 1,
         start_batch: int = 0,
         flip_pairs: Pairs = (),
+        noted: bool = False,
     ) -> None:
         images = np.flatnonzero(data.num_objects) if config.skip_empty else np.arange(data.num_images)
         if len(images) == 0:
@@ -87,7 +90,7 @@ class TrainLoader:
         self.num_images = len(images)  # an epoch
         self.state = start_batch
         self._num_workers = config.num_workers
-        self._views = _Views(data, config.augment, seed, flip_pairs)
+        self._views = _Views(data, config.augment, seed, flip_pairs, noted)
         self._order = (images, wide, batch_size, seed, rank, world_size)
 
     def __iter__(self) -> Iterator[TrainBatch]:
@@ -124,8 +127,9 @@ class _Views(Dataset):
     augment: AugmentConfig
     seed: int
     flip_pairs: Pairs
+    noted: bool = False
 
-    def __getitem__(self, place_and_image: tuple[int, int]) -> tuple[Tensor, GroundTruth] | UserError:
+    def __getitem__(self, place_and_image: tuple[int, int]) -> tuple[Any, GroundTruth] | UserError:
         place, i = place_and_image
         path = self.data.image_path(i)
         try:
@@ -141,7 +145,8 @@ class _Views(Dataset):
         truth = self.data.ground_truth(i)
         truth.seed = view_seed(self.seed, place)
         pixels = torch.from_numpy(image).permute(2, 0, 1)
-        return augment(pixels, truth, self.augment, truth.seed, self.flip_pairs)
+        image: Any = Noted(pixels) if self.noted else pixels
+        return augment(image, truth, self.augment, truth.seed, self.flip_pairs)
 
 
 def _as_is(views: list[Any]) -> list[Any]:

@@ -1,8 +1,8 @@
 """Augmentation of a training image together with its boxes, masks and key points.
 
 Every function here takes and returns an image (3, h, w) uint8 RGB and its `GroundTruth`. Images are views
-of (h, w, 3) memory, for which torchvision's uint8 kernels are twice as fast. Masks only have their
-affine map changed (`InstanceMasks`); nothing is rasterised.
+of (h, w, 3) memory, for which torchvision's uint8 kernels are twice as fast, or `pixel_steps.Noted`, whose pixels
+follow on a GPU. Masks only have their affine map changed (`InstanceMasks`); nothing is rasterised.
 
 `augment` follows detectron2 where it has the transform: shortest-edge resize, large-scale jitter as
 ResizeScale and FixedSizeCrop, boxes recomputed from the masks where a crop cuts them. Differences: an
@@ -17,11 +17,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torchvision.transforms.v2.functional as F
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
 
 from maskrcnn.config import AugmentConfig
+from maskrcnn.data.pixel_steps import Image, coloured, compact, cropped, mirrored, resized, turned
 from maskrcnn.images.resize import resize_size
 from maskrcnn.structures import GroundTruth
 
@@ -32,8 +31,8 @@ MIN_BOX_SIDE = 1.0  # pixels of the network; what is smaller cannot be seen and 
 
 
 def augment(
-    image: Tensor, truth: GroundTruth, config: AugmentConfig, seed: int, flip_pairs: Pairs = ()
-) -> Sample:
+    image: Image, truth: GroundTruth, config: AugmentConfig, seed: int, flip_pairs: Pairs = ()
+) -> tuple[Image, GroundTruth]:
     """A random view of a sample: window, zoom, resize or jitter, crop, flips, quarter turn, colour, in this order.
 
     All chance comes from `seed`: the same seed gives the same view. Objects of which the crop leaves
@@ -57,11 +56,12 @@ def augment(
         sample = rotate90(*sample, turns=1 if rng.random() < 0.5 else 3)
     image, truth = sample
     image = _jitter_colour(image, config, rng)
-    image = image.permute(1, 2, 0).contiguous().permute(2, 0, 1)  # not a view of a larger image
-    return image, _without_specks(truth)
+    return compact(image), _without_specks(truth)
 
 
-def resize(image: Tensor, truth: GroundTruth, size: tuple[int, int], antialias: bool = True) -> Sample:
+def resize(
+    image: Image, truth: GroundTruth, size: tuple[int, int], antialias: bool = True
+) -> tuple[Image, GroundTruth]:
     """Resize to `size` (H, W), bilinear: with antialiasing within one level of Pillow's, without of OpenCV's; at an
     eighth of Pillow's time.
     """
@@ -69,7 +69,7 @@ def resize(image: Tensor, truth: GroundTruth, size: tuple[int, int], antialias: 
     if (height, width) == size:
         return image, truth
     sx, sy = size[1] / width, size[0] / height
-    image = F.resize(image, list(size), InterpolationMode.BILINEAR, antialias=antialias)
+    image = resized(image, size, antialias)
     masks = None if truth.masks is None else truth.masks.resized(sx, sy)
     points = None if truth.keypoints is None else truth.keypoints * torch.tensor([sx, sy, 1.0])
     return image, dataclasses.replace(
@@ -77,7 +77,9 @@ def resize(image: Tensor, truth: GroundTruth, size: tuple[int, int], antialias: 
     )
 
 
-def crop(image: Tensor, truth: GroundTruth, corner: tuple[int, int], size: tuple[int, int]) -> Sample:
+def crop(
+    image: Image, truth: GroundTruth, corner: tuple[int, int], size: tuple[int, int]
+) -> tuple[Image, GroundTruth]:
     """Crop to the window of `size` (H, W) whose upper left pixel is `corner` (y, x); it must lie in the image.
 
     Objects with nothing inside are left out. The box of an object that the window cuts becomes the
@@ -99,10 +101,10 @@ def crop(image: Tensor, truth: GroundTruth, corner: tuple[int, int], size: tuple
     boxes = boxes - torch.tensor([left, top, left, top], dtype=torch.float32)
     points = None if truth.keypoints is None else _window(truth.keypoints, window)
     truth = dataclasses.replace(truth, boxes=boxes, masks=masks, keypoints=points)
-    return image[:, top : top + height, left : left + width], _select(truth, inside)
+    return cropped(image, top, left, height, width), _select(truth, inside)
 
 
-def flip_horizontal(image: Tensor, truth: GroundTruth, flip_pairs: Pairs = ()) -> Sample:
+def flip_horizontal(image: Image, truth: GroundTruth, flip_pairs: Pairs = ()) -> tuple[Image, GroundTruth]:
     """Mirror left and right; a left hand becomes a right one."""
     width = image.shape[2]
     x0, y0, x1, y1 = truth.boxes.unbind(1)
@@ -113,10 +115,10 @@ def flip_horizontal(image: Tensor, truth: GroundTruth, flip_pairs: Pairs = ()) -
         points = _swapped(points, flip_pairs) * torch.tensor([-1.0, 1.0, 1.0]) + torch.tensor(
             [width, 0.0, 0.0]
         )
-    return image.flip(2), dataclasses.replace(truth, boxes=boxes, masks=masks, keypoints=points)
+    return mirrored(image, 2), dataclasses.replace(truth, boxes=boxes, masks=masks, keypoints=points)
 
 
-def flip_vertical(image: Tensor, truth: GroundTruth, flip_pairs: Pairs = ()) -> Sample:
+def flip_vertical(image: Image, truth: GroundTruth, flip_pairs: Pairs = ()) -> tuple[Image, GroundTruth]:
     """Mirror top and bottom; a left hand becomes a right one here too."""
     height = image.shape[1]
     x0, y0, x1, y1 = truth.boxes.unbind(1)
@@ -127,10 +129,10 @@ def flip_vertical(image: Tensor, truth: GroundTruth, flip_pairs: Pairs = ()) -> 
         points = _swapped(points, flip_pairs) * torch.tensor([1.0, -1.0, 1.0]) + torch.tensor(
             [0.0, height, 0.0]
         )
-    return image.flip(1), dataclasses.replace(truth, boxes=boxes, masks=masks, keypoints=points)
+    return mirrored(image, 1), dataclasses.replace(truth, boxes=boxes, masks=masks, keypoints=points)
 
 
-def rotate90(image: Tensor, truth: GroundTruth, turns: int = 1) -> Sample:
+def rotate90(image: Image, truth: GroundTruth, turns: int = 1) -> tuple[Image, GroundTruth]:
     """Rotate by `turns` quarter turns counterclockwise, as `torch.rot90` over the image's (H, W)."""
     height, width = image.shape[1:]
     masks = None if truth.masks is None else truth.masks.rotated90(height, width, turns)
@@ -142,7 +144,7 @@ def rotate90(image: Tensor, truth: GroundTruth, turns: int = 1) -> Sample:
             points = torch.stack([points[..., 1], w - points[..., 0], points[..., 2]], dim=-1)
         w, h = h, w
     truth = dataclasses.replace(truth, boxes=boxes, masks=masks, keypoints=points)
-    return image.rot90(turns, (1, 2)), truth
+    return turned(image, turns), truth
 
 
 def _draw_size(size: torch.Size, config: AugmentConfig, rng: np.random.Generator) -> tuple[int, int]:
@@ -164,7 +166,9 @@ def _draw_size(size: torch.Size, config: AugmentConfig, rng: np.random.Generator
     return max(1, round(new_height * factor)), max(1, round(new_width * factor))
 
 
-def _zoom(image: Tensor, truth: GroundTruth, config: AugmentConfig, rng: np.random.Generator) -> Sample:
+def _zoom(
+    image: Image, truth: GroundTruth, config: AugmentConfig, rng: np.random.Generator
+) -> tuple[Image, GroundTruth]:
     """Resize the shortest side to one of `zoom_sizes`, then crop a window of a height and a width drawn from
     `zoom_crop`, so that the later resize enlarges it (DETR's augmentation, Carion et al. 2020).
     """
@@ -191,8 +195,8 @@ def _draw_side(side: int, limits: tuple[int, int], rng: np.random.Generator) -> 
 
 
 def _random_crop(
-    image: Tensor, truth: GroundTruth, crop_size: tuple[int, int], rng: np.random.Generator
-) -> Sample:
+    image: Image, truth: GroundTruth, crop_size: tuple[int, int], rng: np.random.Generator
+) -> tuple[Image, GroundTruth]:
     """Crop a window of `crop_size` at a random place; along a side on which the image is smaller, all of it."""
     height, width = image.shape[1:]
     size = min(height, crop_size[0]), min(width, crop_size[1])
@@ -203,20 +207,17 @@ def _random_crop(
     return crop(image, truth, (top, left), size)
 
 
-def _jitter_colour(image: Tensor, config: AugmentConfig, rng: np.random.Generator) -> Tensor:
+def _jitter_colour(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
     """Change brightness, contrast, saturation, hue, grey: always in this order, unlike torchvision's ColorJitter."""
-    for strength, adjust in (
-        (config.brightness, F.adjust_brightness),
-        (config.contrast, F.adjust_contrast),
-        (config.saturation, F.adjust_saturation),
-    ):
+    for what in ("brightness", "contrast", "saturation"):
+        strength = getattr(config, what)
         if strength > 0:
-            image = adjust(image, max(0.0, 1 + strength * (2 * rng.random() - 1)))
+            image = coloured(image, what, max(0.0, 1 + strength * (2 * rng.random() - 1)))
     if config.hue > 0:
         shift = config.hue * (2 * rng.random() - 1)  # in turns of the colour circle
-        image = F.adjust_hue(image, (shift + 0.5) % 1 - 0.5)
+        image = coloured(image, "hue", (shift + 0.5) % 1 - 0.5)
     if rng.random() < config.grayscale:
-        image = F.rgb_to_grayscale(image, num_output_channels=3)
+        image = coloured(image, "grey", 1.0)
     return image
 
 

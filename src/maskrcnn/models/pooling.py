@@ -91,7 +91,7 @@ class RoIFeatures:
         """
         levels, total = self._levels(rois), torch.zeros(())
         for i in range(len(self.maps)):
-            here = (levels == i)[:, None]
+            here = ((levels == i) & (box_area(rois[:, 1:]) > 0))[:, None]  # runtimes divide by the extent
             own = torch.cat([rois[:, :1], torch.where(here, rois[:, 1:], 0)], dim=1)
             pooled = torch.where(here[..., None, None], self._align(i, own, size), 0)
             total = pooled if i == 0 else total + pooled

@@ -248,7 +248,8 @@ def batches_of(config: Config, data: CocoData, process: Process) -> Callable[[in
     def batches(iteration: int) -> Iterator[Batch]:
         seed, rank, world = config.train.seed, process.rank, process.world_size
         source: Any = data  # its cached properties are properties, whatever pyright says
-        loader = TrainLoader(source, config.data, seed, share, rank, world, iteration, pairs)
+        noted = process.device.type == "cuda"  # which resizes and colours the pictures itself
+        loader = TrainLoader(source, config.data, seed, share, rank, world, iteration, pairs, noted)
         return on_device_ahead(iter(loader), process.device)
 
     return batches
