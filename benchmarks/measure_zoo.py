@@ -1,4 +1,4 @@
-"""Count every model of the zoo and put what `maskrcnn bench` measured beside it: src/maskrcnn/zoo_measured.json.
+"""Count every model of the zoo and put what `maskrcnn bench` measured beside it: src/maskrcnn/zoo/measured.json.
 
     maskrcnn bench --precisions fp32 bf16 --size 800 1216 --out benchmarks/results/zoo
     python benchmarks/measure_zoo.py [--bench benchmarks/results/zoo/bench.json]
@@ -76,7 +76,7 @@ def main() -> None:
             counted[key] = counts(entry.name)
             print(f"{entry.name}: {counted[key]['parameters']:,} parameters, {counted[key]['gflops']} GFLOPs")
         result[entry.name] = counted[key] | measured(by_structure.get(key, []))
-    out = ROOT / "src" / "maskrcnn" / "zoo_measured.json"
+    out = ROOT / "src" / "maskrcnn" / "zoo" / "measured.json"
     out.write_text(json.dumps(result, indent=1) + "\n")
     print(out)
 

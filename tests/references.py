@@ -6,10 +6,13 @@ very same model stands here without the original's code.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -56,7 +59,6 @@ def filled_mmdetection_model(
 
     case: a file of the reference of this model, for the entries that it overrides.
     """
-    fill = load_module(folder / "fill.py")
     model = build_model(presets.get(name).model)
     fpn = model.config.fpn
     assert fpn is not None
@@ -67,14 +69,36 @@ def filled_mmdetection_model(
     }
     rewrite(model, REWRITES)
     state = {to_mmdetection(n, **how): value for n, value in model.state_dict().items()}
-    fill.fill_(state, seed=0)
+    sha256 = ""
+    if "gains_json" in case:  # of the wider zoo
+        with on_path(folder):  # it imports its neighbour
+            fill = load_module(folder / "fill_wider.py")
+        fill.fill_(state, json.loads(str(case["gains_json"])), seed=0)
+        sha256 = _digest(state)  # there without what is put over it
+    else:
+        load_module(folder / "fill.py").fill_(state, seed=0)
     for key, value in case.items():
         if key.startswith("override/"):
             state[key.removeprefix("override/")].copy_(torch.from_numpy(value))
+    return model, state, sha256 or _digest(state)
+
+
+def _digest(state: dict[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for key in sorted(k for k, value in state.items() if value.is_floating_point()):
         digest.update(key.encode() + state[key].numpy().tobytes())
-    return model, state, digest.hexdigest()
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def on_path(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            yield
+    finally:
+        sys.path.remove(str(folder))
 
 
 def detectron2_state(model: MaskRCNN) -> dict[str, torch.Tensor]:

@@ -22,6 +22,7 @@ from maskrcnn.training.optim import (
     scaled_lr,
     set_learning_rate,
 )
+from tests.models.test_reference_mmdetection import FILES
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +127,8 @@ def test_the_average_follows_the_weights_with_a_rising_decay():
 
 
 MMDETECTION = (
+    "mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_adamw_1x_coco",
+    "mask_rcnn_convnext_tiny_1k_3x",
     "mask_rcnn_internimage_t_fpn_1x_coco",
     "mask_rcnn_deit_adapter_tiny_fpn_3x_coco",
     "mask_rcnn_uniperceiver_adapter_base_fpn_3x_coco",
@@ -137,7 +140,7 @@ def test_every_parameter_has_the_original_s_rate_and_decay(shared, name):
     from maskrcnn.models.build import build_model
     from maskrcnn.weights.names.mmdetection import to_mmdetection
 
-    path = shared / "reference" / "mmdetection" / f"optim_{name}.json.gz"
+    path = shared / "reference" / "mmdetection" / f"optim_{FILES.get(name, name)}.json.gz"
     published = json.loads(gzip.decompress(path.read_bytes()))
     config = presets.get(name)
     with torch.device("meta"):

@@ -17,9 +17,11 @@ from types import ModuleType
 
 from maskrcnn.config import (
     BackboneConfig,
+    ConvNeXtConfig,
     InternImageConfig,
     MobileNetV2Config,
     ResNetConfig,
+    SwinConfig,
     ViTConfig,
 )
 
@@ -29,6 +31,8 @@ FAMILIES: dict[type, str] = {
     MobileNetV2Config: "mobilenet",
     InternImageConfig: "internimage",
     ViTConfig: "vit_adapter",  # and the plain ViT, of `vit`
+    SwinConfig: "swin",
+    ConvNeXtConfig: "convnext",
 }
 
 

@@ -14,6 +14,7 @@ from maskrcnn.config.model import (
     BackboneConfig,
     BoxHeadConfig,
     CascadeConfig,
+    ConvNeXtConfig,
     FPNConfig,
     InputConfig,
     InternImageConfig,
@@ -24,6 +25,7 @@ from maskrcnn.config.model import (
     ResNetConfig,
     RPNConfig,
     RulesConfig,
+    SwinConfig,
     ViTConfig,
 )
 from maskrcnn.config.run import AugmentConfig, Config, DataConfig, OptimConfig, TrainConfig, TTAConfig
@@ -36,6 +38,7 @@ __all__ = [
     "BoxHeadConfig",
     "CascadeConfig",
     "Config",
+    "ConvNeXtConfig",
     "DataConfig",
     "FPNConfig",
     "InputConfig",
@@ -49,6 +52,7 @@ __all__ = [
     "RPNConfig",
     "ResNetConfig",
     "RulesConfig",
+    "SwinConfig",
     "TTAConfig",
     "TrainConfig",
     "ViTConfig",

@@ -137,7 +137,41 @@ class ViTConfig:
         )
 
 
-BackboneConfig = ResNetConfig | MobileNetV2Config | InternImageConfig | ViTConfig
+@dataclass(kw_only=True, slots=True)
+class SwinConfig:
+    """Swin Transformer (Liu et al. 2021, arXiv 2103.14030), with the original's parameter names."""
+
+    kind: Literal["swin"] = "swin"
+    channels: int = 96
+    depths: tuple[int, int, int, int] = (2, 2, 6, 2)
+    num_heads: tuple[int, int, int, int] = (3, 6, 12, 24)
+    window_size: Count = 7
+    drop_path: Share = 0.2  # the last block's rate; it rises linearly from 0
+
+    def tiny(self) -> SwinConfig:
+        """Copy with the same structure and few channels, for tests."""
+        return dataclasses.replace(
+            self, channels=16, depths=(2, 2, 2, 2), num_heads=(1, 2, 4, 8), window_size=4
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class ConvNeXtConfig:
+    """ConvNeXt (Liu et al. 2022, arXiv 2201.03545), with the original's parameter names."""
+
+    kind: Literal["convnext"] = "convnext"
+    channels: int = 96
+    depths: tuple[int, int, int, int] = (3, 3, 9, 3)
+    drop_path: Share = 0.4  # the last block's rate; it rises linearly from 0
+
+    def tiny(self) -> ConvNeXtConfig:
+        """Copy with the same structure and few channels, for tests."""
+        return dataclasses.replace(self, channels=16, depths=(1, 1, 2, 1))
+
+
+BackboneConfig = (
+    ResNetConfig | MobileNetV2Config | InternImageConfig | ViTConfig | SwinConfig | ConvNeXtConfig
+)
 
 
 @dataclass(kw_only=True, slots=True)

@@ -11,16 +11,15 @@ from __future__ import annotations
 
 from maskrcnn.config import (
     AugmentConfig,
+    BackboneConfig,
     Config,
     DataConfig,
     FPNConfig,
     InputConfig,
-    InternImageConfig,
     ModelConfig,
     OptimConfig,
     RulesConfig,
     TrainConfig,
-    ViTConfig,
 )
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)  # RGB
@@ -30,7 +29,7 @@ ITERATIONS_PER_EPOCH = 7330  # COCO train2017's 117,266 images with objects, 16 
 
 def mmdetection_model(
     name: str,
-    backbone: InternImageConfig | ViTConfig,
+    backbone: BackboneConfig,
     *,
     top_down: bool = True,
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN,

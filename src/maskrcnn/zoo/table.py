@@ -1,8 +1,8 @@
 """Table of the published models: results, recipes, and addresses of their weights. Facts only: no torch, no models.
 
-Sources: detectron2's MODEL_ZOO.md, the tables of InternImage's and ViT-Adapter's repositories, torchvision's weight
-enumerations. AP is on COCO val2017. What was counted and measured here lies beside, in `measured.json`, which
-`benchmarks/measure_zoo.py` writes.
+Sources: detectron2's MODEL_ZOO.md, the tables of InternImage's, ViT-Adapter's, Swin's and ConvNeXt's repositories,
+torchvision's weight enumerations. AP is on COCO val2017. What was counted and measured here lies beside, in
+`measured.json`, which `benchmarks/measure_zoo.py` writes.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ _FAIR = "https://dl.fbaipublicfiles.com/detectron2"
 _ADAPTER = "https://github.com/czczup/ViT-Adapter/releases/download"
 _ADAPTER_HF = "https://huggingface.co/czczup/ViT-Adapter/resolve/main"
 _INTERN = "https://github.com/OpenGVLab/InternImage/releases/download/det_model"
+_SWIN = "https://github.com/SwinTransformer/storage/releases/download"
 _TORCH = "https://download.pytorch.org/models"
 
 
@@ -92,6 +93,19 @@ def _intern(size: str, schedule: str, ap: tuple[float, float], train_seconds: fl
         hardware=_A100,
         weights=f"{_INTERN}/{name}.pth",
         licence="MIT",
+    )
+
+
+def _swin(size: str, schedule: str, ap: tuple[float, float], file: str) -> Entry:
+    """Row of Swin's detection tables; no licence is stated for its files."""
+    return Entry(
+        name=f"mask_rcnn_swin_{size}_patch4_window7_mstrain_480-800_adamw_{schedule}_coco",
+        backbone=f"Swin-{size[0].upper()} FPN",
+        schedule=schedule,
+        box_ap=ap[0],
+        mask_ap=ap[1],
+        weights=f"{_SWIN}/{file}",
+        licence="not stated",
     )
 
 
@@ -298,6 +312,18 @@ ENTRIES: tuple[Entry, ...] = (
     _intern("s", "3x", (49.7, 44.5), 0.40),
     _intern("b", "1x", (48.8, 44.0), 0.45),
     _intern("b", "3x", (50.3, 44.8), 0.45),
+    _swin("tiny", "1x", (43.7, 39.8), "v1.0.3/mask_rcnn_swin_tiny_patch4_window7_1x.pth"),
+    _swin("tiny", "3x", (46.0, 41.6), "v1.0.2/mask_rcnn_swin_tiny_patch4_window7.pth"),
+    _swin("small", "3x", (48.5, 43.3), "v1.0.2/mask_rcnn_swin_small_patch4_window7.pth"),
+    Entry(
+        name="mask_rcnn_convnext_tiny_1k_3x",
+        backbone="ConvNeXt-T FPN",
+        schedule="3x",
+        box_ap=46.2,
+        mask_ap=41.7,
+        weights="https://dl.fbaipublicfiles.com/convnext/coco/mask_rcnn_convnext_tiny_1k_3x.pth",
+        licence="MIT",
+    ),
     *(
         _vit(name, backbone, "1x" if "_1x" in name else "3x", ap, weights)
         for name, backbone, ap, weights in (

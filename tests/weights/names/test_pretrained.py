@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,21 @@ def test_internimages_classifiers(tmp_path: Path, name: str, wrapper: str | None
     assert "conv_head.0.weight" in notes
     assert "head.weight" in notes
     assert "10 not in it (backbone.body.levels.0.blocks.0.gamma1," in notes  # trained without
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_adamw_1x_coco", "mask_rcnn_convnext_tiny_1k_3x"],
+)
+def test_swins_and_convnexts_classifiers(tmp_path: Path, name: str) -> None:
+    model = tiny(name)
+    state = {k: v for k, v in trunk(model).items() if not re.match(r"norm\d", k)} | classifier()
+    state |= {"norm.weight": torch.rand(4), "norm.bias": torch.rand(4)}
+    if "swin" in name:
+        state["layers.0.blocks.1.attn_mask"] = torch.rand(2, 3, 3)
+    notes = check(model, saved(tmp_path / "a.pth", {"model": state}))
+    assert "norm.weight" in notes
+    assert "8 not in it (backbone.body.norm0." in notes  # made for the pyramid
 
 
 def test_internimage_from_hugging_face(tmp_path: Path) -> None:

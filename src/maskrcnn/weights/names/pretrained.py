@@ -1,9 +1,10 @@
-"""Pretrained backbones of InternImage and ViT under their publishers' names, and ours.
+"""Pretrained backbones of InternImage, ViT, Swin and ConvNeXt under their publishers' names, and ours.
 
 | published by | names |
 |---|---|
 | InternImage, its classifiers | ours, after `backbone.`, `module.` or `model.`; `layer_scale1` for `gamma1` |
 | DeiT, timm's ViTs | ours |
+| Swin, ConvNeXt, their classifiers | ours |
 | DINOv2 | ours, but `ls1.gamma` for `gamma1`; patches of 14 pixels |
 | AugReg | those of JAX, in an `.npz`; kernels are transposed, queries, keys and values apart |
 | Uni-Perceiver | `fused_encoder.layers.0.self_attn.in_proj_weight`, `fused_encoder.video_embed...` |
@@ -30,6 +31,8 @@ _WRAPPERS = re.compile(r"^(?:(?:backbone|module|model|fused_encoder)\.)+")
 _TRUNK = {
     "internimage": ("patch_embed.", "levels."),
     "vit": ("patch_embed.", "pos_embed", "blocks."),
+    "swin": ("patch_embed.", "layers."),
+    "convnext": ("downsample_layers.", "stages."),
     "uni_perceiver": ("visual_embed.", "blocks."),
 }
 _MADE_HERE = re.compile(
@@ -41,6 +44,7 @@ _UNI_PERCEIVER = (
     ("visual_embed.embeddings.", "visual_embed.patch_embed.proj."),
     ("visual_embed.embeddings_st_pos.", "visual_embed.patch_embed."),
 )
+_COMPUTED = (".attn_mask",)  # Swin's, for pictures of one size
 _SCALES = ((".layer_scale", ".gamma"), (".ls1.gamma", ".gamma1"), (".ls2.gamma", ".gamma2"))
 
 
@@ -117,6 +121,10 @@ def _kind(names: Iterable[str]) -> str | None:
         return "internimage"
     if "blocks.0.attn.qkv.weight" in names:
         return "vit"
+    if "layers.0.blocks.0.attn.relative_position_bias_table" in names:
+        return "swin"
+    if "stages.0.0.dwconv.weight" in names:
+        return "convnext"
     if any(name.startswith("layers.0.self_attn.in_proj") for name in names):
         return "uni_perceiver"
     return None
@@ -129,9 +137,13 @@ def _split(
     bare: Mapping[str, str] | None = None,
 ) -> Renamed:
     trunk = _TRUNK[kind]
-    body = {BODY + name: value for name, value in ours.items() if name.startswith(trunk)}
+    body = {
+        BODY + name: value
+        for name, value in ours.items()
+        if name.startswith(trunk) and not name.endswith(_COMPUTED)
+    }
     if bare is not None:
-        other = (name for name, new in bare.items() if not new.startswith(trunk))
+        other = (name for name, new in bare.items() if BODY + new not in body)
     else:
         other = (name for name in state if not re.search(r"embedding/|encoderblock_|pos_embedding", name))
     return Renamed(state=body, dropped=tuple(other))
@@ -181,5 +193,8 @@ def _places(embedding: Tensor) -> str:
 
 
 PRETRAINED = Names(
-    name="a pretrained InternImage or ViT", kind="backbone", matches=_matches, to_ours=from_pretrained
+    name="a pretrained InternImage, ViT, Swin or ConvNeXt",
+    kind="backbone",
+    matches=_matches,
+    to_ours=from_pretrained,
 )
