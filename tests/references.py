@@ -44,12 +44,23 @@ def filled_detectron2_model(folder: Path, name: str, *, eager: bool = False) -> 
     """Make our model of a preset with the reference's weights, and the sha256 of these; with the rewrites of this
     processor, unless `eager`.
     """
-    fill = load_module(folder / "fill.py")
+    fill, gains = filling(folder, name)
     model = build_model(presets.get(name).model)
-    gains = next(gains for config, gains in fill.GAINS.items() if config.split("/")[1] == name)
     if not eager:
         rewrite(model, REWRITES)
     return model, fill.fill_(detectron2_state(model), seed=0, gains=gains)
+
+
+def filling(folder: Path, name: str) -> tuple[ModuleType, dict[str, float]]:
+    """Module that fills a model of detectron2's, and its gains: those of the models added later have their own."""
+    fill = load_module(folder / "fill.py")
+    gains = {config.split("/")[-1]: gains for config, gains in fill.GAINS.items()}
+    if name in gains:
+        return fill, gains[name]
+    sys.modules.setdefault("fill", fill)  # which the wider one imports by this name
+    wider = json.loads((folder / "fill_wider_gains.json").read_text())
+    gains = {config.split("/")[-1]: gains for config, gains in wider.items()}
+    return load_module(folder / "fill_wider.py"), gains[name]
 
 
 def filled_mmdetection_model(

@@ -159,6 +159,24 @@ def test_every_parameter_has_the_original_s_rate_and_decay(shared, name):
     assert [m * epochs / config.train.iterations for m in config.optim.milestones] == recipe["step"]
 
 
+@pytest.mark.parametrize("kind", ["regnetx", "regnety"])
+def test_every_parameter_of_a_regnet_has_the_original_s_rate_and_decay(shared, kind):
+    from maskrcnn.models.build import build_model
+    from maskrcnn.weights.names.detectron2 import to_detectron2
+
+    name = f"mask_rcnn_{kind}_4gf_dds_FPN_100ep_LSJ"
+    path = shared / "reference" / "detectron2" / f"optim_{name}.json.gz"
+    published = json.loads(gzip.decompress(path.read_bytes()))
+    config = presets.get(name)
+    with torch.device("meta"):
+        model = build_model(config.model)
+    names = {p: to_detectron2(n) for n, p in model.named_parameters()}
+    groups = parameter_groups(model, config.optim)
+    ours = {names[p]: [g["lr"], g["weight_decay"]] for g in groups for p in g["params"]}
+    assert ours == published["lr_wd"]
+    assert config.train.iterations == published["max_iter"]
+
+
 def test_layers_of_internimage_and_of_a_vit():
     internimage = presets.get("mask_rcnn_internimage_t_fpn_1x_coco").model.backbone
     vit = presets.get("mask_rcnn_augreg_large_fpn_3x_coco").model.backbone

@@ -20,6 +20,7 @@ from maskrcnn.config import (
     ConvNeXtConfig,
     InternImageConfig,
     MobileNetV2Config,
+    RegNetConfig,
     ResNetConfig,
     SwinConfig,
     ViTConfig,
@@ -28,6 +29,7 @@ from maskrcnn.config import (
 # Imported where a model of the family is asked for: one does not wait for the others.
 FAMILIES: dict[type, str] = {
     ResNetConfig: "resnet",
+    RegNetConfig: "regnet",
     MobileNetV2Config: "mobilenet",
     InternImageConfig: "internimage",
     ViTConfig: "vit_adapter",  # and the plain ViT, of `vit`

@@ -67,6 +67,27 @@ class MobileNetV2Config:
 
 
 @dataclass(kw_only=True, slots=True)
+class RegNetConfig:
+    """RegNetX and RegNetY (Radosavovic et al. 2020), with detectron2's widths for 4 GF; the defaults are X's."""
+
+    kind: Literal["regnet"] = "regnet"
+    stem_channels: Count = 32
+    widths: tuple[Count, Count, Count, Count] = (80, 240, 560, 1360)
+    depths: tuple[Count, Count, Count, Count] = (2, 5, 14, 2)
+    group_width: Count = 40
+    squeeze: Share = (
+        0.0  # share of a block's incoming channels between squeeze and excitation; 0: RegNetX, without
+    )
+    norm: Norm = "sync_bn"
+
+    def tiny(self) -> RegNetConfig:
+        """Copy with the same structure and few channels, for tests."""
+        return dataclasses.replace(
+            self, stem_channels=8, widths=(16, 24, 32, 48), depths=(1, 1, 2, 1), group_width=8
+        )
+
+
+@dataclass(kw_only=True, slots=True)
 class InternImageConfig:
     """InternImage (Wang et al. 2022, arXiv 2211.05778), with the original's parameter names."""
 
@@ -170,7 +191,13 @@ class ConvNeXtConfig:
 
 
 BackboneConfig = (
-    ResNetConfig | MobileNetV2Config | InternImageConfig | ViTConfig | SwinConfig | ConvNeXtConfig
+    ResNetConfig
+    | RegNetConfig
+    | MobileNetV2Config
+    | InternImageConfig
+    | ViTConfig
+    | SwinConfig
+    | ConvNeXtConfig
 )
 
 

@@ -306,6 +306,25 @@ ENTRIES: tuple[Entry, ...] = (
             ),
         )
     ),
+    *(
+        _d2(
+            f"mask_rcnn_regnet{kind}_4gf_dds_FPN_{epochs}ep_LSJ",
+            f"RegNet{kind.upper()}-4GF FPN, SyncBN",
+            f"{epochs} epochs, LSJ",
+            ap,
+            None,
+            file,
+            "new_baselines",
+        )
+        for kind, epochs, ap, file in (
+            ("x", 100, (46.0, 41.3), "42047771/model_final_b7fbab.pkl"),
+            ("x", 200, (48.1, 43.1), "42132721/model_final_5d87c1.pkl"),
+            ("x", 400, (48.6, 43.5), "42025447/model_final_f1362d.pkl"),
+            ("y", 100, (46.1, 41.6), "42047784/model_final_6ba57e.pkl"),
+            ("y", 200, (47.8, 43.0), "42047642/model_final_27b9c1.pkl"),
+            ("y", 400, (48.2, 43.3), "42045954/model_final_ef3a80.pkl"),
+        )
+    ),
     _intern("t", "1x", (47.2, 42.5), 0.36),
     _intern("t", "3x", (49.1, 43.7), 0.34),
     _intern("s", "1x", (47.8, 43.3), 0.40),

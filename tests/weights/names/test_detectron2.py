@@ -35,6 +35,8 @@ PARAMETERS = {
     "cascade_mask_rcnn_R_50_FPN_1x": 71_984_926,
     "mask_rcnn_R_50_FPN_3x_gn": 45_711_152,
     "mask_rcnn_R_50_FPN_1x_dconv_c3-c5": 44_924_058,
+    "mask_rcnn_regnetx_4gf_dds_FPN_100ep_LSJ": 43_140_848,
+    "mask_rcnn_regnety_4gf_dds_FPN_100ep_LSJ": 41_859_336,
 }
 # A model whose shapes the list lacks has those of another.
 SAME_SHAPES = {
@@ -103,6 +105,15 @@ def test_synchronised_norms_stand_where_group_norms_do(shapes: Shapes) -> None:
     assert {k: v for k, v in found.items() if "bottom_up" in k} == body
     statistics = {k.rsplit(".", 1)[0] for k in found if k.endswith("running_var")}
     assert statistics == {k.rsplit(".", 1)[0] for k in group_norm if k.endswith("norm.bias")}
+
+
+@pytest.mark.parametrize("kind", ["regnetx", "regnety"])
+def test_names_and_shapes_of_a_regnet(shared: Path, kind: str) -> None:
+    with gzip.open(shared / "reference" / "detectron2" / "state_shapes_wider.json.gz") as file:
+        wider = json.load(file)
+    name = f"mask_rcnn_{kind}_4gf_dds_FPN_100ep_LSJ"
+    original = {k: v for k, v in wider[f"new_baselines/{name}"].items() if "num_batches" not in k}
+    assert shapes_of(name) == {k: v for k, v in original.items() if from_detectron2(k) is not None}
 
 
 def test_the_largest_cascade() -> None:

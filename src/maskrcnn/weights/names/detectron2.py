@@ -6,6 +6,7 @@ both sides, and so are all shapes. Boxes' classes and FC1's flattening (C, H, W)
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 
 from torch import Tensor
@@ -18,6 +19,8 @@ from maskrcnn.weights.names.protocol import BODY, Names, Renamed
 BEGINNINGS: dict[str, str] = {
     "backbone.bottom_up.stem.conv1.": "backbone.body.stem.conv.",
     **{f"backbone.bottom_up.res{k}.": f"backbone.body.res{k}." for k in range(2, 6)},
+    "backbone.bottom_up.stem.bn.": "backbone.body.stem.norm.",  # RegNet's, whose blocks are below
+    "backbone.bottom_up.stem.conv.": "backbone.body.stem.",
     **{f"backbone.fpn_lateral{k}.": f"backbone.fpn.lateral.{k - 2}." for k in range(2, 6)},
     **{f"backbone.fpn_output{k}.": f"backbone.fpn.output.{k - 2}." for k in range(2, 6)},
     **{f"proposal_generator.rpn_head.conv.conv{k}.": f"rpn.head.conv.{k}." for k in range(4)},
@@ -51,6 +54,19 @@ ONE_MAP_BEGINNINGS: dict[str, str] = {
     **{f"backbone.res{k}.": f"backbone.body.res{k}." for k in range(2, 6)},
     "roi_heads.res5.": "res5.",
 }
+# Within a block of RegNet, `s2.b1.` on both sides: theirs -> ours.
+REGNET_BLOCK: dict[str, str] = {
+    "bn.": "proj.norm.",
+    "proj.": "proj.",
+    **{f"f.{conv}_bn.": f"{conv}.norm." for conv in "abc"},
+    **{f"f.{conv}.": f"{conv}." for conv in "abc"},
+    "f.se.f_ex.0.": "se.squeeze.",
+    "f.se.f_ex.2.": "se.excite.",
+}
+_REGNET_BLOCK_INVERSE = {ours: theirs for theirs, ours in REGNET_BLOCK.items()}
+_BLOCK = re.compile(r"s[1-4]\.b\d+\.")
+_THEIR_BODY, _OUR_BODY = "backbone.bottom_up.", "backbone.body."
+
 _FROM = BEGINNINGS | ONE_MAP_BEGINNINGS
 _TO_PYRAMID = {ours: theirs for theirs, ours in BEGINNINGS.items()}
 _TO_ONE_MAP = _TO_PYRAMID | {ours: theirs for theirs, ours in ONE_MAP_BEGINNINGS.items()}
@@ -63,13 +79,15 @@ def from_detectron2(name: str) -> str | None:
     """Our name of detectron2's `name`; None for an entry that is not a weight; `name` itself where it has no place."""
     if any(part in name for part in _NOT_WEIGHTS):
         return None
-    return _renamed(name, _FROM)
+    return _block(name, _THEIR_BODY, _OUR_BODY, REGNET_BLOCK) or _renamed(name, _FROM)
 
 
 def to_detectron2(name: str, *, pyramid: bool = True) -> str | None:
     """Inverse of `from_detectron2`. `pyramid`: True for a model that has one (C4 and DC5 have none)."""
     if "num_batches_tracked" in name:
         return None
+    if block := _block(name, _OUR_BODY, _THEIR_BODY, _REGNET_BLOCK_INVERSE):
+        return block
     return _renamed(name, _TO_PYRAMID if pyramid else _TO_ONE_MAP)
 
 
@@ -93,6 +111,13 @@ def _renamed(name: str, beginnings: dict[str, str]) -> str:
         if name.startswith(old):
             return new + name[len(old) :]
     return name
+
+
+def _block(name: str, body: str, new_body: str, beginnings: dict[str, str]) -> str | None:
+    """Rename an entry of one of RegNet's blocks; None for any other entry."""
+    if not name.startswith(body) or not (block := _BLOCK.match(name, len(body))):
+        return None
+    return new_body + block[0] + _renamed(name[block.end() :], beginnings)
 
 
 DETECTRON2 = Names(
