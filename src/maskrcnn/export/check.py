@@ -114,7 +114,7 @@ def _difference(case: str, ours: list[Instances], theirs: list[Instances], least
                 usual.append(float(mask))
             box = (a.boxes[i] - b.boxes[j]).abs().max()
             worst = torch.maximum(worst, torch.stack([box, (a.scores[i] - b.scores[j]).abs(), mask, point]))
-    return Difference(case, count, unmatched, *worst.tolist(), statistics.median(usual or [0.0]))
+    return Difference(case, count, unmatched, *worst.tolist(), usual_mask=statistics.median(usual or [0.0]))
 
 
 def _pairs(a: Instances, b: Instances) -> list[tuple[int, int]]:
