@@ -8,6 +8,7 @@ import torch
 
 from maskrcnn.errors import UserError
 from maskrcnn.masks.rle import rle_decode
+from maskrcnn.predict.seams import Piece, joined_runs, merge
 from maskrcnn.predict.tiled import predict_tiled, tiles_of
 from maskrcnn.predict.windows import TiffWindows, open_windows
 from maskrcnn.structures import Instances
@@ -86,6 +87,58 @@ def test_every_object_is_found_once_with_its_exact_mask(picture, tile, overlap):
         y, x = np.nonzero(mask)
         assert label == colour[2]
         assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
+
+
+@pytest.mark.parametrize(("seed", "tile", "overlap"), [(0, 100, 50), (1, 128, 32), (2, 171, 64)])
+def test_objects_that_lie_over_others_stay_apart_from_them(seed: int, tile: int, overlap: int) -> None:
+    """Discs over a ring and a bar. (Where a disc hides all of the bar that two tiles share, its halves stay two:
+    nothing that was seen says that they are one.)
+    """
+    rng, pixels = np.random.default_rng(seed), np.zeros((400, 500, 3), np.uint8)
+    y, x = np.mgrid[:400, :500]
+    pixels[(y >= 196) & (y < 204)] = (201, 0, 2)
+    distance = np.hypot(y - 200, x - 250)
+    pixels[(distance > 150) & (distance < 156)] = (200, 0, 1)
+    for number in range(1, 60):
+        cy, cx, r = rng.integers(0, 400), rng.integers(0, 500), rng.integers(3, 26)
+        pixels[np.hypot(y - cy, x - cx) < r] = (number, 0, 1 + number % 2)
+    found, truth = predict_tiled(Finder(), pixels, tile, overlap), expected(pixels)
+    assert len(found) == len(truth)
+    for rle in found.rles:
+        mask = rle_decode(rle).astype(bool)
+        np.testing.assert_array_equal(mask, truth.pop(tuple(pixels[mask][0].tolist())))
+
+
+def test_the_order_in_which_tiles_are_done_does_not_matter(picture: np.ndarray) -> None:
+    size, tiles = (400, 500), tiles_of((400, 500), 128, 48)
+    pieces = []
+    for number, tile in enumerate(tiles):
+        window = picture[tile.y0 : tile.y1, tile.x0 : tile.x1]
+        found = Finder().predict(window)
+        for i in range(len(found)):
+            mask = found.masks.crop(i)[0]  # pyright: ignore[reportOptionalMemberAccess]
+            y, x = np.nonzero(mask)
+            crop = mask[y.min() : y.max() + 1, x.min() : x.max() + 1]
+            origin = (int(tile.x0 + x.min()), int(tile.y0 + y.min()))
+            box = (
+                float(origin[0]),
+                float(origin[1]),
+                float(tile.x0 + x.max() + 1),
+                float(tile.y0 + y.max() + 1),
+            )
+            how_sure, label = float(found.scores[i]), int(found.labels[i])
+            bits = np.packbits(crop)
+            pieces.append(Piece(box, how_sure, label, origin, crop.shape, bits, number))
+
+    def objects() -> list[tuple[object, ...]]:
+        groups = merge(pieces, tiles, size)
+        return [(g[0].score, *(part.tolist() for part in joined_runs(g, size[0]))) for g in groups]
+
+    in_order = objects()
+    assert len(in_order) == len(expected(picture))
+    for seed in range(3):
+        np.random.default_rng(seed).shuffle(pieces)  # pyright: ignore[reportArgumentType]
+        assert objects() == in_order
 
 
 def test_tiles_of_one_size_cover_the_picture():
