@@ -6,13 +6,11 @@ very same model stands here without the original's code.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import json
 import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -57,10 +55,9 @@ def filling(folder: Path, name: str) -> tuple[ModuleType, dict[str, float]]:
     gains = {config.split("/")[-1]: gains for config, gains in fill.GAINS.items()}
     if name in gains:
         return fill, gains[name]
-    sys.modules.setdefault("fill", fill)  # which the wider one imports by this name
     wider = json.loads((folder / "fill_wider_gains.json").read_text())
     gains = {config.split("/")[-1]: gains for config, gains in wider.items()}
-    return load_module(folder / "fill_wider.py"), gains[name]
+    return wider_fill(folder), gains[name]
 
 
 def filled_mmdetection_model(
@@ -82,9 +79,7 @@ def filled_mmdetection_model(
     state = {to_mmdetection(n, **how): value for n, value in model.state_dict().items()}
     sha256 = ""
     if "gains_json" in case:  # of the wider zoo
-        with on_path(folder):  # it imports its neighbour
-            fill = load_module(folder / "fill_wider.py")
-        fill.fill_(state, json.loads(str(case["gains_json"])), seed=0)
+        wider_fill(folder).fill_(state, json.loads(str(case["gains_json"])), seed=0)
         sha256 = _digest(state)  # there without what is put over it
     else:
         load_module(folder / "fill.py").fill_(state, seed=0)
@@ -101,15 +96,16 @@ def _digest(state: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def on_path(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
+def wider_fill(folder: Path) -> ModuleType:
+    """Load a project's `fill_wider.py`, which imports its neighbour `fill`; each project has one of its own."""
+    before = sys.modules.get("fill")
+    sys.modules["fill"] = load_module(folder / "fill.py")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            yield
+        return load_module(folder / "fill_wider.py")
     finally:
-        sys.path.remove(str(folder))
+        del sys.modules["fill"]
+        if before is not None:
+            sys.modules["fill"] = before
 
 
 def detectron2_state(model: MaskRCNN) -> dict[str, torch.Tensor]:

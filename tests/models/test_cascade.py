@@ -105,7 +105,7 @@ def test_later_stages_learn_all_rois_where_they_have_moved_to(
     target = GroundTruth(torch.stack([places[2][3], torch.tensor([1.0, 90, 4, 95])]), torch.tensor([1, 2]))
     background, none = torch.full((1, 20), 3), torch.zeros(1, 20, dtype=torch.int64)
     sampled = SampledRoIs(boxes[None], background, none, boxes[None])
-    losses = head.loss(features, sampled, [target], torch.tensor([SIZE]))
+    losses, _ = head.loss(features, sampled, [target], torch.tensor([SIZE]))
     assert list(losses) == [f"loss_{n}_stage{k}" for k in range(3) for n in ("cls", "box_reg")]
     labels = torch.full((20,), 3)
     labels[3] = 1
@@ -145,7 +145,7 @@ def test_no_rois_at_all(model: MaskRCNN, features: RoIFeatures) -> None:
     none = GroundTruth(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     nothing = Proposals(torch.zeros(1, 5, 4), torch.zeros(1, 5), torch.zeros(1, 5) > 0)
     sampled = head.sample(nothing, [none])
-    losses = head.loss(features, sampled, [none], torch.tensor([SIZE]))
+    losses, _ = head.loss(features, sampled, [none], torch.tensor([SIZE]))
     total = torch.stack(list(losses.values())).sum()
     assert total.item() == 0
     total.backward()
@@ -161,9 +161,11 @@ def test_the_maps_get_a_third_of_each_stages_gradient(
     target = GroundTruth(boxes[:2] + 1, torch.tensor([0, 1]))
     sampled = head.sample(proposals(boxes), [target])
     first = {
-        k: v for k, v in head.loss(features, sampled, [target], torch.tensor([SIZE])).items() if "stage0" in k
+        k: v
+        for k, v in head.loss(features, sampled, [target], torch.tensor([SIZE]))[0].items()
+        if "stage0" in k
     }
-    alone = head.heads[0].loss(features, sampled, [target], torch.tensor([SIZE]))
+    alone, _ = head.heads[0].loss(features, sampled, [target], torch.tensor([SIZE]))
     assert [v.item() for v in first.values()] == [v.item() for v in alone.values()]
     wanted = [features.maps[0], head.heads[0].fcs[1].weight]
     in_cascade = torch.autograd.grad(torch.stack(list(first.values())).sum(), wanted)
@@ -178,7 +180,7 @@ def test_boxes_carry_no_gradient_from_stage_to_stage(
     head = cascade(model)
     target = GroundTruth(boxes[:2] + 1, torch.tensor([0, 1]))
     sampled = head.sample(proposals(boxes), [target])
-    losses = head.loss(features, sampled, [target], torch.tensor([SIZE]))
+    losses, _ = head.loss(features, sampled, [target], torch.tensor([SIZE]))
     last = losses["loss_cls_stage2"] + losses["loss_box_reg_stage2"]
     last.backward()
     assert all(p.grad is None for k in (0, 1) for p in head.heads[k].parameters())
@@ -196,10 +198,10 @@ def test_convolutions_and_group_norm_in_every_stage() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"class_agnostic": False}, "model.box_head.class_agnostic: expected true for a cascade"),
+        ({"class_agnostic": False}, "model.box_head.class_agnostic: expected true for detectron2's cascade"),
         (
             {"cascade": CascadeConfig(iou_positive=(0.5, 0.6))},
-            "model.box_head.cascade: expected iou_positive and box_weights for the same stages, got 2 and 3",
+            "expected iou_positive, box_weights and loss_weights for the same stages, got 2, 3 and 3",
         ),
     ],
 )

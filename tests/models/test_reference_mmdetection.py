@@ -42,7 +42,9 @@ NAMES = (
 )
 # Where the published file's name is not the config's.
 FILES = {
-    "mask_rcnn_convnext_tiny_1k_3x": "mask_rcnn_convnext_tiny_patch4_window7_mstrain_480-800_adamw_3x_coco_in1k"
+    "cascade_mask_rcnn_convnext_tiny_1k_3x": "cascade_mask_rcnn_convnext_tiny_patch4_window7_"
+    "mstrain_480-800_giou_4conv1f_adamw_3x_coco_in1k",
+    "mask_rcnn_convnext_tiny_1k_3x": "mask_rcnn_convnext_tiny_patch4_window7_mstrain_480-800_adamw_3x_coco_in1k",
 }
 CASE = "astronaut, fp32"  # as `make parity` calls it
 

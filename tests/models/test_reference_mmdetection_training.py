@@ -19,7 +19,8 @@ from maskrcnn.structures import GroundTruth, ImageBatch
 from tests.parity import Parity
 from tests.references import filled_mmdetection_model, image_tensor, read_npz
 
-NAMES = ("mask_rcnn_internimage_t_fpn_1x_coco", "mask_rcnn_deit_adapter_tiny_fpn_3x_coco")
+SWIN = "cascade_mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco"
+NAMES = ("mask_rcnn_internimage_t_fpn_1x_coco", "mask_rcnn_deit_adapter_tiny_fpn_3x_coco", SWIN)
 CASE = "coffee, fp32"
 LOSS = 2e-5  # relative
 GRADIENT = 2e-3  # relative, of a parameter's norm
@@ -40,6 +41,8 @@ def filled(shared: Path, name: str) -> tuple[MaskRCNN, dict[str, torch.Tensor]]:
     folder = shared / "reference" / "mmdetection"
     model, state, _ = filled_mmdetection_model(folder, name, read_npz(folder / f"{name}.npz"))
     model.rpn.config.num_samples = model.box_head.config.num_samples = 1_000_000
+    if name == SWIN:
+        model.rpn.config.post_nms_topk_train = 200  # as the original ran
     # Two proposals of InternImage-T overlap by 0.7 to the last bits, and the original keeps both.
     model.rpn.config.nms_threshold += 1e-6
     return model.eval(), state
@@ -80,6 +83,11 @@ def test_training_step(
         "loss_box_reg": "loss_bbox",
         "loss_mask": "loss_mask",
     }
+    if name == SWIN:
+        heads = {"loss_cls": "loss_cls", "loss_box_reg": "loss_bbox", "loss_mask": "loss_mask"}
+        theirs = {k: theirs[k] for k in ("loss_rpn_cls", "loss_rpn_loc")} | {
+            f"{ours}_stage{k}": f"s{k}.{name}" for k in range(3) for ours, name in heads.items()
+        }
     assert losses.keys() == theirs.keys()
     for key, loss in losses.items():
         expected = float(case[f"loss/{theirs[key]}"].sum())

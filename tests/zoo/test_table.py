@@ -132,7 +132,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(ROWS)
-    assert max(map(len, lines)) < 180
+    assert max(map(len, lines)) < 200
 
 
 def test_the_page_is_of_this_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,9 +81,11 @@ class RegNetConfig:
     norm: Norm = "sync_bn"
 
     def tiny(self) -> RegNetConfig:
-        """Copy with the same structure and few channels, for tests."""
+        """Copy with the same structure and few channels, for tests: no fewer, for behind a stem of 8 channels oneDNN
+        writes where it must not in the backward pass (PyTorch 2.14, AVX-512).
+        """
         return dataclasses.replace(
-            self, stem_channels=8, widths=(16, 24, 32, 48), depths=(1, 1, 2, 1), group_width=8
+            self, stem_channels=16, widths=(16, 24, 32, 48), depths=(1, 1, 2, 1), group_width=8
         )
 
 
@@ -212,6 +214,7 @@ class RulesConfig:
     normalize_by: Literal["num_samples", "sampled"] = (
         "num_samples"  # the RPN's losses; sampled: those there were
     )
+    ignore_crossing: bool = False  # anchors that cross an image's border are not in the loss
     ignore_padding: bool = False  # anchors beyond an image's own padded size are not in the loss
     min_proposal_side: NotNegative = 0.0  # pixels; thinner proposals are dropped, and empty ones always
     min_detection_side: NotNegative = 0.0  # pixels; thinner detections go before they suppress others
@@ -262,6 +265,10 @@ class CascadeConfig:
         (20.0, 20.0, 10.0, 10.0),
         (30.0, 30.0, 15.0, 15.0),
     )
+    # detectron2's stages share the gradient to the maps, keep their RoIs, and have one mask head. MMDetection's weigh
+    # their losses, draw RoIs anew from the moved boxes, average logits, and have a mask head each.
+    rules: Literal["detectron2", "mmdetection"] = "detectron2"
+    loss_weights: tuple[NotNegative, ...] = (1.0, 1.0, 1.0)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -280,6 +287,10 @@ class BoxHeadConfig:
     positive_fraction: Share = 0.25
     iou_positive: Share = 0.5
     smooth_l1_beta: NotNegative = 0.0
+    box_loss: Literal["smooth_l1", "giou"] = (
+        "smooth_l1"  # of deltas; giou: of decoded boxes (Rezatofighi et al. 2019)
+    )
+    box_loss_weight: NotNegative = 1.0
     score_threshold: Share = 0.05
     nms_threshold: Share = 0.5
     class_agnostic_nms: bool = False  # boxes of different classes suppress each other too

@@ -214,7 +214,7 @@ def _put_masks(module: MaskHead) -> Callable[[Run], None]:
     def put(run: Run) -> None:
         def predict_pooled(self: MaskHead, x: Tensor, labels: Tensor) -> Tensor:
             if not x.shape[0]:
-                return MaskHead.predict_pooled(self, x, labels)
+                return type(self).predict_pooled(self, x, labels)  # of one head or of a cascade's
             return run(x.permute(0, 2, 3, 1), labels)[0]
 
         _bind(module, "predict_pooled", predict_pooled)

@@ -19,6 +19,7 @@ from maskrcnn.models.places import NOTHING, RoIs, best, take
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import Proposals
 from maskrcnn.ops.boxes import clip_boxes, decode_boxes, encode_boxes, nonempty, scale_boxes
+from maskrcnn.ops.giou import paired_giou
 from maskrcnn.ops.matching import Matches, match_boxes, subsample
 from maskrcnn.ops.processes import mean_over_processes
 from maskrcnn.ops.suppression import suppress
@@ -75,7 +76,7 @@ class DetectionHead(Protocol):
     def __call__(self, *args: Any, **how: Any) -> Detections: ...
     def suppress(self, *args: Any, **how: Any) -> Tensor: ...
     def sample(self, *args: Any, **how: Any) -> SampledRoIs: ...
-    def loss(self, *args: Any, **how: Any) -> dict[str, Tensor]: ...
+    def loss(self, *args: Any, **how: Any) -> tuple[dict[str, Tensor], list[SampledRoIs]]: ...
 
 
 class BoxHead(nn.Module):
@@ -216,7 +217,7 @@ class BoxHead(nn.Module):
     def match(self, boxes: Tensor, target: GroundTruth) -> Matches:
         """Match one image's RoIs, its proposals followed by its ground-truth boxes, to the ground truth."""
         iou = self.iou_positive
-        if not self.rules.best_reassigns:
+        if not self.rules.best_reassigns or self.config.cascade is not None:
             return match_boxes(boxes, target.boxes, iou, iou)
         # The objects' own boxes would be the best of all.
         proposals = boxes[: len(boxes) - len(target)]
@@ -232,10 +233,10 @@ class BoxHead(nn.Module):
         sampled: SampledRoIs,
         targets: list[GroundTruth],
         image_sizes: Tensor,  # for a cascade, which moves the boxes
-    ) -> dict[str, Tensor]:
-        """Compute loss_cls and loss_box_reg of the sampled RoIs."""
+    ) -> tuple[dict[str, Tensor], list[SampledRoIs]]:
+        """Compute loss_cls and loss_box_reg of the sampled RoIs; and name the RoIs of each stage, here one."""
         rois = features.rois(sampled.boxes, sampled.valid)
-        return self.losses(*self.predict_rois(features, rois), rois, sampled)
+        return self.losses(*self.predict_rois(features, rois), rois, sampled), [sampled]
 
     def losses(self, logits: Tensor, deltas: Tensor, rois: RoIs, sampled: SampledRoIs) -> dict[str, Tensor]:
         """Compute loss_cls and loss_box_reg from the class_logits and box_deltas of the RoIs among the sampled."""
@@ -246,16 +247,17 @@ class BoxHead(nn.Module):
         foreground = ((labels >= 0) & (labels < self.num_classes))[:, None]
         column = torch.zeros_like(labels) if c.class_agnostic else labels.clamp(0, self.num_classes - 1)
         own = deltas.gather(1, column[:, None, None].expand(-1, 1, 4))[:, 0]
-        wanted = encode_boxes(rois.at(sampled.boxes), rois.at(sampled.gt_boxes), self.box_weights)
-        loss_box = F.smooth_l1_loss(
-            torch.where(foreground, own, 0),
-            torch.where(foreground, wanted, 0),
-            reduction="sum",
-            beta=c.smooth_l1_beta,
-        )
+        boxes, gt_boxes = rois.at(sampled.boxes), rois.at(sampled.gt_boxes)
+        own = torch.where(foreground, own, 0)
+        if c.box_loss == "giou":
+            found = decode_boxes(own, boxes, self.box_weights, self.rules.limit_shrinking)
+            loss_box = torch.where(foreground[:, 0], 1 - paired_giou(found, gt_boxes), 0).sum()
+        else:
+            wanted = torch.where(foreground, encode_boxes(boxes, gt_boxes, self.box_weights), 0)
+            loss_box = F.smooth_l1_loss(own, wanted, reduction="sum", beta=c.smooth_l1_beta)
         return {
             "loss_cls": loss_cls * (c.loss_weight / normalizer),
-            "loss_box_reg": loss_box * (c.loss_weight / normalizer),
+            "loss_box_reg": loss_box * (c.loss_weight * c.box_loss_weight / normalizer),
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 from torch import nn
 
@@ -15,6 +16,7 @@ from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.cascade import CascadeHead
 from maskrcnn.models.keypoint_head import KeypointHead
 from maskrcnn.models.mask_head import MaskHead
+from maskrcnn.models.mask_stages import MaskHeads
 from maskrcnn.models.predictor import Predictor
 from maskrcnn.models.rpn import RPN
 
@@ -42,11 +44,22 @@ def build_model(config: ModelConfig) -> Predictor:
         backbone,
         rpn,
         box_head(channels, config.num_classes, config.box_head, rules),
-        None if config.mask_head is None else MaskHead(channels, config.num_classes, config.mask_head, rules),
+        _mask_head(channels, config),
         None if config.keypoint_head is None else KeypointHead(channels, config.keypoint_head),
         res5,
         config,
     )
+
+
+def _mask_head(channels: int, config: ModelConfig) -> MaskHead | None:
+    """Build the mask head, or the interface of one over those of MMDetection's cascade."""
+    if config.mask_head is None:
+        return None
+    how = (channels, config.num_classes, config.mask_head, config.rules)
+    cascade = config.box_head.cascade
+    if cascade is None or cascade.rules == "detectron2":
+        return MaskHead(*how)
+    return cast("MaskHead", MaskHeads(*how, cascade.loss_weights))
 
 
 def build_shared_res5(config: ModelConfig) -> tuple[nn.Module, int] | None:
@@ -94,14 +107,15 @@ def _check(config: ModelConfig) -> None:
                         f"expected numbers of the {head.num_keypoints} key points, from 0, got {list(pair)}.",
                     )
     if (cascade := config.box_head.cascade) is not None:
-        if not config.box_head.class_agnostic:
-            refuse("box_head.class_agnostic", "expected true for a cascade, which moves one box a RoI.")
-        if len(cascade.iou_positive) != len(cascade.box_weights) or not cascade.iou_positive:
+        stages = {len(cascade.iou_positive), len(cascade.box_weights), len(cascade.loss_weights)}
+        if len(stages) != 1 or not cascade.iou_positive:
             refuse(
                 "box_head.cascade",
-                f"expected iou_positive and box_weights for the same stages, got {len(cascade.iou_positive)} "
-                f"and {len(cascade.box_weights)}.",
+                "expected iou_positive, box_weights and loss_weights for the same stages, got "
+                f"{len(cascade.iou_positive)}, {len(cascade.box_weights)} and {len(cascade.loss_weights)}.",
             )
+        if cascade.rules == "detectron2" and not config.box_head.class_agnostic:
+            refuse("box_head.class_agnostic", "expected true for detectron2's cascade.")
     if isinstance(config.backbone, ResNetConfig):
         _check_resnet(config.backbone, config.fpn is not None, refuse)
     elif config.fpn is None:

@@ -1,7 +1,8 @@
-"""Cascade R-CNN: Cai and Vasconcelos 2017 (arXiv 1712.00726), with detectron2's semantics.
+"""Cascade R-CNN: Cai and Vasconcelos 2017 (arXiv 1712.00726), with detectron2's semantics or MMDetection's.
 
 Each stage is a box head of its own, which sees the boxes of the stage before it and learns from objects that these
-overlap better and better. At test time the classes' probabilities are the mean of all stages', the boxes the last's.
+overlap better and better. At test time the classes' probabilities are the mean of all stages', MMDetection's the
+softmax of their mean logits, and the boxes the last stage's.
 
 Shape letters: B images, R RoIs over the batch, P or S RoIs of an image, K classes.
 """
@@ -23,7 +24,9 @@ from maskrcnn.structures import GroundTruth
 
 
 class CascadeHead(nn.Module):
-    """Cascade of box heads, with the interface of one `BoxHead`. Its boxes are class-agnostic."""
+    """Cascade of box heads, with the interface of one `BoxHead`. A box moves by the deltas of the class that the RoI
+    most looks like, or by the only ones.
+    """
 
     def __init__(
         self, channels: int, num_classes: int, config: BoxHeadConfig, rules: RulesConfig | None = None
@@ -31,6 +34,7 @@ class CascadeHead(nn.Module):
         super().__init__()
         assert config.cascade is not None
         self.config, self.num_classes = config, num_classes
+        self.of_mmdetection = config.cascade.rules == "mmdetection"
         self.stages = nn.ModuleList(
             BoxHead(channels, num_classes, config, rules, iou_positive=iou, box_weights=weights)
             for iou, weights in zip(config.cascade.iou_positive, config.cascade.box_weights, strict=True)
@@ -45,15 +49,16 @@ class CascadeHead(nn.Module):
         original_sizes: Tensor | None = None,
     ) -> Detections:
         """Detections of each image with a score above `score_threshold`, by default the config's."""
-        boxes, deltas, scores = proposals.boxes, torch.zeros(()), []
+        boxes, deltas, scores, likely = proposals.boxes, torch.zeros(()), [], torch.zeros(())
         for k, head in enumerate(self.heads):
             if k > 0:
-                boxes = _moved(self.heads[k - 1], boxes, deltas, image_sizes)
+                boxes = _moved(self.heads[k - 1], boxes, deltas, likely, image_sizes)
             rois = features.rois(boxes, proposals.valid)
             logits, deltas = head.predict_rois(features, rois)
-            scores.append(rois.spread(logits.softmax(1)))
-            deltas = rois.spread(deltas)
-        mean = torch.where(proposals.valid[..., None], torch.stack(scores).mean(0), 0)
+            scores.append(rois.spread(logits if self.of_mmdetection else logits.softmax(1)))
+            deltas, likely = rois.spread(deltas), rois.spread(logits[:, : self.num_classes].argmax(1))
+        mean = torch.stack(scores).mean(0)
+        mean = torch.where(proposals.valid[..., None], mean.softmax(2) if self.of_mmdetection else mean, 0)
         how = (image_sizes, score_threshold, original_sizes, features.fixed_size)
         return self.heads[-1].detect(boxes, mean, deltas, *how)
 
@@ -64,27 +69,53 @@ class CascadeHead(nn.Module):
         return self.heads[0].suppress(boxes, scores, labels)
 
     def sample(self, proposals: Proposals, targets: list[GroundTruth]) -> SampledRoIs:
-        """Choose each image's RoIs for the losses. Later stages keep these, with the boxes that they have moved to;
-        the mask head learns from them unmoved.
+        """Choose each image's RoIs for the losses of the first stage. detectron2's later stages keep these, with the
+        boxes that they have moved to, and its mask head learns from them unmoved; MMDetection's draw anew.
         """
         return self.heads[0].sample(proposals, targets)
 
     def loss(
         self, features: RoIFeatures, sampled: SampledRoIs, targets: list[GroundTruth], image_sizes: Tensor
-    ) -> dict[str, Tensor]:
-        """Compute the losses of all stages: loss_cls_stage0, loss_box_reg_stage0, loss_cls_stage1, ..."""
-        losses = {}
-        for k, head in enumerate(self.heads):
+    ) -> tuple[dict[str, Tensor], list[SampledRoIs]]:
+        """Compute the losses of all stages, loss_cls_stage0, loss_box_reg_stage0, loss_cls_stage1 and so on; and name
+        the RoIs of each.
+        """
+        assert self.config.cascade is not None
+        losses, stages = {}, [sampled]
+        for k, (head, weight) in enumerate(zip(self.heads, self.config.cascade.loss_weights, strict=True)):
+            sampled = stages[k]
             rois = features.rois(sampled.boxes, sampled.valid)
             pooled = features.pool(rois, self.config.pool_size)
-            # The stages share the maps, and together have as much to say in them as one head.
-            logits, deltas = head.predict_pooled(_ScaleGradient.apply(pooled, 1 / len(self.stages)))
+            if not self.of_mmdetection:
+                # The stages share the maps, and together have as much to say in them as one head.
+                pooled = _ScaleGradient.apply(pooled, 1 / len(self.stages))
+            logits, deltas = head.predict_pooled(pooled)
             stage_losses = head.losses(logits, deltas, rois, sampled)
-            losses |= {f"{name}_stage{k}": loss for name, loss in stage_losses.items()}
+            losses |= {f"{name}_stage{k}": loss * weight for name, loss in stage_losses.items()}
             if k + 1 < len(self.stages):
-                boxes = _moved(head, sampled.boxes, rois.spread(deltas.detach()), image_sizes)
-                sampled = self.rematch(k + 1, boxes, sampled.valid, targets)
-        return losses
+                K = self.num_classes
+                likely = rois.spread(logits.detach()[:, :K].argmax(1))
+                likely = torch.where((sampled.labels >= 0) & (sampled.labels < K), sampled.labels, likely)
+                boxes = _moved(head, sampled.boxes, rois.spread(deltas.detach()), likely, image_sizes)
+                if self.of_mmdetection:
+                    stages.append(self.resample(k + 1, boxes, sampled, targets))
+                else:
+                    stages.append(self.rematch(k + 1, boxes, sampled.valid, targets))
+        return losses, stages
+
+    @torch.no_grad()
+    def resample(
+        self, k: int, boxes: Tensor, sampled: SampledRoIs, targets: list[GroundTruth]
+    ) -> SampledRoIs:
+        """Draw the RoIs of stage `k` from the boxes (B, S, 4) that those of the stage before moved to, but for the
+        objects' own boxes, which are added again.
+        """
+        own = [
+            (before[:, None] == target.boxes.to(before.dtype)).all(2).any(1)
+            for before, target in zip(sampled.boxes, targets, strict=True)
+        ]
+        valid = sampled.valid & ~torch.stack(own) & nonempty(boxes)
+        return self.heads[k].sample(Proposals(boxes, torch.zeros_like(boxes[..., 0]), valid), targets)
 
     @torch.no_grad()
     def rematch(self, k: int, boxes: Tensor, valid: Tensor, targets: list[GroundTruth]) -> SampledRoIs:
@@ -106,9 +137,15 @@ class CascadeHead(nn.Module):
         return cast("list[BoxHead]", list(self.stages))
 
 
-def _moved(head: BoxHead, boxes: Tensor, deltas: Tensor, image_sizes: Tensor) -> Tensor:
-    """Apply a stage's box_deltas (B, P, 1, 4) to the RoIs (B, P, 4) and clip them to their images."""
-    moved = decode_boxes(deltas[:, :, 0], boxes, head.box_weights, head.rules.limit_shrinking)
+def _moved(head: BoxHead, boxes: Tensor, deltas: Tensor, labels: Tensor, image_sizes: Tensor) -> Tensor:
+    """Apply a stage's box_deltas (B, P, K or 1, 4), those of the classes `labels` (B, P), to the RoIs (B, P, 4), and
+    clip them to their images.
+    """
+    if head.config.class_agnostic:
+        own = deltas[:, :, 0]
+    else:
+        own = deltas.gather(2, labels[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
+    moved = decode_boxes(own, boxes, head.box_weights, head.rules.limit_shrinking)
     return clip_boxes(moved, image_sizes)
 
 

@@ -50,9 +50,12 @@ class MaskHead(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def loss(
-        self, features: RoIFeatures, foreground: SampledRoIs, targets: list[GroundTruth]
+        self, features: RoIFeatures, stages: list[SampledRoIs], targets: list[GroundTruth]
     ) -> dict[str, Tensor]:
-        """Mean binary cross-entropy over the cells of every object RoI, on its own class's mask."""
+        """Mean binary cross-entropy over the cells of every object RoI, on its own class's mask. stages: the objects'
+        RoIs of each box head, of which the first's count.
+        """
+        foreground = stages[0]
         rois = features.rois(foreground.boxes, foreground.valid, foreground.first)
         labels = rois.at(foreground.labels)
         logits = self(features, rois, labels.clamp(min=0))

@@ -73,12 +73,13 @@ class MaskRCNN(nn.Module):
         proposals, losses = self.rpn.loss(maps, sizes, targets)
         features = self.roi_features(maps)
         rois = self.box_head.sample(proposals, targets)
-        losses |= self.box_head.loss(features, rois, targets, sizes)
-        foreground = rois.foreground(self.box_head.num_classes)
+        found, stages = self.box_head.loss(features, rois, targets, sizes)
+        losses |= found
+        foreground = [stage.foreground(self.box_head.num_classes) for stage in stages]
         if self.mask_head is not None:
             losses |= self.mask_head.loss(features, foreground, targets)
         if self.keypoint_head is not None:
-            losses |= self.keypoint_head.loss(features, foreground, targets)
+            losses |= self.keypoint_head.loss(features, foreground[0], targets)
         return losses
 
     @torch.inference_mode()

@@ -151,6 +151,10 @@ class RPN(nn.Module):
         there = None
         if self.rules.ignore_padding:
             there = _within_padded(anchors, size, self.strides)
+        if self.rules.ignore_crossing:
+            inside = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2:] < size.flip(0)).all(1)
+            there = inside if there is None else there & inside
+        if there is not None:
             anchors = torch.where(there[:, None], anchors, 0)  # without extent, which meets no object
         matches = match_boxes(
             anchors,

@@ -13,7 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from maskrcnn.config import AdapterConfig, AugmentConfig, Config, OptimConfig, ViTConfig
-from maskrcnn.presets.mmdetection import mmdetection_model, mmdetection_recipe, multi_scale, one_scale
+from maskrcnn.presets.mmdetection import (
+    mmdetection_cascade,
+    mmdetection_model,
+    mmdetection_recipe,
+    multi_scale,
+    one_scale,
+)
 
 AUGREG_MEAN = AUGREG_STD = (127.5, 127.5, 127.5)
 
@@ -176,6 +182,34 @@ def mask_rcnn_uniperceiver_adapter_base_fpn_3x_coco() -> Config:
     )
 
 
+def _deit_cascade(size: str) -> Config:
+    config = mmdetection_recipe(
+        mmdetection_cascade(
+            mmdetection_model(f"cascade_mask_rcnn_deit_adapter_{size}_fpn_3x_coco", _deit(size, adapter=True))
+        ),
+        epochs=36,
+        augment=_augment(36),
+        optim=_same_rate(),
+    )
+    # All that is named norm there, which the box heads' norms are not.
+    config.optim.no_decay_names = (
+        *("level_embed", "pos_embed", "bias", "query_norm", "feat_norm", "ffn_norm"),
+        *("norm1.", "norm2.", "norm3.", "norm4."),
+    )
+    config.train.precision, config.train.loss_scale = "fp16", 512.0
+    return config
+
+
+def cascade_mask_rcnn_deit_adapter_small_fpn_3x_coco() -> Config:
+    """ViT-Adapter-S, 86 million parameters, in fp16. Published: box AP 51.5, mask AP 44.3."""
+    return _deit_cascade("small")
+
+
+def cascade_mask_rcnn_deit_adapter_base_fpn_3x_coco() -> Config:
+    """ViT-Adapter-B, 158 million parameters, in fp16. Published: box AP 52.1, mask AP 44.8."""
+    return _deit_cascade("base")
+
+
 PRESETS: dict[str, Callable[[], Config]] = {
     f.__name__: f
     for f in (
@@ -193,5 +227,7 @@ PRESETS: dict[str, Callable[[], Config]] = {
         mask_rcnn_augreg_adapter_large_fpn_1x_coco,
         mask_rcnn_augreg_adapter_large_fpn_3x_coco,
         mask_rcnn_uniperceiver_adapter_base_fpn_3x_coco,
+        cascade_mask_rcnn_deit_adapter_small_fpn_3x_coco,
+        cascade_mask_rcnn_deit_adapter_base_fpn_3x_coco,
     )
 }

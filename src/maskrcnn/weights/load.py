@@ -47,6 +47,7 @@ _BOX_HEADS = ("box_head.", *(f"box_head.stages.{k}." for k in range(MAX_STAGES))
 HEADS_PER_CLASS = (
     *(f"{head}{predictor}." for head in _BOX_HEADS for predictor in ("class_predictor", "box_predictor")),
     "mask_head.predictor.",
+    *(f"mask_head.stages.{k}.predictor." for k in range(MAX_STAGES)),
 )
 HEAD_PER_KEYPOINT = "keypoint_head.deconv."
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, as its first pickle

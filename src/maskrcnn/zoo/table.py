@@ -96,11 +96,25 @@ def _intern(size: str, schedule: str, ap: tuple[float, float], train_seconds: fl
     )
 
 
-def _swin(size: str, schedule: str, ap: tuple[float, float], file: str) -> Entry:
-    """Row of Swin's detection tables; no licence is stated for its files."""
+def _convnext(kind: str, size: str, letter: str, ap: tuple[float, float]) -> Entry:
+    name = f"{kind}_convnext_{size}_3x"
     return Entry(
-        name=f"mask_rcnn_swin_{size}_patch4_window7_mstrain_480-800_adamw_{schedule}_coco",
-        backbone=f"Swin-{size[0].upper()} FPN",
+        name=name,
+        backbone=f"ConvNeXt-{letter} FPN" + (", cascade" if kind.startswith("cascade") else ""),
+        schedule="3x",
+        box_ap=ap[0],
+        mask_ap=ap[1],
+        weights=f"https://dl.fbaipublicfiles.com/convnext/coco/{name}.pth",
+        licence="MIT",
+    )
+
+
+def _swin(size: str, schedule: str, ap: tuple[float, float], file: str, *, cascade: bool = False) -> Entry:
+    """Row of Swin's detection tables; no licence is stated for its files."""
+    kind, how = ("cascade_mask_rcnn", "giou_4conv1f_adamw") if cascade else ("mask_rcnn", "adamw")
+    return Entry(
+        name=f"{kind}_swin_{size}_patch4_window7_mstrain_480-800_{how}_{schedule}_coco",
+        backbone=f"Swin-{size[0].upper()} FPN" + (", cascade" if cascade else ""),
         schedule=schedule,
         box_ap=ap[0],
         mask_ap=ap[1],
@@ -334,14 +348,51 @@ ENTRIES: tuple[Entry, ...] = (
     _swin("tiny", "1x", (43.7, 39.8), "v1.0.3/mask_rcnn_swin_tiny_patch4_window7_1x.pth"),
     _swin("tiny", "3x", (46.0, 41.6), "v1.0.2/mask_rcnn_swin_tiny_patch4_window7.pth"),
     _swin("small", "3x", (48.5, 43.3), "v1.0.2/mask_rcnn_swin_small_patch4_window7.pth"),
-    Entry(
-        name="mask_rcnn_convnext_tiny_1k_3x",
-        backbone="ConvNeXt-T FPN",
-        schedule="3x",
-        box_ap=46.2,
-        mask_ap=41.7,
-        weights="https://dl.fbaipublicfiles.com/convnext/coco/mask_rcnn_convnext_tiny_1k_3x.pth",
-        licence="MIT",
+    _swin(
+        "tiny", "1x", (48.1, 41.7), "v1.0.3/cascade_mask_rcnn_swin_tiny_patch4_window7_1x.pth", cascade=True
+    ),
+    _swin("tiny", "3x", (50.4, 43.7), "v1.0.2/cascade_mask_rcnn_swin_tiny_patch4_window7.pth", cascade=True),
+    _swin(
+        "small", "3x", (51.9, 45.0), "v1.0.2/cascade_mask_rcnn_swin_small_patch4_window7.pth", cascade=True
+    ),
+    _swin("base", "3x", (51.9, 45.0), "v1.0.2/cascade_mask_rcnn_swin_base_patch4_window7.pth", cascade=True),
+    _convnext("mask_rcnn", "tiny_1k", "T", (46.2, 41.7)),
+    _convnext("cascade_mask_rcnn", "tiny_1k", "T", (50.4, 43.7)),
+    _convnext("cascade_mask_rcnn", "small_1k", "S", (51.9, 45.0)),
+    _convnext("cascade_mask_rcnn", "base_1k", "B", (52.7, 45.6)),
+    _convnext("cascade_mask_rcnn", "base_22k", "B", (54.0, 46.9)),
+    _convnext("cascade_mask_rcnn", "large_22k", "L", (54.8, 47.6)),
+    _convnext("cascade_mask_rcnn", "xlarge_22k", "XL", (55.2, 47.7)),
+    *(
+        Entry(
+            name=name,
+            backbone=f"InternImage-{name.split('_')[2].upper()} FPN, cascade",
+            schedule="1x" if "_1x_" in name else "3x",
+            box_ap=box_ap,
+            mask_ap=mask_ap,
+            weights=f"https://huggingface.co/OpenGVLab/InternImage/resolve/main/{name}.pth",
+            licence="MIT",
+        )
+        for name, box_ap, mask_ap in (
+            ("cascade_internimage_l_fpn_1x_coco", 54.9, 47.7),
+            ("cascade_internimage_l_fpn_3x_coco", 56.1, 48.5),
+            ("cascade_internimage_xl_fpn_1x_coco", 55.3, 48.1),
+            ("cascade_internimage_xl_fpn_3x_coco", 56.2, 48.8),
+        )
+    ),
+    _vit(
+        "cascade_mask_rcnn_deit_adapter_small_fpn_3x_coco",
+        "ViT-Adapter-S FPN, cascade",
+        "3x",
+        (51.5, 44.3),
+        f"{_ADAPTER}/v0.1.3/cascade_mask_rcnn_deit_adapter_small_fpn_3x_coco.pth.tar",
+    ),
+    _vit(
+        "cascade_mask_rcnn_deit_adapter_base_fpn_3x_coco",
+        "ViT-Adapter-B FPN, cascade",
+        "3x",
+        (52.1, 44.8),
+        f"{_ADAPTER}/v0.3.1/cascade_mask_rcnn_deit_adapter_base_fpn_3x_coco.pth",
     ),
     *(
         _vit(name, backbone, "1x" if "_1x" in name else "3x", ap, weights)

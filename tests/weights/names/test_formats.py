@@ -21,10 +21,10 @@ def names_of() -> dict[str, list[str]]:
         "torchvision's MobileNetV2": list(mobilenet),
         "caffe2's ResNet": ["conv1_w", "res_conv1_bn_s", "res2_0_branch2a_w", "res2_0_branch2a_bn_s", "fc1000_w"],
         "detectron2's ResNet": ["stem.conv1.weight", "res2.0.conv1.weight", "stem.fc.weight"],
-        "a pretrained InternImage or ViT / InternImage": ["module.levels.0.blocks.0.dcn.offset.weight", "head.weight"],
-        "a pretrained InternImage or ViT / DeiT": ["cls_token", "blocks.0.attn.qkv.weight", "head.weight"],
-        "a pretrained InternImage or ViT / AugReg": ["Transformer/encoderblock_0/LayerNorm_0/scale"],
-        "a pretrained InternImage or ViT / Uni-Perceiver": [
+        "a pretrained backbone / InternImage": ["module.levels.0.blocks.0.dcn.offset.weight", "head.weight"],
+        "a pretrained backbone / DeiT": ["cls_token", "blocks.0.attn.qkv.weight", "head.weight"],
+        "a pretrained backbone / AugReg": ["Transformer/encoderblock_0/LayerNorm_0/scale"],
+        "a pretrained backbone / Uni-Perceiver": [
             "fused_encoder.layers.0.self_attn.in_proj_weight", "video_embed.embeddings.weight",
         ],
     }  # fmt: skip

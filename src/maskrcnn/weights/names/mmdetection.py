@@ -29,6 +29,22 @@ BEGINNINGS: dict[str, str] = {
     "roi_head.bbox_head.fc_reg.": "box_head.box_predictor.",
     **{f"roi_head.mask_head.convs.{k}.conv.": f"mask_head.convs.{k}." for k in range(4)},
     "roi_head.mask_head.upsample.": "mask_head.deconv.",
+    **{
+        f"roi_head.bbox_head.{i}.shared_convs.{k}.{theirs}.": f"box_head.stages.{i}.convs.{k}.{ours}"
+        for i in range(3)
+        for k in range(4)
+        for theirs, ours in (("conv", ""), ("bn", "norm."))
+    },
+    **{f"roi_head.bbox_head.{i}.shared_fcs.0.": f"box_head.stages.{i}.fcs.0." for i in range(3)},
+    **{f"roi_head.bbox_head.{i}.fc_cls.": f"box_head.stages.{i}.class_predictor." for i in range(3)},
+    **{f"roi_head.bbox_head.{i}.fc_reg.": f"box_head.stages.{i}.box_predictor." for i in range(3)},
+    **{
+        f"roi_head.mask_head.{i}.convs.{k}.conv.": f"mask_head.stages.{i}.convs.{k}."
+        for i in range(3)
+        for k in range(4)
+    },
+    **{f"roi_head.mask_head.{i}.upsample.": f"mask_head.stages.{i}.deconv." for i in range(3)},
+    **{f"roi_head.mask_head.{i}.conv_logits.": f"mask_head.stages.{i}.predictor." for i in range(3)},
     "roi_head.mask_head.conv_logits.": "mask_head.predictor.",
 }
 # Without a pyramid, one 1x1 convolution a level.
@@ -61,7 +77,9 @@ def to_mmdetection(name: str, *, pyramid: bool = True, uni_perceiver: bool = Fal
 
 
 def _to_ours(state: Mapping[str, Tensor]) -> Renamed:
-    return Renamed(state={from_mmdetection(k): v for k, v in state.items()})
+    # Beside averaged weights, which go by the plain names, MMDetection's hook keeps the raw ones.
+    raw = tuple(k for k in state if k.removeprefix(WRAPPER).startswith("ema_"))
+    return Renamed(state={from_mmdetection(k): v for k, v in state.items() if k not in raw}, dropped=raw)
 
 
 def _to_theirs(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

@@ -193,7 +193,7 @@ def _places(embedding: Tensor) -> str:
 
 
 PRETRAINED = Names(
-    name="a pretrained InternImage, ViT, Swin or ConvNeXt",
+    name="a pretrained backbone",
     kind="backbone",
     matches=_matches,
     to_ours=from_pretrained,
