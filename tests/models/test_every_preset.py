@@ -32,7 +32,9 @@ def loss_names(model: Predictor) -> set[str]:
     if (cascade := model.config.box_head.cascade) is not None:
         stages = [f"_stage{k}" for k in range(len(cascade.iou_positive))]
     names = {"loss_rpn_cls", "loss_rpn_loc"} | {f"loss_{n}{s}" for n in ("cls", "box_reg") for s in stages}
-    names |= {"loss_mask"} if model.config.mask_head else set()
+    cascade = model.config.box_head.cascade
+    own = stages if cascade is not None and cascade.rules == "mmdetection" else ("",)  # a mask head each
+    names |= {f"loss_mask{s}" for s in own} if model.config.mask_head else set()
     return names | ({"loss_keypoint"} if model.config.keypoint_head else set())
 
 
