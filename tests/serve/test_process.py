@@ -32,11 +32,17 @@ def weights(model, tmp_path_factory):
     return path
 
 
+def _heed_ctrl_c() -> None:
+    """What a shell runs in the background ignores Ctrl-C, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @contextmanager
 def service(*words: object):
     """A running service: its process and address."""
     command = [sys.executable, "-m", "maskrcnn", "serve", "--port", "0", *map(str, words)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "preexec_fn": _heed_ctrl_c}
+    with subprocess.Popen(command, text=True, **how) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
