@@ -39,6 +39,7 @@ NAMES = (
     "mask_rcnn_uniperceiver_adapter_base_fpn_3x_coco",
     "mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_adamw_1x_coco",
     "mask_rcnn_convnext_tiny_1k_3x",
+    "mask_rcnn_dinov2_adapter_small_fpn_3x_coco",
 )
 # Where the published file's name is not the config's.
 FILES = {

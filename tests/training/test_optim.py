@@ -127,6 +127,7 @@ def test_the_average_follows_the_weights_with_a_rising_decay():
 
 
 MMDETECTION = (
+    "mask_rcnn_dinov2_adapter_small_fpn_3x_coco",
     "cascade_mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco",
     "cascade_mask_rcnn_convnext_tiny_1k_3x",
     "cascade_mask_rcnn_deit_adapter_small_fpn_3x_coco",

@@ -182,6 +182,52 @@ def mask_rcnn_uniperceiver_adapter_base_fpn_3x_coco() -> Config:
     )
 
 
+def _dinov2(size: str) -> Config:
+    """ViT-Adapter on DINOv2's transformer, whose position embedding is of 592 pixels."""
+    dim, depth, heads, drop_path, layer_decay = {
+        "small": (384, 12, 6, 0.2, 0.70),
+        "base": (768, 12, 12, 0.3, 0.60),
+        "large": (1024, 24, 16, 0.4, 0.65),
+    }[size]
+    quarter = depth // 4
+    backbone = ViTConfig(
+        dim=dim,
+        depth=depth,
+        num_heads=heads,
+        drop_path=drop_path,
+        global_blocks=tuple(quarter * (i + 1) - 1 for i in range(4)),
+        pretrain_size=592,
+        adapter=AdapterConfig(
+            num_heads=heads,
+            deform_ratio=1.0 if size == "small" else 0.5,
+            interactions=tuple((quarter * i, quarter * (i + 1) - 1) for i in range(4)),
+        ),
+    )
+    return mmdetection_recipe(
+        mmdetection_model(f"mask_rcnn_dinov2_adapter_{size}_fpn_3x_coco", backbone),
+        epochs=36,
+        augment=_augment(36),
+        optim=_rate_by_layer(layer_decay),
+    )
+
+
+def mask_rcnn_dinov2_adapter_small_fpn_3x_coco() -> Config:
+    """ViT-Adapter-S on DINOv2, 48 million parameters. Published: box AP 51.5, mask AP 45.6."""
+    return _dinov2("small")
+
+
+def mask_rcnn_dinov2_adapter_base_fpn_3x_coco() -> Config:
+    """ViT-Adapter-B on DINOv2, 121 million parameters. Published: box AP 54.1, mask AP 47.8."""
+    return _dinov2("base")
+
+
+def mask_rcnn_dinov2_adapter_large_fpn_3x_coco() -> Config:
+    """ViT-Adapter-L on DINOv2, 349 million parameters. Published: box AP 55.3, mask AP 49.0, with ImageNet's mean and
+    deviation at test time, as here; the authors trained it with 127.5 for both.
+    """
+    return _dinov2("large")
+
+
 def _deit_cascade(size: str) -> Config:
     config = mmdetection_recipe(
         mmdetection_cascade(
@@ -227,6 +273,9 @@ PRESETS: dict[str, Callable[[], Config]] = {
         mask_rcnn_augreg_adapter_large_fpn_1x_coco,
         mask_rcnn_augreg_adapter_large_fpn_3x_coco,
         mask_rcnn_uniperceiver_adapter_base_fpn_3x_coco,
+        mask_rcnn_dinov2_adapter_small_fpn_3x_coco,
+        mask_rcnn_dinov2_adapter_base_fpn_3x_coco,
+        mask_rcnn_dinov2_adapter_large_fpn_3x_coco,
         cascade_mask_rcnn_deit_adapter_small_fpn_3x_coco,
         cascade_mask_rcnn_deit_adapter_base_fpn_3x_coco,
     )

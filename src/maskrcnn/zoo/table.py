@@ -380,6 +380,16 @@ ENTRIES: tuple[Entry, ...] = (
             ("cascade_internimage_xl_fpn_3x_coco", 56.2, 48.8),
         )
     ),
+    *(
+        _vit(
+            f"mask_rcnn_dinov2_adapter_{size}_fpn_3x_coco",
+            f"ViT-Adapter-{size[0].upper()} DINOv2 FPN",
+            "3x",
+            ap,
+            f"{_ADAPTER_HF}/mask_rcnn_dinov2_adapter_{size}_fpn_3x_coco.pth",
+        )
+        for size, ap in (("small", (51.5, 45.6)), ("base", (54.1, 47.8)), ("large", (55.3, 49.0)))
+    ),
     _vit(
         "cascade_mask_rcnn_deit_adapter_small_fpn_3x_coco",
         "ViT-Adapter-S FPN, cascade",
