@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.alone import run_interpreted
+
 MOST_APART = 0.002  # of all cells: those whose mean is a half to the last bit
 
 CASES = """
@@ -43,11 +39,8 @@ print("done")
 
 @pytest.mark.slow
 def test_the_kernel_reads_as_the_cpu_does() -> None:
-    """In a process of its own: the interpreter is chosen when the kernel is defined."""
     pytest.importorskip("triton")
-    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, "-c", CASES], env=env, capture_output=True, text=True)
-    assert done.stdout.strip().endswith("done"), done.stderr[-3000:]
-    shares = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("apart")]
+    lines = run_interpreted(CASES)
+    shares = [float(line.split()[1]) for line in lines if line.startswith("apart")]
     assert len(shares) == 6
     assert max(shares) < MOST_APART, shares

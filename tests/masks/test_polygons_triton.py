@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from maskrcnn.ops.polygons import edges_of
+from tests.alone import run_interpreted
 
-ROOT = Path(__file__).resolve().parents[2]
 MOST_APART = 0.005  # of all cells: outlines touch cells' centres, and COCO's grid is five times as fine
 
 CASES = """
@@ -59,12 +54,9 @@ print("done")
 
 @pytest.mark.slow
 def test_the_kernel_fills_as_the_cpu_does() -> None:
-    """In a process of its own: the interpreter is chosen when the kernel is defined."""
     pytest.importorskip("triton")
-    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, "-c", CASES], env=env, capture_output=True, text=True)
-    assert done.stdout.strip().endswith("done"), done.stderr[-3000:]
-    shares = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("apart")]
+    lines = run_interpreted(CASES)
+    shares = [float(line.split()[1]) for line in lines if line.startswith("apart")]
     assert len(shares) == 4
     assert max(shares) < MOST_APART, shares
 

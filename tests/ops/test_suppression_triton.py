@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.alone import run_interpreted
+
 CASES = """
 import torch
 from maskrcnn.ops import suppression_triton
@@ -39,8 +35,5 @@ print("done")
 
 @pytest.mark.slow
 def test_the_kernels_choose_what_torchvision_chooses() -> None:
-    """In a process of its own: the interpreter is chosen when the kernels are defined."""
     pytest.importorskip("triton")
-    env = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run([sys.executable, "-c", CASES], env=env, capture_output=True, text=True)
-    assert done.stdout.strip() == "done", done.stderr[-3000:]
+    run_interpreted(CASES)
