@@ -79,7 +79,7 @@ def test_compiled_code_says_what_the_model_says_and_is_opened_by_nobody_unasked(
 ) -> None:
     assert export(folder, "c.pt2", "--format", "aot", *SMALL) == 0, capsys.readouterr().err
     assert capsys.readouterr().err.count(": ok") == 3  # compared with the model by the command itself
-    with pytest.raises(UserError, match=r"got a compiled package, which may run any code"):
+    with pytest.raises(UserError, match=r"got a compiled package, which may run code"):
         maskrcnn.load(folder / "c.pt2")
 
 
@@ -156,7 +156,7 @@ def test_files_that_could_run_code_are_refused(tmp_path: Path, monkeypatch: pyte
                 if member.split("/", 1)[1] != name.split("/", 1)[1]:
                     new.writestr(member, old.read(member))
             new.writestr(name, content)
-        with pytest.raises(UserError, match=r"which may run (any )?code"):
+        with pytest.raises(UserError, match="which may run code"):
             maskrcnn.load("evil.pt2")
     assert not Path("ran").exists()
     Path("cut.pt2").write_bytes(Path("plain.pt2").read_bytes()[:1000])

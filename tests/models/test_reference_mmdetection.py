@@ -100,7 +100,8 @@ def stages(shared: Path, model: MaskRCNN, case: dict[str, np.ndarray]) -> Stages
     taps: dict[str, Tensor] = {}
     body: list[Tensor] = []
     wanted = {key.split("/")[2] for key in case if key.startswith("a/tap/")}
-    wanted.discard("up")  # a rewrite for CPUs calls it in pieces; what comes of it is in the first map
+    if "dinov2" in model.config.name:
+        wanted.discard("up")  # a rewrite for CPUs calls it in pieces; what comes of it is in the first map
     if isinstance(
         model.config.backbone, SwinConfig
     ):  # there of windows, here of maps; the blocks' are compared

@@ -209,7 +209,8 @@ def test_a_rate_by_layer_needs_layers():
 
     model = build_model(presets.get("mask_rcnn_R_50_FPN_1x", tiny=True).model)
     with pytest.raises(
-        UserError, match=r"optim.layer_decay: expected a ViT or InternImage, got resnet. Set it to 1."
+        UserError,
+        match=r"optim.layer_decay: expected a ViT, InternImage or ConvNeXt, got resnet. Set it to 1.",
     ):
         parameter_groups(model, OptimConfig(layer_decay=0.8))
 

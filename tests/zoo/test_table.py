@@ -34,6 +34,18 @@ DETECTRON2_GMACS = {
 # Measured on the originals at 1280 x 800; those of InternImage are also the published ones.
 MMDETECTION_GMACS = {
     "mask_rcnn_convnext_tiny_1k_3x": 262.0,
+    "mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_adamw_1x_coco": 267.0,
+    "mask_rcnn_swin_small_patch4_window7_mstrain_480-800_adamw_3x_coco": 359.0,
+    "cascade_mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco": 745.0,
+    "cascade_mask_rcnn_swin_small_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco": 838.0,
+    "cascade_mask_rcnn_swin_base_patch4_window7_mstrain_480-800_giou_4conv1f_adamw_3x_coco": 982.0,
+    "cascade_mask_rcnn_convnext_tiny_1k_3x": 741.0,
+    "cascade_mask_rcnn_convnext_small_1k_3x": 827.0,
+    "cascade_mask_rcnn_convnext_base_1k_3x": 964.0,
+    "cascade_mask_rcnn_convnext_large_22k_3x": 1354.0,
+    "cascade_mask_rcnn_convnext_xlarge_22k_3x": 1898.0,
+    "cascade_internimage_l_fpn_1x_coco": 1399.0,
+    "cascade_internimage_xl_fpn_1x_coco": 1782.0,
     "mask_rcnn_internimage_t_fpn_1x_coco": 269.82,
     "mask_rcnn_internimage_s_fpn_1x_coco": 340.01,
     "mask_rcnn_internimage_b_fpn_1x_coco": 501.33,
@@ -46,13 +58,6 @@ MMDETECTION_GMACS = {
     "mask_rcnn_deit_base_fpn_3x_coco": 691.8,
     "mask_rcnn_augreg_adapter_large_fpn_3x_coco": 1894.8,
     "mask_rcnn_augreg_large_fpn_3x_coco": 1666.0,
-}
-
-
-# Published, of the authors' own count, which has the norms and the filling of windows too.
-SWIN_GMACS = {
-    "mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_adamw_1x_coco": 267.0,
-    "mask_rcnn_swin_small_patch4_window7_mstrain_480-800_adamw_3x_coco": 359.0,
 }
 
 
@@ -83,11 +88,6 @@ def test_multiply_adds_of_detectron2(name: str, expected: float) -> None:
 def test_multiply_adds_of_mmdetection(name: str, expected: float) -> None:
     assert gmacs(name, (800, 1280)) == pytest.approx(expected, rel=0.01)
     assert ROWS[name]["gflops"] == pytest.approx(expected, rel=0.01)
-
-
-@pytest.mark.parametrize(("name", "expected"), SWIN_GMACS.items())
-def test_multiply_adds_of_swin(name: str, expected: float) -> None:
-    assert gmacs(name, (800, 1280)) == pytest.approx(expected, rel=0.02)
 
 
 def test_published_rows(shared: Path) -> None:
@@ -132,7 +132,7 @@ def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + len(ROWS)
-    assert max(map(len, lines)) < 200
+    assert max(map(len, lines)) < 160
 
 
 def test_the_page_is_of_this_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -208,18 +208,3 @@ def _initialize(module: nn.Module) -> None:
 
 
 build = Swin
-
-
-def layer_of(name: str, config: SwinConfig) -> tuple[int | None, int]:
-    """Layer of a parameter (0 the embedding, from 1 the blocks), and the number of blocks; what ends a stage counts
-    with its last block.
-    """
-    total = sum(config.depths)
-    if name.startswith("patch_embed."):
-        return 0, total
-    parts = name.split(".")
-    if parts[0] != "layers":
-        return None, total
-    stage = int(parts[1])
-    before = sum(config.depths[:stage])
-    return before + (1 + int(parts[3]) if parts[2] == "blocks" else config.depths[stage]), total

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from maskrcnn.backbones.internimage import DCNv3
 from maskrcnn.backbones.layers import Conv
+from maskrcnn.backbones.swin import WindowAttention
 from maskrcnn.backbones.vit import Attention
 from maskrcnn.models.mask_rcnn import MaskRCNN
 
@@ -53,7 +54,8 @@ def count_macs(model: MaskRCNN, size: tuple[int, int] = (800, 1280)) -> dict[str
     for name in ("mask_head", "keypoint_head"):
         head, config = getattr(model, name), getattr(model.config, name)
         if head is not None:
-            macs[name] = DETECTIONS * _in_tower(head, config.pool_size)
+            stages = getattr(head, "stages", [head])  # of a cascade's mask heads each
+            macs[name] = DETECTIONS * sum(_in_tower(stage, config.pool_size) for stage in stages)
     return macs
 
 
@@ -100,7 +102,7 @@ def _counting(module: nn.Module) -> Iterator[list[int]]:
 
 
 def _counts(layer: nn.Module) -> bool:
-    kinds = Conv | nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DCNv3 | Attention
+    kinds = Conv | nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DCNv3 | Attention | WindowAttention
     return isinstance(layer, kinds)
 
 
@@ -114,5 +116,9 @@ def _macs(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> int:
     if isinstance(layer, Attention):  # beyond the layers inside it: logits, weighted sums
         num_keys = output.shape[1] if layer.window is None else layer.window**2
         return 2 * num_keys * output.numel()
+    if isinstance(layer, WindowAttention):  # likewise, of windows with what fills them up
+        B, H, W, C = output.shape
+        T = layer.window
+        return 2 * T**2 * B * (-(-H // T) * T) * (-(-W // T) * T) * C
     assert isinstance(layer, DCNv3)  # likewise: 9 samples of 5 products each
     return 5 * 9 * output.numel()

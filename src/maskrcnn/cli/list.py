@@ -18,7 +18,7 @@ _COLUMNS = (
     ("gflops", "GFLOPs"),
     ("box_ap", "box AP"),
     ("mask_ap", "mask AP"),
-    ("keypoint_ap", "key-point AP"),
+    ("keypoint_ap", "point AP"),
 )
 
 _PAGE = """# The zoo
@@ -28,6 +28,9 @@ Written by `maskrcnn list --markdown`. AP is as published, on COCO val2017. Para
 `maskrcnn bench`{machine}: random weights, 100 detections. The name links to the published weights.
 
 """
+
+
+_USUAL_NAME = 56  # letters
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,10 +55,13 @@ def main(args: argparse.Namespace) -> int:
 def _print_table(rows: list[dict[str, Any]]) -> None:
     cells = [[title for _, title in _COLUMNS], *([_text(row, key) for key, _ in _COLUMNS] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths[0] = max(len(name) for name, *_ in cells if len(name) <= _USUAL_NAME)
     for line in cells:
-        left = [c.ljust(w) for c, w in zip(line[:3], widths[:3], strict=True)]
-        right = [c.rjust(w) for c, w in zip(line[3:], widths[3:], strict=True)]
-        print("  ".join(left + right).rstrip())
+        left, end = "", 0
+        for cell, width in zip(line[:3], widths[:3], strict=True):
+            end += width + 2  # a longer name takes its room from what follows
+            left = f"{left}{cell}  ".ljust(end)
+        print((left + "  ".join(c.rjust(w) for c, w in zip(line[3:], widths[3:], strict=True))).rstrip())
 
 
 def _page(rows: list[dict[str, Any]]) -> str:

@@ -8,7 +8,16 @@ Sizes are pixels, `(height, width)` where two are given. "Per image" counts are 
 """
 
 from maskrcnn.config.bounds import Between, Norm
-from maskrcnn.config.forms import check_bounds, field_names, from_dict, from_file, override, to_dict, to_json
+from maskrcnn.config.forms import (
+    check_bounds,
+    field_names,
+    flat,
+    from_dict,
+    from_file,
+    override,
+    to_dict,
+    to_json,
+)
 from maskrcnn.config.model import (
     AdapterConfig,
     BackboneConfig,
@@ -60,6 +69,7 @@ __all__ = [
     "ViTConfig",
     "check_bounds",
     "field_names",
+    "flat",
     "from_dict",
     "from_file",
     "override",

@@ -104,6 +104,14 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields of `to_dict`'s form by their dotted names."""
+    named: dict[str, Any] = {}
+    for name, value in values.items():
+        named |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return named
+
+
 def to_json(config: Any) -> str:
     return json.dumps(to_dict(config), indent=1)
 

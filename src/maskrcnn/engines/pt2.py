@@ -88,7 +88,7 @@ def _refuse_code(archive: zipfile.ZipFile, path: Path) -> None:
         inside = name.split("/", 1)[-1]
         if inside.startswith("data/aotinductor/"):
             raise UserError(
-                f"{path}: expected a .pt2 of --format torch, got a compiled package, which may run any code. Open one "
+                f"{path}: expected a .pt2 of --format torch, got a compiled package, which may run code. Open one "
                 "that you trust with torch._inductor.aoti_load_package."
             )
         harmless = HARMLESS.fullmatch(inside) is not None

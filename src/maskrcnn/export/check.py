@@ -20,9 +20,7 @@ BOX, SCORE, MASK = 0.05, 1e-3, 0.01  # pixels of the network; scores; probabilit
 # In fewer bits than float32 boxes and scores move, and detections near the threshold come and go: of those with such a
 # score at least so many have a partner all the same.
 SURE, MATCHED = 0.5, 0.5
-USUAL_MASK = (
-    0.1  # and their masks differ by so much at most in the middle of them: 0.01 in bf16, 0.03 in int8
-)
+USUAL_MASK = 0.1  # and the median difference of their masks is at most this
 POINT = 0.5  # pixels
 NEAR = 4.0  # pixels between partners
 

@@ -49,14 +49,17 @@ class CascadeHead(nn.Module):
         original_sizes: Tensor | None = None,
     ) -> Detections:
         """Detections of each image with a score above `score_threshold`, by default the config's."""
-        boxes, deltas, scores, likely = proposals.boxes, torch.zeros(()), [], torch.zeros(())
+        boxes, scores, deltas, own = proposals.boxes, [], torch.zeros(()), torch.zeros(())
         for k, head in enumerate(self.heads):
             if k > 0:
-                boxes = _moved(self.heads[k - 1], boxes, deltas, likely, image_sizes)
+                boxes = _moved(self.heads[k - 1], boxes, own, image_sizes)
             rois = features.rois(boxes, proposals.valid)
             logits, deltas = head.predict_rois(features, rois)
             scores.append(rois.spread(logits if self.of_mmdetection else logits.softmax(1)))
-            deltas, likely = rois.spread(deltas), rois.spread(logits[:, : self.num_classes].argmax(1))
+            if k + 1 < len(self.stages):
+                own = rois.spread(self.own_deltas(logits, deltas))
+            else:
+                deltas = rois.spread(deltas)
         mean = torch.stack(scores).mean(0)
         mean = torch.where(proposals.valid[..., None], mean.softmax(2) if self.of_mmdetection else mean, 0)
         how = (image_sizes, score_threshold, original_sizes, features.fixed_size)
@@ -93,10 +96,8 @@ class CascadeHead(nn.Module):
             stage_losses = head.losses(logits, deltas, rois, sampled)
             losses |= {f"{name}_stage{k}": loss * weight for name, loss in stage_losses.items()}
             if k + 1 < len(self.stages):
-                K = self.num_classes
-                likely = rois.spread(logits.detach()[:, :K].argmax(1))
-                likely = torch.where((sampled.labels >= 0) & (sampled.labels < K), sampled.labels, likely)
-                boxes = _moved(head, sampled.boxes, rois.spread(deltas.detach()), likely, image_sizes)
+                own = self.own_deltas(logits.detach(), deltas.detach(), rois.at(sampled.labels))
+                boxes = _moved(head, sampled.boxes, rois.spread(own), image_sizes)
                 if self.of_mmdetection:
                     stages.append(self.resample(k + 1, boxes, sampled, targets))
                 else:
@@ -131,21 +132,27 @@ class CascadeHead(nn.Module):
         boxes, labels, gt_index, gt_boxes = (torch.stack(field) for field in zip(*rematched, strict=True))
         return SampledRoIs(boxes, labels, gt_index, gt_boxes)
 
+    def own_deltas(self, logits: Tensor, deltas: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Choose each RoI's box_deltas, (R, K or 1, 4) -> (R, 4): the only ones, or those of its class: the true one of
+        an object, else the likeliest but background.
+        """
+        if self.config.class_agnostic:
+            return deltas[:, 0]
+        K = self.num_classes
+        own = logits[:, :K].argmax(1)
+        if labels is not None:
+            own = torch.where((labels >= 0) & (labels < K), labels, own)
+        return deltas.gather(1, own[:, None, None].expand(-1, 1, 4))[:, 0]
+
     @property
     def heads(self) -> list[BoxHead]:
         """List of the stages, typed as box heads."""
         return cast("list[BoxHead]", list(self.stages))
 
 
-def _moved(head: BoxHead, boxes: Tensor, deltas: Tensor, labels: Tensor, image_sizes: Tensor) -> Tensor:
-    """Apply a stage's box_deltas (B, P, K or 1, 4), those of the classes `labels` (B, P), to the RoIs (B, P, 4), and
-    clip them to their images.
-    """
-    if head.config.class_agnostic:
-        own = deltas[:, :, 0]
-    else:
-        own = deltas.gather(2, labels[..., None, None].expand(-1, -1, 1, 4))[:, :, 0]
-    moved = decode_boxes(own, boxes, head.box_weights, head.rules.limit_shrinking)
+def _moved(head: BoxHead, boxes: Tensor, deltas: Tensor, image_sizes: Tensor) -> Tensor:
+    """Apply a stage's box_deltas (B, P, 4) to the RoIs (B, P, 4) and clip them to their images."""
+    moved = decode_boxes(deltas, boxes, head.box_weights, head.rules.limit_shrinking)
     return clip_boxes(moved, image_sizes)
 
 

@@ -16,6 +16,7 @@ from maskrcnn.config import RPNConfig, RulesConfig
 from maskrcnn.models.anchors import cell_anchors, grid_anchors
 from maskrcnn.models.places import NOTHING, best, take
 from maskrcnn.models.sparse_rpn import predict_at
+from maskrcnn.ops.anchor_rules import in_the_loss
 from maskrcnn.ops.boxes import clip_boxes, decode_boxes, encode_boxes, nonempty
 from maskrcnn.ops.matching import Matches, match_boxes, subsample
 from maskrcnn.ops.processes import mean_over_processes
@@ -57,16 +58,6 @@ class RPNHead(nn.Module):
             logits.append(self.objectness(x).to(real).permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.deltas(x).to(real).permute(0, 2, 3, 1).flatten(1).unflatten(1, (-1, 4)))
         return logits, deltas
-
-
-def _within_padded(anchors: Tensor, size: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """Mask of the anchors centred on an image of `size`, padded to the stride of a pyramid's last but one level: (A,)
-    bool.
-    """
-    multiple = strides[max(0, len(strides) - 2)]
-    height, width = (-(-side // multiple) * multiple for side in size)
-    x, y = ((anchors[:, :2] + anchors[:, 2:]) / 2).unbind(1)
-    return (x < width - 0.5) & (y < height - 0.5)  # centres are whole numbers but for rounding
 
 
 class RPN(nn.Module):
@@ -148,12 +139,7 @@ class RPN(nn.Module):
     def match(self, anchors: Tensor, size: Tensor, target: GroundTruth) -> Matches:
         """Match one image's anchors to its objects, for the losses. size: its (H, W)."""
         c = self.config
-        there = None
-        if self.rules.ignore_padding:
-            there = _within_padded(anchors, size, self.strides)
-        if self.rules.ignore_crossing:
-            inside = (anchors[:, :2] >= 0).all(1) & (anchors[:, 2:] < size.flip(0)).all(1)
-            there = inside if there is None else there & inside
+        there = in_the_loss(anchors, size, self.strides, self.rules)
         if there is not None:
             anchors = torch.where(there[:, None], anchors, 0)  # without extent, which meets no object
         matches = match_boxes(

@@ -20,7 +20,7 @@ def layers_above(name: str, backbone: BackboneConfig) -> int:
     layer_of = getattr(family_of(backbone), "layer_of", None)
     if layer_of is None:
         raise UserError(
-            f"optim.layer_decay: expected a ViT or InternImage, got {backbone.kind}. Set it to 1."
+            f"optim.layer_decay: expected a ViT, InternImage or ConvNeXt, got {backbone.kind}. Set it to 1."
         )
     part = name.removeprefix("backbone.body.")
     layer, num_layers = layer_of(part, backbone)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from maskrcnn.config import Config, check_bounds, from_file, to_dict
+from maskrcnn.config import Config, check_bounds, flat, from_file, to_dict
 from maskrcnn.errors import UserError
 from maskrcnn.training.distributed import Process
 
@@ -71,8 +71,8 @@ def compare_configs(path: Path, config: Config) -> list[str]:
     Raises:
         UserError: one of them would change a step that was already made.
     """
-    saved = _flat(to_dict(from_file(path)))
-    now = _flat(to_dict(config))
+    saved = flat(to_dict(from_file(path)))
+    now = flat(to_dict(config))
     changed = [name for name in {**saved, **now} if saved.get(name) != now.get(name)]
     for name, what in FROM_THE_DATA_SET.items():
         if name in changed:
@@ -92,10 +92,3 @@ def compare_configs(path: Path, config: Config) -> list[str]:
 def _shown(value: Any) -> str:
     text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     return text if len(text) < 60 else f"{text[:56]} ..."
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat

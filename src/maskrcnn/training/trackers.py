@@ -6,14 +6,16 @@ gets, which stays the record. What a service of theirs fails at is told once and
 
 from __future__ import annotations
 
-import hashlib
 import importlib
+import os
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from maskrcnn.config import flat
 from maskrcnn.errors import UserError, one_line
 
 Say = Callable[[str], object]
@@ -70,30 +72,30 @@ class Wandb:
             self._wandb: Any = importlib.import_module(module)
         except ImportError:
             raise _absent(module, module) from None
-        import os
-
         project = os.environ.get(f"{module.upper()}_PROJECT", "maskrcnn")
-        if module == "trackio":
-            how: dict[str, Any] = {"name": run.name, "resume": "allow"}
-        else:
-            name = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
-            how = {"name": run.name, "id": name, "dir": str(run), "resume": "allow"}
-            if resume_at is None:
-                how["id"] += f"-{int(run.stat().st_mtime)}"
-                (run / "wandb_id").write_text(how["id"])
-            elif (run / "wandb_id").is_file():
-                how["id"] = (run / "wandb_id").read_text().strip()
+        how: dict[str, Any] = {"name": run.name, "resume": "allow"}
+        if module == "wandb":
+            how |= {"id": _kept_id(run / "wandb_id", resume_at) or uuid.uuid4().hex, "dir": str(run)}
+            (run / "wandb_id").write_text(how["id"])
         self._run = self._wandb.init(project=project, **how)
+        self._own_steps = module == "trackio"
+        if not self._own_steps:  # W&B's own only grow, and scores may come later than the next steps' losses
+            self._run.define_metric("*", step_metric="iteration")
 
     def config(self, flat: Mapping[str, Any]) -> None:
-        if hasattr(self._run.config, "update"):
-            self._run.config.update(dict(flat), **_allowing(self._wandb))
+        self._run.config.update(dict(flat))
 
     def numbers(self, values: Mapping[str, float], iteration: int) -> None:
-        self._wandb.log(dict(values), step=iteration)
+        self._log(values, iteration)
 
     def picture(self, name: str, pixels: np.ndarray, iteration: int) -> None:
-        self._wandb.log({name: self._wandb.Image(pixels)}, step=iteration)
+        self._log({name: self._wandb.Image(pixels)}, iteration)
+
+    def _log(self, values: Mapping[str, Any], iteration: int) -> None:
+        if self._own_steps:
+            self._wandb.log(dict(values), step=iteration)
+        else:
+            self._wandb.log({**values, "iteration": iteration})
 
     def close(self) -> None:
         self._wandb.finish()
@@ -107,22 +109,17 @@ class MLflow:
             import mlflow
         except ImportError:
             raise _absent("mlflow", "mlflow-skinny") from None
-        import os
-
         self._mlflow: Any = mlflow
         if "MLFLOW_TRACKING_URI" not in os.environ:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             mlflow.set_tracking_uri((run / "mlruns").resolve().as_uri())
         mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "maskrcnn"))
-        kept = run / "mlflow_id"
-        known = kept.read_text().strip() if resume_at is not None and kept.is_file() else None
-        self._run = mlflow.start_run(run_id=known, run_name=None if known else run.name)
-        kept.write_text(self._run.info.run_id)
-        self._resumed = known is not None
+        known = _kept_id(run / "mlflow_id", resume_at)
+        started = mlflow.start_run(run_id=known, run_name=None if known else run.name)
+        (run / "mlflow_id").write_text(started.info.run_id)
 
     def config(self, flat: Mapping[str, Any]) -> None:
-        if not self._resumed:
-            self._mlflow.log_params({name: str(value)[:500] for name, value in flat.items()})
+        self._mlflow.log_params({name: str(value)[:500] for name, value in flat.items()})
 
     def numbers(self, values: Mapping[str, float], iteration: int) -> None:
         self._mlflow.log_metrics(dict(values), step=iteration)
@@ -153,7 +150,7 @@ class Trackers:
         return bool(self._all)
 
     def config(self, values: Mapping[str, Any]) -> None:
-        self._each(lambda t: t.config(_flat(values)))
+        self._each(lambda t: t.config(flat(values)))
 
     def entry(self, kind: str, iteration: int, fields: Mapping[str, Any]) -> None:
         """Take a line of the record: its numbers, named KIND/FIELD."""
@@ -181,34 +178,15 @@ class Trackers:
                 )
 
 
-def check_trackers(names: Sequence[str]) -> None:
-    """Check that named trackers exist.
-
-    Raises:
-        UserError: one does not.
-    """
-    for name in names:
-        if name not in KINDS:
-            raise UserError(
-                f"--train.trackers: expected {', '.join(KINDS)}, got {name!r}. Choose among them."
-            )
+def _kept_id(path: Path, resume_at: int | None) -> str | None:
+    """Name of the run at a service, of a run that is resumed."""
+    return path.read_text().strip() if resume_at is not None and path.is_file() else None
 
 
 def _absent(extra: str, package: str) -> UserError:
     return UserError(
         f"--train.trackers: expected the package {package}, got none. Run: pip install 'maskrcnn[{extra}]'"
     )
-
-
-def _allowing(module: Any) -> dict[str, bool]:
-    return {"allow_val_change": True} if module.__name__ == "wandb" else {}
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
 
 
 def _numbers(fields: Mapping[str, Any], prefix: str) -> list[tuple[str, float]]:
