@@ -70,10 +70,14 @@ def _quantized(nncf: Any, graph: Any, inputs: list[Inputs]) -> Any:
     """Quantise the network of a graph to 8 bits, with the ranges that its tensors have on the inputs.
 
     What decodes boxes, suppresses and pools stays in float32: a step of 1/256 of a picture's side would move boxes by
-    pixels. That is all that follows the choice of the best anchors but convolutions and matrix products with weights.
-    The product of each mask with its own class's weights is none: one scale for all classes cost all of mask AP.
+    pixels. That is all that follows the choice of the best anchors but convolutions and matrix products.
     """
-    names = [node.get_friendly_name() for node in _after(graph, "TopK") if not _has_weights(node)]
+    names = [
+        node.get_friendly_name()
+        for node in _after(graph, "TopK")
+        if node.get_type_name()
+        not in ("Convolution", "ConvolutionBackpropData", "GroupConvolution", "MatMul")
+    ]
     return nncf.quantize(
         graph,
         nncf.Dataset(inputs),
@@ -81,19 +85,6 @@ def _quantized(nncf: Any, graph: Any, inputs: list[Inputs]) -> Any:
         preset=nncf.QuantizationPreset.MIXED,
         ignored_scope=nncf.IgnoredScope(names=names, validate=False),
     )
-
-
-def _has_weights(node: Any) -> bool:
-    """Return True for a convolution or a matrix product whose second factor is a constant."""
-    kind = node.get_type_name()
-    if kind in ("Convolution", "ConvolutionBackpropData", "GroupConvolution"):
-        return True
-    if kind != "MatMul":
-        return False
-    factor = node.input_value(1).get_node()
-    while factor.get_type_name() in ("Convert", "Reshape", "Transpose", "FakeQuantize", "Multiply"):
-        factor = factor.input_value(0).get_node()
-    return factor.get_type_name() == "Constant"
 
 
 def _after(graph: Any, kind: str) -> list[Any]:
