@@ -26,6 +26,7 @@ def fill(run: Path, names: tuple[str, ...]) -> list[str]:
     log.write("config", 0, config={"optim": {"lr": 0.5}})
     log.write("train", 20, losses={"loss_mask": 1.5}, loss=1.5, lr=0.01)
     log.trackers.pictures({"photo": PICTURE}, 20)
+    log.write("train", 40, losses={"loss_mask": 1.0}, loss=1.0, lr=0.01)  # scores may come after later steps
     log.write("eval", 20, segm={"AP": 0.25, "AP75": float("nan")}, best=True)
     log.close()
     return said
@@ -60,10 +61,16 @@ def check_mlflow(folder: str) -> None:
     assert fill(Path(folder), ("mlflow",)) == []
     run = mlflow.get_run((Path(folder) / "mlflow_id").read_text())
     assert run.data.params["optim.lr"] == "0.5"
-    assert run.data.metrics["train/loss"] == 1.5
+    history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "train/loss")
+    assert [(m.step, m.value) for m in history] == [(20, 1.5), (40, 1.0)]
     assert run.data.metrics["eval/segm/AP"] == 0.25
     pictures = list((Path(folder) / "mlruns").rglob("artifacts/predictions/photo/0000020.png"))
     assert len(pictures) == 1
+    log = RunLog(Path(folder), resume_at=20, trackers=("mlflow",))  # goes on in the same run
+    log.write("train", 60, losses={}, loss=0.5, lr=0.01)
+    log.close()
+    assert (Path(folder) / "mlflow_id").read_text() == run.info.run_id
+    assert mlflow.get_run(run.info.run_id).data.metrics["train/loss"] == 0.5
 
 
 def test_wandb_offline_gets_numbers_pictures_and_the_config(
@@ -82,6 +89,9 @@ def check_wandb(folder: str) -> None:
     content = record.read_bytes()
     for expected in (b"train/losses/loss_mask", b"eval/segm/AP", b"optim.lr"):
         assert expected in content, expected
+    before = (Path(folder) / "wandb_id").read_text()
+    RunLog(Path(folder), resume_at=20, trackers=("wandb",)).close()
+    assert (Path(folder) / "wandb_id").read_text() == before
     assert list(offline.rglob("predictions/photo_*.png"))
 
 
@@ -106,7 +116,7 @@ def test_a_tracker_that_fails_is_told_once_and_left_out(
     monkeypatch.setitem(trackers.KINDS, "wandb", Failing)
     said = fill(tmp_path, ("wandb",))
     assert said == ["tracker wandb: left out from now on: ConnectionError: no route to host"]
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 3
+    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 4
 
 
 def test_a_missing_package_is_said_with_its_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
