@@ -13,10 +13,12 @@ two offsets are drawn separately; boxes that no crop cuts stay as annotated.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
+import torchvision.transforms.v2.functional as F
 from torch import Tensor
 
 from maskrcnn.config import AugmentConfig
@@ -209,16 +211,24 @@ def _random_crop(
 
 def _jitter_colour(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
     """Change brightness, contrast, saturation, hue, grey: always in this order, unlike torchvision's ColorJitter."""
-    for what in ("brightness", "contrast", "saturation"):
-        strength = getattr(config, what)
+    for strength, adjust in (
+        (config.brightness, F.adjust_brightness),
+        (config.contrast, F.adjust_contrast),
+        (config.saturation, F.adjust_saturation),
+    ):
         if strength > 0:
-            image = coloured(image, what, max(0.0, 1 + strength * (2 * rng.random() - 1)))
+            factor = max(0.0, 1 + strength * (2 * rng.random() - 1))
+            image = coloured(image, partial(_changed, adjust=adjust, by=factor))
     if config.hue > 0:
         shift = config.hue * (2 * rng.random() - 1)  # in turns of the colour circle
-        image = coloured(image, "hue", (shift + 0.5) % 1 - 0.5)
+        image = coloured(image, partial(_changed, adjust=F.adjust_hue, by=(shift + 0.5) % 1 - 0.5))
     if rng.random() < config.grayscale:
-        image = coloured(image, "grey", 1.0)
+        image = coloured(image, partial(F.rgb_to_grayscale, num_output_channels=3))
     return image
+
+
+def _changed(image: Tensor, adjust: Callable[[Tensor, float], Tensor], by: float) -> Tensor:
+    return adjust(image, by)
 
 
 def _without_specks(truth: GroundTruth) -> GroundTruth:
