@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -86,9 +87,15 @@ def check_wandb(folder: str) -> None:
     assert fill(Path(folder), ("wandb",)) == []
     (offline,) = (Path(folder) / "wandb").glob("offline-run-*")
     (record,) = offline.glob("*.wandb")
-    content = record.read_bytes()
-    for expected in (b"train/losses/loss_mask", b"eval/segm/AP", b"optim.lr"):
-        assert expected in content, expected
+    # W&B's own process writes the file, and may still be at it when `finish` has returned.
+    content, until = b"", time.monotonic() + 60
+    missing = {b"train/losses/loss_mask", b"eval/segm/AP", b"optim.lr"}
+    while missing and time.monotonic() < until:
+        content = record.read_bytes()
+        missing = {name for name in missing if name not in content}
+        time.sleep(0.05)
+    told = offline / "logs" / "debug-internal.log"
+    assert not missing, (missing, len(content), told.read_text()[-2000:] if told.is_file() else "no log")
     before = (Path(folder) / "wandb_id").read_text()
     RunLog(Path(folder), resume_at=20, trackers=("wandb",)).close()
     assert (Path(folder) / "wandb_id").read_text() == before
