@@ -6,11 +6,17 @@ import numpy as np
 import pytest
 
 from maskrcnn.masks.coco_api import fill_polygons
-from maskrcnn.masks.outlines import outlines
+from maskrcnn.masks.outlines import bridged, outlines, parts_of
 
 
 def filled(polygons: list[list[float]], size: tuple[int, int]) -> np.ndarray:
     return np.asarray(fill_polygons([np.array(p) for p in polygons], size).any(0))
+
+
+def from_its_first(ring: list[float]) -> list[float]:
+    """The ring from its upper left corner on."""
+    corners = np.reshape(ring, (-1, 2))
+    return np.roll(corners, -int(np.lexsort(corners.T)[0]), axis=0).ravel().tolist()
 
 
 def test_a_pixel_is_the_square_around_it() -> None:
@@ -52,6 +58,18 @@ def test_what_outlines_enclose_is_the_mask(seed) -> None:
     _, count = ndimage.label(mask)
     assert len(parts) == count
     assert np.array_equal(filled(parts, (int(h), int(w))), holes_filled)
+    with_holes = [bridged(part) for part in parts_of(mask)]
+    assert np.array_equal(filled(with_holes, (int(h), int(w))), mask)
+
+
+def test_a_part_has_its_own_holes_and_not_those_of_the_part_around_it() -> None:
+    mask = np.ones((9, 9), bool)
+    mask[1:8, 1:8] = False
+    mask[2:7, 2:7] = True
+    mask[4, 4] = False
+    outer, inner = ([from_its_first(ring) for ring in part] for part in parts_of(mask))
+    assert outer == [[0, 0, 9, 0, 9, 9, 0, 9], [1, 1, 1, 8, 8, 8, 8, 1]]
+    assert inner == [[2, 2, 7, 2, 7, 7, 2, 7], [4, 4, 4, 5, 5, 5, 5, 4]]
 
 
 @pytest.mark.parametrize("tolerance", [1.0, 2.0])

@@ -29,6 +29,7 @@ VERBS = {
     "evaluate": "COCO numbers of a model, or of results made elsewhere",
     "predict": "boxes and masks of images, drawn and as COCO JSON",
     "doctor": "check a data set before training",
+    "data": "write a data set anew: another format, divided, or several as one",
     "view": "look at a data set: its pictures with their objects, its classes and sizes",
     "serve": "models over HTTP, with a page to try them",
     "convert": "weights to a safetensors file with its config, or back to the original's",
@@ -39,7 +40,7 @@ VERBS = {
     "demo": "make a small data set, train on it and show the result as a page",
 }
 
-_READ_PICTURES = {"train", "evaluate", "predict", "export", "doctor", "view", "demo"}
+_READ_PICTURES = {"train", "data", "evaluate", "predict", "export", "doctor", "view", "demo"}
 
 # What the file system refuses is the user's to mend. Other OSErrors are bugs.
 _USERS_ERRNO = {

@@ -1,8 +1,9 @@
-"""Split of a validation part from a data set that has none."""
+"""Division of data sets: a validation part from a set that has none, or two parts with their share of each class."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -29,3 +30,38 @@ def split_off(data: CocoData, fraction: float) -> tuple[CocoData, CocoData]:
 
 def _key(name: str) -> bytes:
     return hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+
+
+def stratified(classes: np.ndarray, share: float, names: Sequence[str]) -> np.ndarray:
+    """Choose the pictures of the first of two parts, (n,) bool, so that both have their share of each class.
+
+    Every class that at least two pictures have is in both parts. The rarest classes are dealt first, each picture to
+    the part that lacks more of the class (Sechidis et al., "On the stratification of multi-label data", 2011); the
+    order among pictures depends on their names alone, so that a set is always divided alike.
+
+    classes: (n, K) bool, which classes a picture has; share: of the pictures that the first part gets, 0 to 1;
+    names: n, of the pictures.
+    """
+    n = len(classes)
+    order = np.array(sorted(range(n), key=lambda i: _key(names[i])), np.int64)
+    shares = np.array([share, 1 - share])
+    lacks = shares[:, None] * classes.sum(0)  # of each part and class
+    room = shares * n
+    has = np.zeros_like(lacks, bool)
+    part = np.full(n, -1)
+    while (open_ := part < 0).any():
+        left = classes[open_].sum(0)
+        if not left.any():  # pictures without objects
+            for i in order[open_[order]]:
+                part[i] = int(room.argmax())
+                room[part[i]] -= 1
+            break
+        rarest = int(np.where(left > 0, left, n + 1).argmin())
+        for i in order[open_[order] & classes[order, rarest]]:
+            # A part without the class first, then the one that lacks more of it, then the one with more room.
+            k = max(range(2), key=lambda k: (not has[k, rarest], lacks[k, rarest], room[k]))
+            part[i] = k
+            has[k] |= classes[i]
+            lacks[k] -= classes[i]
+            room[k] -= 1
+    return part == 0

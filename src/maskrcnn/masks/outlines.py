@@ -1,28 +1,59 @@
 """Outlines of bitmaps: the polygons between pixels that are in a mask and pixels that are not.
 
 An outline runs along the pixels' edges, so that its corners are whole numbers in the picture's continuous coordinates
-and what it encloses is the mask, exactly, but for holes, which polygons of COCO and LabelMe cannot tell. Pixels that
-touch at a corner only belong to different parts.
+and what it encloses is the mask, exactly. Polygons of COCO, LabelMe and YOLO cannot tell holes: `bridged` joins a
+hole's outline to the one around it by a slit without width. Pixels that touch at a corner only belong to different
+parts.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+Ring = list[float]  # x, y, x, y, ...
 
-def outlines(mask: np.ndarray, origin: tuple[int, int] = (0, 0), tolerance: float = 0.0) -> list[list[float]]:
+
+def outlines(mask: np.ndarray, origin: tuple[int, int] = (0, 0), tolerance: float = 0.0) -> list[Ring]:
     """Trace the parts of a bitmap (h, w): a polygon [x0, y0, x1, y1, ...] each, the largest first, holes filled.
 
     origin: the (x, y) of the bitmap's first pixel in the picture.
     tolerance: corners are left out as long as the outline moves by at most so many pixels; 0 is exact.
     """
-    parts = []
-    for loop in _loops(mask):
-        if _signed_area(loop) <= 0:  # a hole's outline runs the other way round
-            continue
-        parts.append(_simplified(loop, tolerance) if tolerance > 0 else loop)
-    parts.sort(key=lambda loop: -_signed_area(loop))
-    return [(loop + origin).ravel().astype(float).tolist() for loop in parts]
+    return [outer for outer, *_ in parts_of(mask, origin, tolerance)]
+
+
+def parts_of(mask: np.ndarray, origin: tuple[int, int] = (0, 0), tolerance: float = 0.0) -> list[list[Ring]]:
+    """Trace the parts of a bitmap as `outlines` does, with their holes: [outline, hole, hole, ...] each.
+
+    Outlines run clockwise as one sees the picture, holes the other way round.
+    """
+    loops = sorted(_loops(mask), key=lambda loop: -_signed_area(loop))
+    parts = [[loop] for loop in loops if _signed_area(loop) > 0]
+    for hole in loops[len(parts) :]:
+        # The pixel above the hole's first corner is in the part that has the hole; of those around it, the least.
+        x, y = hole[np.lexsort((hole[:, 0], hole[:, 1]))[0]]
+        around = [part for part in parts if _inside(part[0], x + 0.5, y - 0.5)]
+        around[-1].append(hole)
+    return [
+        [((_simplified(loop, tolerance) if tolerance > 0 else loop) + origin).ravel().astype(float).tolist()
+         for loop in part]
+        for part in parts
+    ]  # fmt: skip
+
+
+def bridged(part: list[Ring]) -> Ring:
+    """Join the rings of a part, its outline and holes, to one ring, by slits without width.
+
+    What the ring encloses, by the even-odd rule as by the winding rule, is the part without its holes: each slit is
+    passed once in each direction.
+    """
+    joined = np.reshape(part[0], (-1, 2))
+    for hole in sorted((np.reshape(ring, (-1, 2)) for ring in part[1:]), key=lambda ring: ring[:, 0].min()):
+        distance = ((joined[:, None] - hole[None]) ** 2).sum(-1)
+        here, there = np.unravel_index(int(distance.argmin()), distance.shape)
+        way = np.concatenate([np.roll(hole, -there, axis=0), hole[there : there + 1]])
+        joined = np.concatenate([joined[: here + 1], way, joined[here:]])
+    return joined.ravel().tolist()
 
 
 def _loops(mask: np.ndarray) -> list[np.ndarray]:
@@ -68,6 +99,13 @@ def _corners(mask: np.ndarray) -> tuple[np.ndarray, list[int], list[int]]:
     order = np.lexsort((lower & twice[first], y, x))
     along_y[order] = order[np.arange(len(x)) ^ 1]
     return np.stack([x, y], 1), along_x.tolist(), along_y.tolist()
+
+
+def _inside(loop: np.ndarray, x: float, y: float) -> bool:
+    """Tell whether a point beside all corners lies in a loop."""
+    a, b = loop, np.roll(loop, -1, axis=0)
+    upright = (a[:, 1] > y) != (b[:, 1] > y)  # of a bitmap's outline, edges are upright or level
+    return bool(np.count_nonzero(upright & (a[:, 0] > x)) % 2)
 
 
 def _signed_area(loop: np.ndarray) -> float:
