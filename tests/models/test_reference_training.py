@@ -20,6 +20,7 @@ from PIL import Image
 from maskrcnn.masks import InstanceMasks
 from maskrcnn.models.box_head import SampledRoIs
 from maskrcnn.models.cascade import CascadeHead
+from maskrcnn.models.mask_head import MaskHead
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.places import of_image
 from maskrcnn.ops import matching
@@ -99,116 +100,135 @@ def key(request: pytest.FixtureRequest, case: dict, model: MaskRCNN) -> Iterator
         yield key
 
 
-class Sampled(NamedTuple):
+class Step(NamedTuple):
+    """Losses of a step, and what they were computed from."""
+
+    losses: dict[str, torch.Tensor]
     anchors: torch.Tensor
     rois: SampledRoIs
+    rematched: dict[int, SampledRoIs]  # RoIs that the later stages of a cascade learn from, by stage
 
 
 @pytest.fixture(scope="module")
-def sampled(model: MaskRCNN, batch: ImageBatch, targets: list[GroundTruth], key: str) -> Sampled:
-    """Sample anchors and RoIs from the proposals that the losses below are computed with."""
-    with torch.no_grad():
-        features = model.backbone(batch.pixels)
-        proposals, _ = model.rpn.loss(features, batch.sizes, targets)
-        rois = model.box_head.sample(proposals, targets)
-    return Sampled(torch.cat(model.rpn.anchors(features)), rois)
+def step(model: MaskRCNN, batch: ImageBatch, targets: list[GroundTruth], key: str) -> Step:
+    """Compute the losses, and note the anchors and the RoIs on the way."""
+    anchors: list[torch.Tensor] = []
+    rois: list[SampledRoIs] = []
+    rematched: dict[int, SampledRoIs] = {}
+    its_anchors, sample, rematch = model.rpn.anchors, model.box_head.sample, CascadeHead.rematch
 
+    def noted_anchors(*args: Any) -> list[torch.Tensor]:
+        anchors[:] = its_anchors(*args)
+        return anchors
 
-@pytest.fixture
-def rematched(monkeypatch: pytest.MonkeyPatch) -> dict[int, SampledRoIs]:
-    """RoIs that the later stages of a cascade learn from, by stage."""
-    found: dict[int, SampledRoIs] = {}
-    rematch = CascadeHead.rematch
+    def noted_sample(*args: Any) -> SampledRoIs:
+        rois.append(sample(*args))
+        return rois[-1]
 
-    def record(head: CascadeHead, k: int, *args: Any) -> SampledRoIs:
-        found[k] = rematch(head, k, *args)
-        return found[k]
+    def noted_rematch(head: CascadeHead, k: int, *args: Any) -> SampledRoIs:
+        rematched[k] = rematch(head, k, *args)
+        return rematched[k]
 
-    monkeypatch.setattr(CascadeHead, "rematch", record)
-    return found
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model.rpn, "anchors", noted_anchors)
+        patch.setattr(model.box_head, "sample", noted_sample)
+        patch.setattr(CascadeHead, "rematch", noted_rematch)
+        losses = model(batch, targets)
+    return Step(losses, torch.cat(anchors), rois[0], rematched)
 
 
 @pytest.mark.slow
-class TestTraining:
-    def test_samples(
-        self, case: dict, model: MaskRCNN, targets: list[GroundTruth], key: str, sampled: Sampled
-    ) -> None:
-        for i, target in enumerate(targets):
-            matches = matching.match_boxes(sampled.anchors, target.boxes, 0.3, 0.7, keep_best=True)
-            index, kind = matching.subsample(matches.labels, model.rpn.config.num_samples, 0.5, 0)
-            positive, negative = index[kind == 1], index[kind == 0]
-            counts = case[f"{key}/rpn_img{i}_npos_nneg_ntotal"].tolist()
-            assert [len(positive), len(negative), len(sampled.anchors)] == counts
-            if key == "trainA":
-                assert positive.tolist() == case[f"{key}/rpn_img{i}_pos"].tolist()
-                assert negative.tolist() == case[f"{key}/rpn_img{i}_neg"].tolist()
-            foreground = of_image(sampled.rois.foreground(model.config.num_classes), i)
-            num_foreground, num_background, _ = case[f"{key}/roi_img{i}_npos_nneg_ntotal"].tolist()
-            assert [len(foreground.boxes), int(sampled.rois.valid[i].sum())] == [
-                num_foreground,
-                num_foreground + num_background,
-            ]
+def test_a_step_is_the_originals(
+    case: dict,
+    model: MaskRCNN,
+    targets: list[GroundTruth],
+    name: str,
+    key: str,
+    parity: Parity,
+    step: Step,
+) -> None:
+    """Compare all of a step in one test: it takes ten seconds and more to compute."""
+    same_samples(case, model, targets, key, step)
+    if model.mask_head is not None:
+        same_mask_targets(case, model.mask_head, model.config.num_classes, targets, key, step)
+    same_losses_and_gradients(case, model, targets, name, key, parity, step)
 
-    def test_mask_targets(
-        self, case: dict, model: MaskRCNN, targets: list[GroundTruth], key: str, sampled: Sampled
-    ) -> None:
-        if model.mask_head is None:
-            return
-        for i in range(len(targets)):
-            objects = sampled.rois.foreground(model.config.num_classes)
-            foreground = of_image(objects, i)
-            expected_boxes = torch.from_numpy(case[f"{key}/mask_target_img{i}_boxes"])
-            distance, order = torch.cdist(expected_boxes, foreground.boxes, p=float("inf")).min(dim=1)
-            assert distance.max() < 0.01
-            # Case B leaves the original's random order, in which nothing but the order is random.
-            assert order.tolist() == list(range(len(order))) or (
-                key == "trainB" and len(order.unique()) == len(order)
-            )
-            rasters = model.mask_head.mask_targets(objects, targets)[i][objects.valid[i]]
-            rasters = rasters[order].numpy().astype(int)
-            size = rasters.shape[1]
-            expected = np.unpackbits(case[f"{key}/mask_target_img{i}_packed"], axis=1)[:, : size * size]
-            # Rounding of a RoI's edge moves single cells on a mask's border.
-            differing = np.abs(rasters - expected.reshape(-1, size, size)).sum(axis=(1, 2))
-            assert differing.max() <= 2
 
-    def test_losses_and_gradients(
-        self,
-        case: dict,
-        model: MaskRCNN,
-        batch: ImageBatch,
-        targets: list[GroundTruth],
-        name: str,
-        key: str,
-        parity: Parity,
-        rematched: dict[int, SampledRoIs],
-    ) -> None:
-        losses = model(batch, targets)
-        assert len(rematched) == sum("loss_cls_stage" in k for k in losses if not k.endswith("0"))
-        for stage, rois in rematched.items():
-            foreground = int(rois.foreground(model.config.num_classes).valid.sum()) / len(targets)
-            background = int(rois.valid.sum()) / len(targets) - foreground
-            assert foreground == case[f"{key}/stat/stage{stage}/roi_head/num_fg_samples"]
-            assert background == case[f"{key}/stat/stage{stage}/roi_head/num_bg_samples"]
-        expected = {k.split("/")[-1]: float(v) for k, v in case.items() if k.startswith(f"{key}/loss/")}
-        assert losses.keys() == expected.keys()
-        total = torch.stack(list(losses.values())).sum()
-        differences = [abs(losses[k].item() / expected[k] - 1) for k in expected]
-        differences.append(abs(total.item() / float(case[f"{key}/loss_sum"]) - 1))
-        parity(name, f"case {key[-1]}", "losses, relative", max(differences), LOSS_TOLERANCE)
+def same_samples(case: dict, model: MaskRCNN, targets: list[GroundTruth], key: str, step: Step) -> None:
+    for i, target in enumerate(targets):
+        matches = matching.match_boxes(step.anchors, target.boxes, 0.3, 0.7, keep_best=True)
+        index, kind = matching.subsample(matches.labels, model.rpn.config.num_samples, 0.5, 0)
+        positive, negative = index[kind == 1], index[kind == 0]
+        counts = case[f"{key}/rpn_img{i}_npos_nneg_ntotal"].tolist()
+        assert [len(positive), len(negative), len(step.anchors)] == counts
+        if key == "trainA":
+            assert positive.tolist() == case[f"{key}/rpn_img{i}_pos"].tolist()
+            assert negative.tolist() == case[f"{key}/rpn_img{i}_neg"].tolist()
+        foreground = of_image(step.rois.foreground(model.config.num_classes), i)
+        num_foreground, num_background, _ = case[f"{key}/roi_img{i}_npos_nneg_ntotal"].tolist()
+        assert [len(foreground.boxes), int(step.rois.valid[i].sum())] == [
+            num_foreground,
+            num_foreground + num_background,
+        ]
 
-        model.zero_grad()
-        total.backward()
-        pyramid = model.config.fpn is not None
-        norms = {
-            to_detectron2(n, pyramid=pyramid): p.grad.double().norm().item()
-            for n, p in model.named_parameters()
-            if p.grad is not None
-        }
-        expected_norms = dict(
-            zip(case[f"{key}/grad_names"].tolist(), case[f"{key}/grad_l2"].tolist(), strict=True)
+
+def same_mask_targets(
+    case: dict, head: MaskHead, num_classes: int, targets: list[GroundTruth], key: str, step: Step
+) -> None:
+    for i in range(len(targets)):
+        objects = step.rois.foreground(num_classes)
+        foreground = of_image(objects, i)
+        expected_boxes = torch.from_numpy(case[f"{key}/mask_target_img{i}_boxes"])
+        distance, order = torch.cdist(expected_boxes, foreground.boxes, p=float("inf")).min(dim=1)
+        assert distance.max() < 0.01
+        # Case B leaves the original's random order, in which nothing but the order is random.
+        assert order.tolist() == list(range(len(order))) or (
+            key == "trainB" and len(order.unique()) == len(order)
         )
-        assert norms.keys() == expected_norms.keys()
-        least = NO_GRADIENT * max(expected_norms.values())
-        worst = max(abs(norms[n] - e) / max(e, least) for n, e in expected_norms.items())
-        parity(name, f"case {key[-1]}", "gradient norms, relative", worst, GRADIENT_TOLERANCE)
+        rasters = head.mask_targets(objects, targets)[i][objects.valid[i]]
+        rasters = rasters[order].numpy().astype(int)
+        size = rasters.shape[1]
+        expected = np.unpackbits(case[f"{key}/mask_target_img{i}_packed"], axis=1)[:, : size * size]
+        # Rounding of a RoI's edge moves single cells on a mask's border.
+        differing = np.abs(rasters - expected.reshape(-1, size, size)).sum(axis=(1, 2))
+        assert differing.max() <= 2
+
+
+def same_losses_and_gradients(
+    case: dict,
+    model: MaskRCNN,
+    targets: list[GroundTruth],
+    name: str,
+    key: str,
+    parity: Parity,
+    step: Step,
+) -> None:
+    losses = step.losses
+    assert len(step.rematched) == sum("loss_cls_stage" in k for k in losses if not k.endswith("0"))
+    for stage, rois in step.rematched.items():
+        foreground = int(rois.foreground(model.config.num_classes).valid.sum()) / len(targets)
+        background = int(rois.valid.sum()) / len(targets) - foreground
+        assert foreground == case[f"{key}/stat/stage{stage}/roi_head/num_fg_samples"]
+        assert background == case[f"{key}/stat/stage{stage}/roi_head/num_bg_samples"]
+    expected = {k.split("/")[-1]: float(v) for k, v in case.items() if k.startswith(f"{key}/loss/")}
+    assert losses.keys() == expected.keys()
+    total = torch.stack(list(losses.values())).sum()
+    differences = [abs(losses[k].item() / expected[k] - 1) for k in expected]
+    differences.append(abs(total.item() / float(case[f"{key}/loss_sum"]) - 1))
+    parity(name, f"case {key[-1]}", "losses, relative", max(differences), LOSS_TOLERANCE)
+
+    model.zero_grad()
+    total.backward()
+    pyramid = model.config.fpn is not None
+    norms = {
+        to_detectron2(n, pyramid=pyramid): p.grad.double().norm().item()
+        for n, p in model.named_parameters()
+        if p.grad is not None
+    }
+    expected_norms = dict(
+        zip(case[f"{key}/grad_names"].tolist(), case[f"{key}/grad_l2"].tolist(), strict=True)
+    )
+    assert norms.keys() == expected_norms.keys()
+    least = NO_GRADIENT * max(expected_norms.values())
+    worst = max(abs(norms[n] - e) / max(e, least) for n, e in expected_norms.items())
+    parity(name, f"case {key[-1]}", "gradient norms, relative", worst, GRADIENT_TOLERANCE)

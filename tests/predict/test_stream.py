@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 
 from maskrcnn.config import InputConfig
+from maskrcnn.data.writers import LabelledPicture
 from maskrcnn.errors import UserError
 from maskrcnn.masks import PredictedMasks, rle_decode
-from maskrcnn.predict import check_outputs, find_images, predict_stream, write_predictions
+from maskrcnn.predict import check_outputs, find_images, predict_stream, write, write_predictions
 from maskrcnn.structures import ImageBatch, Instances
 
 
@@ -176,11 +177,11 @@ def test_few_results_wait_for_the_writers(tmp_path, monkeypatch):
     """The model is not taken further ahead than two results a writing thread."""
     gate, produced = threading.Event(), 0
 
-    def slow(self, image_id, category_ids):
+    def slow(path, found):
         gate.wait(10)
-        return []
+        return LabelledPicture(path, path.name, (30, 30), [])
 
-    monkeypatch.setattr(Instances, "to_coco", slow)
+    monkeypatch.setattr(write, "labelled", slow)
 
     def results():
         nonlocal produced
@@ -261,9 +262,7 @@ class TestFindImages:
 def test_outputs_that_would_collide_are_refused(tmp_path):
     (tmp_path / "in").mkdir()
     first, second = tmp_path / "in" / "a.jpg", tmp_path / "a.png"
-    with pytest.raises(
-        UserError, match=r"a\.png: expected file names that differ .*'a' in predictions\.json"
-    ):
+    with pytest.raises(UserError, match=r"a\.png: expected file names that differ .*'a' in the results"):
         check_outputs([first, second], tmp_path / "out")
     with pytest.raises(UserError, match="would replace an input"):
         check_outputs([first], tmp_path / "in")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from maskrcnn.config import flat
 from maskrcnn.errors import UserError
 from maskrcnn.training import train as training
 from maskrcnn.training.runlog import read_log
@@ -105,4 +106,6 @@ def test_the_numbers_are_those_of_an_evaluation_at_once(tmp_path: Path) -> None:
     at_once = training.validation(config, val, process, said.append)(model)
     late = training.validation(config, val, process, said.append, beside=True)(model)
     assert callable(late)
-    assert repr(late()) == repr(at_once)
+    assert isinstance(at_once, dict)
+    # A second pass over the pictures may round otherwise: kernels depend on where an array lies.
+    assert flat(late()) == pytest.approx(flat(at_once), rel=1e-5, nan_ok=True)

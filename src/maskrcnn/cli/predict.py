@@ -5,6 +5,10 @@ IMAGES are files, folders (the images in them, not in their subfolders) or quote
 image_id is the file's name without its ending; category_id is the class index from 0, or the data set's
 id where one is given with --data or known from training. DIR/NAME.jpg is the picture of each image.
 
+With --format what was found is written for other programs, several at a time: coco (the above), labelme, cvat,
+label-studio and yolo as pre-annotations that labelling tools open, and parquet, a row a picture, which a run that is
+started again goes on with. --shard I/N takes the I-th of N shares of the pictures, the same on every machine.
+
 A file that cannot be read is reported and skipped, a picture that cannot be drawn costs no result; the exit status
 is then 1. It is 2 for a mistake in the command; nothing is written then.
 
@@ -17,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,13 +29,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskrcnn.cli.model_options import add_model_options, load_model, tta_of, whole_number
-from maskrcnn.errors import UserError
+from maskrcnn.errors import UserError, check_number, did_you_mean
 
 if TYPE_CHECKING:
     from maskrcnn.config import ModelConfig
     from maskrcnn.models.predictor import Predictor
 
 _DRAW_THRESHOLD = 0.5
+_TILES = ".tiles"  # in DIR, what --resume goes on from
+_FORMATS = ("coco", "labelme", "cvat", "label-studio", "yolo", "parquet")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,31 +71,154 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="with --tile: keep what an interrupted run found"
     )
+    parser.add_argument(
+        "--format",
+        dest="formats",
+        action="append",
+        metavar="FORMAT",
+        help=f"{', '.join(_FORMATS)}; several with commas (coco)",
+    )
+    parser.add_argument(
+        "--tolerance",
+        type=float,
+        metavar="PIXELS",
+        help="that a polygon's edge may lie beside the mask's; 0: exact (0.5)",
+    )
+    parser.add_argument(
+        "--sort", choices=("uncertainty",), help="write the pictures first that would teach most if corrected"
+    )
+    parser.add_argument("--shard", metavar="I/N", help="the I-th of N shares of the pictures, I from 1")
     add_model_options(parser)
 
 
 def main(args: argparse.Namespace) -> int:
     from maskrcnn.files import check_writable, check_writable_folder
-    from maskrcnn.predict import (
-        PREDICTIONS,
-        check_outputs,
-        find_images,
-        not_read,
-        predict_stream,
-        write_predictions,
-    )
+    from maskrcnn.predict import PREDICTIONS, check_outputs, find_images, not_read, read_shard, sharded
 
+    formats = _check_formats(args)
     overlap = _check_tiles(args)
+    shard = read_shard(args.shard) if args.shard else None
     images = find_images(args.images)
     for line in not_read(args.images):
         print(line, file=sys.stderr)
+    if shard:
+        images = sharded(images, shard)
     check_writable_folder(args.out)
-    check_writable(args.out / PREDICTIONS)
-    check_outputs(images, args.out, draw=not args.no_draw and not args.tile)
+    if "coco" in formats:
+        check_writable(args.out / PREDICTIONS)
+    check_outputs(images, args.out, formats=formats, draw=not args.no_draw and not args.tile)
     model = _load_model(args)
-    if args.tile:
-        return _tiled(args, model, images, overlap)
+    settings = _settings(args, model)
+    if formats == ("parquet",):
+        images = _not_done(images, args.out, settings)
     threads = min(4, args.num_threads or _num_cores())
+    results = _tiles(args, model, images, overlap) if args.tile else _whole(args, model, images, threads)
+    return _write(args, model, results, len(images), formats, shard, settings, threads)
+
+
+def _write(
+    args: argparse.Namespace,
+    model: Predictor,
+    results: Iterator[tuple[Path, Any]],
+    num_images: int,
+    formats: tuple[str, ...],
+    shard: tuple[int, int] | None,
+    settings: str,
+    threads: int,
+) -> int:
+    """Write the results, tell what was done, and return the exit status."""
+    import shutil
+
+    from maskrcnn.predict import write_predictions
+
+    started = time.perf_counter()
+    written = write_predictions(
+        results,
+        args.out,
+        formats=formats,
+        class_names=model.config.class_names,
+        category_ids=model.config.category_ids,
+        tolerance=0.5 if args.tolerance is None else args.tolerance,
+        draw=not args.no_draw and not args.tile,
+        draw_threshold=_DRAW_THRESHOLD if args.score_threshold is None else args.score_threshold,
+        by_uncertainty=bool(args.sort),
+        shard=shard,
+        settings=settings,
+        num_threads=threads,
+    )
+    if args.tile and not written.num_failed:  # else --resume still has what was found before the fault
+        shutil.rmtree(args.out / _TILES, ignore_errors=True)
+    seconds = time.perf_counter() - started
+    for line in written.not_drawn:
+        print(f"not drawn: {line}", file=sys.stderr)
+    skipped = f"; {written.num_failed} of {num_images} files skipped, see above" if written.num_failed else ""
+    speed = f"{seconds:.1f} s" if args.tile else f"{written.num_images / max(seconds, 1e-9):.2f} images/s"
+    print(
+        f"{_count(written.num_images, 'image')}, {_count(written.num_detections, 'detection')}, "
+        f"{speed} (engine {model.engine}): {written.path}{skipped}"
+    )
+    return 1 if written.num_failed or written.not_drawn else 0
+
+
+def _check_formats(args: argparse.Namespace) -> tuple[str, ...]:
+    """Check the formats and what belongs to them, and return them."""
+    formats = tuple(dict.fromkeys(f for given in args.formats or ["coco"] for f in given.split(",")))
+    for name in formats:
+        if name not in _FORMATS:
+            near = did_you_mean(name, _FORMATS, show_all_up_to=0)
+            raise UserError(f"--format {name!r}: expected one of {', '.join(_FORMATS)}. {near}".rstrip())
+    if args.tolerance is not None:
+        check_number(args.tolerance, "--tolerance", 0, 1000)
+    if args.sort and "parquet" in formats:
+        raise UserError(
+            "--sort: expected no --format parquet with it, whose parts are written as results come."
+        )
+    if "parquet" in formats:
+        from maskrcnn.predict.formats.parquet import table_schema
+
+        table_schema()  # before the work, where pyarrow is missing
+    return formats
+
+
+def _settings(args: argparse.Namespace, model: Predictor) -> str:
+    """Everything that says what is found in a picture: the command but for what does not touch it, and the model."""
+    others = (
+        "images",
+        "out",
+        "resume",
+        "no_draw",
+        "formats",
+        "tolerance",
+        "sort",
+        "shard",
+        "batch_size",
+        "num_threads",
+    )
+    chosen = {k: str(v) for k, v in vars(args).items() if k not in others}
+    files = (Path(args.model), Path(args.model, "model.safetensors"), Path(args.weights or args.model))
+    chosen["changed"] = str([file.stat().st_mtime_ns for file in files if file.is_file()])
+    return json.dumps(chosen)
+
+
+def _not_done(images: Sequence[Path], out: Path, settings: str) -> list[Path]:
+    """Leave out the pictures that an earlier run wrote to Parquet, and tell how many."""
+    from maskrcnn.predict.formats.parquet import done
+
+    before = done(out, settings)
+    left = [path for path in images if str(path) not in before]
+    if len(left) < len(images):
+        print(
+            f"{len(images) - len(left)} of {len(images)} images are done, {len(left)} left", file=sys.stderr
+        )
+    return left
+
+
+def _whole(
+    args: argparse.Namespace, model: Predictor, images: Sequence[Path], threads: int
+) -> Iterator[tuple[Path, Any]]:
+    """Predict whole pictures, several at a time."""
+    from maskrcnn.predict import predict_stream
+
     results = predict_stream(
         model,
         images,
@@ -96,26 +226,7 @@ def main(args: argparse.Namespace) -> int:
         num_threads=threads,
         tta=tta_of(args),
     )
-    started = time.perf_counter()
-    written = write_predictions(
-        _with_progress(results, len(images)),
-        args.out,
-        category_ids=model.config.category_ids,
-        draw=not args.no_draw,
-        draw_threshold=_DRAW_THRESHOLD if args.score_threshold is None else args.score_threshold,
-        num_threads=threads,
-    )
-    seconds = time.perf_counter() - started
-    for line in written.not_drawn:
-        print(f"not drawn: {line}", file=sys.stderr)
-    skipped = (
-        f"; {written.num_failed} of {len(images)} files skipped, see above" if written.num_failed else ""
-    )
-    print(
-        f"{_count(written.num_images, 'image')}, {_count(written.num_detections, 'detection')}, "
-        f"{written.num_images / max(seconds, 1e-9):.2f} images/s (engine {model.engine}): {written.path}{skipped}"
-    )
-    return 1 if written.num_failed or written.not_drawn else 0
+    return _with_progress(results, len(images))
 
 
 def _check_tiles(args: argparse.Namespace) -> int:
@@ -135,26 +246,24 @@ def _check_tiles(args: argparse.Namespace) -> int:
     return overlap
 
 
-def _tiled(args: argparse.Namespace, model: Predictor, images: Sequence[Path], overlap: int) -> int:
-    """Predict pictures tile by tile, and write `predictions.json`."""
+def _tiles(
+    args: argparse.Namespace, model: Predictor, images: Sequence[Path], overlap: int
+) -> Iterator[tuple[Path, Any]]:
+    """Predict pictures tile by tile."""
     import shutil
 
-    from maskrcnn.predict import predict_tiled, write_results
+    from maskrcnn.predict import predict_tiled
 
-    kept = args.out / ".tiles"
+    kept = args.out / _TILES
     if not args.resume:
         shutil.rmtree(kept, ignore_errors=True)
-    # Everything that says what a tile's objects are: the command but for what does not touch them.
-    settings = {k: str(v) for k, v in vars(args).items() if k not in ("images", "out", "resume", "no_draw")}
-    files = (Path(args.model), Path(args.model, "model.safetensors"), Path(args.weights or args.model))
-    settings["changed"] = str([file.stat().st_mtime_ns for file in files if file.is_file()])
-    started = time.perf_counter()
-
-    def results() -> Iterator[tuple[Path, list[dict[str, Any]] | UserError]]:
-        for path in images:
-            try:
-                with _tile_bar(path.name) as progress:
-                    found = predict_tiled(
+    settings = _settings(args, model)
+    for path in images:
+        try:
+            with _tile_bar(path.name) as progress:
+                yield (
+                    path,
+                    predict_tiled(
                         model,
                         path,
                         args.tile,
@@ -162,24 +271,11 @@ def _tiled(args: argparse.Namespace, model: Predictor, images: Sequence[Path], o
                         keep=kept / path.name,
                         settings=settings,
                         progress=progress,
-                    )
-                yield path, found.to_coco(path.stem, model.config.category_ids)
-            except UserError as e:
-                print(f"skipped: {e}", file=sys.stderr)
-                yield path, e
-
-    written = write_results(results(), args.out)
-    if not written.num_failed:  # else --resume still has what was found before the fault
-        shutil.rmtree(kept, ignore_errors=True)
-    seconds = time.perf_counter() - started
-    skipped = (
-        f"; {written.num_failed} of {len(images)} files skipped, see above" if written.num_failed else ""
-    )
-    print(
-        f"{_count(written.num_images, 'image')}, {_count(written.num_detections, 'detection')}, "
-        f"{seconds:.1f} s (engine {model.engine}): {written.path}{skipped}"
-    )
-    return 1 if written.num_failed else 0
+                    ),
+                )
+        except UserError as e:
+            print(f"skipped: {e}", file=sys.stderr)
+            yield path, e
 
 
 @contextlib.contextmanager

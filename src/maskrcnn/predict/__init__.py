@@ -1,17 +1,14 @@
-"""Prediction over many images: from paths to `predictions.json` and pictures, in memory that does not grow."""
+"""Prediction over many images: from paths to files of results and pictures, in memory that does not grow."""
 
-from maskrcnn.predict.stream import (
-    PREDICTIONS,
-    check_outputs,
-    find_images,
-    not_read,
-    predict_stream,
-    write_predictions,
-    write_results,
-)
+from maskrcnn.evaluation.inference import predict_stream
+from maskrcnn.predict.formats import FORMATS
+from maskrcnn.predict.formats.results import PREDICTIONS
+from maskrcnn.predict.inputs import find_images, not_read, read_shard, sharded
 from maskrcnn.predict.tiled import TiledInstances, check_overlap, predict_tiled
+from maskrcnn.predict.write import check_outputs, write_predictions
 
 __all__ = [
+    "FORMATS",
     "PREDICTIONS",
     "TiledInstances",
     "check_outputs",
@@ -20,6 +17,7 @@ __all__ = [
     "not_read",
     "predict_stream",
     "predict_tiled",
+    "read_shard",
+    "sharded",
     "write_predictions",
-    "write_results",
 ]

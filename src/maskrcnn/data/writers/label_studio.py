@@ -27,9 +27,8 @@ def encode(picture: LabelledPicture, job: Job) -> str:
     kept = [o for o in picture.objects if not o.crowd]
     regions = [_region(k, o, picture.size, job) for k, o in enumerate(kept, start=1)]
     scores = [o.score for o in kept if o.score is not None]
-    task: dict[str, Any] = {
-        "data": {"image": "/data/local-files/?d=" + quote(str(PurePath(job.part, picture.name)))}
-    }
+    where = PurePath(job.part, picture.name) if job.part else picture.path
+    task: dict[str, Any] = {"data": {"image": f"/data/local-files/?d={quote(where.as_posix())}"}}
     if scores or not kept:
         mean = sum(scores) / max(len(scores), 1)
         task["predictions"] = [{"model_version": "maskrcnn", "score": mean, "result": regions}]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,15 @@ class LabelledObject:
 class LabelledPicture:
     """Picture with its objects.
 
-    path: its file; name: what the labels call it, below the folder of the pictures; size: (H, W).
+    path: its file; name: what the labels call it, below the folder of the pictures; size: (H, W);
+    error: why it could not be read, of a prediction.
     """
 
     path: Path
     name: str
     size: tuple[int, int]
     objects: list[LabelledObject]
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class Job:
 
     out: folder of the data set or of the results; class_names: K; category_ids: K of the classes' numbers, for COCO;
     part: "train", "val", "test", or "" of what is not divided; tolerance: see `LabelledObject.parts`;
-    keypoint_names, skeleton: as `CocoData` has them.
+    keypoint_names, skeleton: as `CocoData` has them; shard: I of N, of predictions; settings: what they were made with.
     """
 
     out: Path
@@ -103,7 +105,9 @@ class Job:
     part: str = ""
     tolerance: float = 0.0
     keypoint_names: tuple[str, ...] = ()
-    skeleton: tuple[tuple[int, int], ...] = field(default=())
+    skeleton: tuple[tuple[int, int], ...] = ()
+    shard: tuple[int, int] | None = None
+    settings: str = ""
 
     def name_of(self, label: int) -> str:
         """Name of a class, or its number where it has none."""
