@@ -6,7 +6,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 OUT ?= runs/demo
 
-.PHONY: setup demo test coverage parity lint docs wheel dist smoke clean
+.PHONY: setup label-tools demo test coverage parity lint docs wheel dist smoke clean
 
 setup: $(READY)
 
@@ -46,6 +46,15 @@ lint: $(READY)
 	@$(BIN)/pyright --pythonversion 3.14
 	@$(BIN)/lint-imports
 	@$(MAKE) --no-print-directory docs
+
+# The importers of labelling tools, in an environment of their own, for the tests that read predictions with them; without
+# it these are skipped. They want other versions of libraries than we do.
+label-tools: build/label-tools/.ready
+
+build/label-tools/.ready:
+	@"$(PYTHON)" -m venv build/label-tools
+	@build/label-tools/bin/pip install -qq --disable-pip-version-check 'datumaro>=1.13' 'label-studio-sdk>=2.0' 'labelme>=6.0'
+	@touch $@
 
 # The manual, into build/site. A link that leads nowhere is an error (not with --quiet, which hides it from --strict).
 docs: $(READY)

@@ -49,8 +49,6 @@ def encode(picture: LabelledPicture, job: Job) -> dict[str, Any]:
 @contextmanager
 def writing(job: Job) -> Iterator[Callable[[LabelledPicture, dict[str, Any]], None]]:
     """Write parts beside those that are there; what came before a failure is written too (`Writer.writing`)."""
-    pyarrow, parquet = _packages()
-    schema = table_schema().with_metadata({_SETTINGS: job.settings})
     folder = job.out / FOLDER
     # Parts of other shares may be written beside these.
     stem = f"part-{job.shard[0]}-of-{job.shard[1]}" if job.shard else "part"
@@ -61,8 +59,7 @@ def writing(job: Job) -> Iterator[Callable[[LabelledPicture, dict[str, Any]], No
     def flush() -> None:
         nonlocal number, written
         if rows:
-            with atomic_path(folder / f"{stem}-{number:05d}.parquet") as temporary:
-                parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary, compression="zstd")
+            write_part(job, f"{stem}-{number:05d}.parquet", rows)
             number += 1
             rows.clear()
         written = time.monotonic()
@@ -79,12 +76,24 @@ def writing(job: Job) -> Iterator[Callable[[LabelledPicture, dict[str, Any]], No
         flush()
 
 
+def write_part(job: Job, name: str, rows: list[dict[str, Any]]) -> None:
+    """Write rows as a part of that name, whole or not at all.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    pyarrow, parquet = _packages()
+    schema = table_schema().with_metadata({_SETTINGS: job.settings})
+    with atomic_path(job.out / FOLDER / name) as temporary:
+        parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary, compression="zstd")
+
+
 def finish(job: Job, parts: Sequence[str]) -> None:
     """Do nothing (`Writer.finish`)."""
 
 
 def done(out: Path, settings: str) -> set[str]:
-    """Paths of the pictures that the parts in a folder have, without those that failed.
+    """Paths of the pictures that the parts in a folder have, also of those that failed: a picture has one row.
 
     Raises:
         UserError: a part that cannot be read, or was written with other settings.
@@ -93,7 +102,7 @@ def done(out: Path, settings: str) -> set[str]:
     found: set[str] = set()
     for path in sorted((out / FOLDER).glob("*.parquet")):
         try:
-            table = parquet.read_table(path, columns=["image", "error"])
+            table = parquet.read_table(path, columns=["image"])
         except Exception as e:  # pyarrow raises many kinds
             raise UserError(
                 f"{path}: cannot read: {one_line(str(e))}. Remove it to do its pictures again."
@@ -102,8 +111,7 @@ def done(out: Path, settings: str) -> set[str]:
             raise UserError(
                 f"{path.parent}: was written by another version or with other settings. Choose another folder."
             )
-        images, errors = (table.column(name).to_pylist() for name in ("image", "error"))
-        found.update(image for image, error in zip(images, errors, strict=True) if error is None)
+        found.update(table.column("image").to_pylist())
     return found
 
 
