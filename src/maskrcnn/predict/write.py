@@ -1,4 +1,4 @@
-"""What was found in many pictures, written in several formats and drawn, in memory that does not grow.
+"""Writing of what was found in many pictures, in several formats, with drawings, in memory that does not grow.
 
 Threads encode and draw ahead of the files, which get the pictures in their order; a bounded number is under way.
 """
@@ -178,7 +178,7 @@ def labelled(path: Path, found: Found | UserError) -> LabelledPicture:
 
 
 def uncertainty(picture: LabelledPicture) -> float:
-    """How much a person's corrections of a picture would teach: the sum over its detections of 1 - |2 score - 1|.
+    """Value of a person's corrections of a picture for the model: the sum over its detections of 1 - |2 score - 1|.
 
     A detection that the model is sure of, or sure to be nothing, counts 0; one with a score of a half counts 1. So it
     is about the number of detections that are as likely wrong as right.

@@ -92,7 +92,7 @@ class LabelledPicture:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What a writer needs to know beside the pictures.
+    """Facts that a writer needs beside the pictures.
 
     out: folder of the data set or of the results; class_names: K; category_ids: K of the classes' numbers, for COCO;
     part: "train", "val", "test", or "" of what is not divided; tolerance: see `LabelledObject.parts`;

@@ -1,0 +1,257 @@
+"""Prediction tile by tile: memory and time on large pictures, and what it finds beside a look at the whole.
+
+    python benchmarks/large_picture.py DEMO OUT.json [--sides 10000 20000 40000] [--objects-a-side 2.5]
+
+DEMO is the folder of `maskrcnn demo`: its model, and its pictures, from which larger ones are put together.
+
+- Large pictures: squares of `side` pixels, in which demo pictures with 100,000 objects on 40,000 x 40,000 pixels
+  (and as many a pixel on smaller ones) lie on grey ground, as a TIFF of compressed tiles. `maskrcnn predict --tile 512`
+  runs in a process of its own, whose largest resident memory is told by the kernel.
+- Small ones: 3 x 3 demo pictures each, looked at as a whole and in tiles of 256 pixels; both have their APs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DENSITY = 100_000 / 40_000**2  # objects a pixel
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("demo", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--sides", type=int, nargs="*", default=[10_000, 20_000, 40_000])
+    parser.add_argument("--mosaics", type=int, default=40)
+    args = parser.parse_args()
+    from maskrcnn.processor import describe
+
+    rows: dict[str, Any] = {"machine": describe().line(), "large": [], "small": {}}
+    rows["small"] = small(args.demo, args.mosaics)
+    args.out.write_text(json.dumps(rows, indent=1) + "\n")
+    for side in args.sides:
+        rows["large"].append(large(args.demo, side))
+        args.out.write_text(json.dumps(rows, indent=1) + "\n")
+        print(rows["large"][-1], flush=True)
+
+
+def pictures(demo: Path) -> tuple[list[np.ndarray], list[list[tuple[int, np.ndarray]]]]:
+    """Validation pictures of the demo that are 160 x 224, with the class and the mask of each object."""
+    from maskrcnn.data import find_data, read_data
+    from maskrcnn.images.read import read_image
+
+    val = find_data(demo / "data").val
+    assert val is not None
+    data = read_data(val)
+    shown, objects = [], []
+    for i in range(data.num_images):
+        image = read_image(data.image_path(i))
+        if image.shape[:2] != (160, 224) or len(data.annotations(i, crowd=True)):
+            continue
+        truth = data.ground_truth(i)
+        masks = np.asarray(truth.masks.to_bitmaps((160, 224))) > 0 if truth.masks is not None else []
+        shown.append(image)
+        objects.append(list(zip(truth.labels.tolist(), masks)))
+    return shown, objects
+
+
+def small(demo: Path, count: int) -> dict[str, Any]:
+    """AP of whole pictures and of tiles, on mosaics of 3 x 3 pictures; objects found and doubled."""
+    from maskrcnn import zoo
+    from maskrcnn.evaluation.scores import evaluate_results
+    from maskrcnn.masks import rle_encode
+    from maskrcnn.predict import predict_tiled
+
+    shown, objects = pictures(demo)
+    model = zoo.load(demo / "run", device="cpu")
+    rng = np.random.default_rng(0)
+    images, annotations = [], []
+    results: dict[str, list[dict[str, Any]]] = {"whole": [], "tiles": []}
+    seconds = {"whole": 0.0, "tiles": 0.0}
+    for number in range(count):
+        canvas = np.zeros((480, 672, 3), np.uint8)
+        for cell in range(9):
+            k = int(rng.integers(len(shown)))
+            y, x = 160 * (cell // 3), 224 * (cell % 3)
+            canvas[y : y + 160, x : x + 224] = shown[k]
+            for label, mask in objects[k]:
+                full = np.zeros((480, 672), bool)
+                full[y : y + 160, x : x + 224] = mask
+                rows, columns = np.flatnonzero(full.any(1)), np.flatnonzero(full.any(0))
+                box = [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]
+                entry = {"id": len(annotations) + 1, "image_id": number, "category_id": label, "iscrowd": 0}
+                annotations.append(
+                    entry
+                    | {
+                        "bbox": [int(v) for v in box],
+                        "area": int(full.sum()),
+                        "segmentation": rle_encode(full),
+                    }
+                )
+        images.append({"id": number, "file_name": f"{number}.png", "height": 480, "width": 672})
+        started = time.perf_counter()
+        whole = model.predict(canvas, min_size=480, max_size=672)
+        seconds["whole"] += time.perf_counter() - started
+        results["whole"] += whole.to_coco(number)
+        started = time.perf_counter()
+        sizes = Sized(model)
+        tiled = predict_tiled(sizes, canvas, 256, 64)
+        seconds["tiles"] += time.perf_counter() - started
+        results["tiles"] += tiled.to_coco(number)
+    truth = {
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": k, "name": name} for k, name in enumerate(model.config.class_names)],
+    }
+    told: dict[str, Any] = {"pictures": count, "objects": len(annotations)}
+    for name, found in results.items():
+        numbers = evaluate_results(truth, found).numbers
+        told[name] = {
+            "mask AP": numbers["segm"]["AP"],
+            "box AP": numbers["bbox"]["AP"],
+            "detections from 0.5": sum(r["score"] >= 0.5 for r in found),
+            "doubled": doubled(found),
+            "seconds": round(seconds[name], 2),
+        }
+    told["whole ones found by tiles"] = shared(results["whole"], results["tiles"])
+    return told
+
+
+class Sized:
+    """Model that sees a tile's pixels as they are."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def predict(self, images: Any, /) -> Any:
+        side = max(images.shape[:2])
+        return self.model.predict(images, min_size=side, max_size=side)
+
+
+def overlaps(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> np.ndarray:
+    from pycocotools import mask
+
+    def rles(found: list[dict[str, Any]]) -> list[Any]:
+        return [r["segmentation"] for r in found]
+
+    if not first or not second:
+        return np.zeros((len(first), len(second)))
+    return np.asarray(mask.iou(rles(first), rles(second), [False] * len(second)))
+
+
+def of_picture(results: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
+    groups: dict[int, list[dict[str, Any]]] = {}
+    for r in results:
+        if r["score"] >= 0.5:
+            groups.setdefault(r["image_id"], []).append(r)
+    return groups
+
+
+def doubled(results: list[dict[str, Any]]) -> int:
+    """Pairs of detections from 0.5 on, of one class, whose masks agree by half."""
+    count = 0
+    for found in of_picture(results).values():
+        same = np.equal.outer([r["category_id"] for r in found], [r["category_id"] for r in found])
+        count += int(np.triu((overlaps(found, found) >= 0.5) & same, 1).sum())
+    return count
+
+
+def shared(whole: list[dict[str, Any]], tiles: list[dict[str, Any]]) -> float:
+    """Share of the detections of whole pictures, from 0.5 on, that tiles have too, by mask IoU of a half and class."""
+    there = of_picture(tiles)
+    hits = count = 0
+    for image, found in of_picture(whole).items():
+        others = there.get(image, [])
+        same = np.equal.outer([r["category_id"] for r in found], [r["category_id"] for r in others])
+        hits += int(((overlaps(found, others) >= 0.5) & same).any(1).sum())
+        count += len(found)
+    return hits / max(count, 1)
+
+
+def large(demo: Path, side: int) -> dict[str, Any]:
+    """Predict a large picture with the command line; its objects, tiles, seconds and the most memory it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "slide.tif")
+        placed = write_slide(demo, side, path)
+        command = [sys.executable, "-m", "maskrcnn", "predict", str(path), "--model", str(demo / "run")]
+        command += ["--tile", "512", "--overlap", "64", "--min-size", "512", "--max-size", "512"]
+        command += ["--out", f"{folder}/out", "--device", "cpu", "--score-threshold", "0.5"]
+        command += ["--max-pixels", str(side * side)]
+        started = time.perf_counter()
+        subprocess.run(command, check=True)
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+        with open(Path(folder, "out", "predictions.json")) as file:
+            lines = sum(1 for line in file if line.startswith("{"))
+        tiles = len(range(0, side - 512, 512 - 64)) + 1
+        return {
+            "side": side,
+            "objects": placed,
+            "detections": lines,
+            "tiles": tiles**2,
+            "seconds": round(seconds, 1),
+            "seconds a tile": round(seconds / tiles**2, 4),
+            "largest resident memory so far, GiB": round(peak, 3),
+            "file, MB": round(path.stat().st_size / 1e6),
+        }
+
+
+def write_slide(demo: Path, side: int, path: Path) -> int:
+    """Write a TIFF in which demo pictures lie on grey ground, as many as make the objects; returns their number."""
+    import tifffile
+
+    shown, objects = pictures(demo)
+    rng = np.random.default_rng(side)
+    down, across = side // 160, side // 224
+    cells = np.full((down, across), -1)
+    placed, wanted = 0, round(DENSITY * side**2)
+    for place in rng.permutation(down * across):
+        if placed >= wanted:
+            break
+        k = int(rng.integers(len(shown)))
+        cells[place // across, place % across] = k
+        placed += len(objects[k])
+    block = 1024
+
+    def blocks() -> Any:
+        for y in range(0, side, block):
+            # The rows of cells that a row of blocks meets.
+            first, last = y // 160, min(-(-(y + block) // 160), down)
+            band = np.full(((last - first + 1) * 160 + block, side + block, 3), 128, np.uint8)
+            for row in range(first, last):
+                for column in range(across):
+                    if (k := cells[row, column]) >= 0:
+                        top, left = (row - first) * 160, column * 224
+                        band[top : top + 160, left : left + 224] = shown[k]
+            offset = y - first * 160
+            for x in range(0, side, block):
+                yield band[offset : offset + block, x : x + block]
+
+    tifffile.imwrite(
+        path,
+        blocks(),
+        shape=(side, side, 3),
+        dtype=np.uint8,
+        photometric="rgb",
+        tile=(block, block),
+        compression="zlib",
+        compressionargs={"level": 1},
+        bigtiff=True,
+    )
+    return placed
+
+
+if __name__ == "__main__":
+    main()
