@@ -7,18 +7,22 @@ DEMO is the folder of `maskrcnn demo`: its model, and its pictures, from which l
 - Large pictures: squares of `side` pixels, in which demo pictures with 100,000 objects on 40,000 x 40,000 pixels
   (and as many a pixel on smaller ones) lie on grey ground, as a TIFF of compressed tiles. `maskrcnn predict --tile 512`
   runs in a process of its own, whose largest resident memory is told by the kernel.
-- Small ones: 3 x 3 demo pictures each, looked at as a whole and in tiles of 256 pixels; both have their APs.
+- Small ones: 3 x 3 demo pictures each, looked at as a whole, with nine times the proposals and detections that the
+  model has for one, and in tiles of 256 pixels; both have their APs. Pairs of detections of one class whose masks agree
+  by half are doubled: some of them one tile found alone, the others are of seams.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +83,7 @@ def small(demo: Path, count: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     images, annotations = [], []
     results: dict[str, list[dict[str, Any]]] = {"whole": [], "tiles": []}
-    seconds = {"whole": 0.0, "tiles": 0.0}
+    seconds, at_seams = {"whole": 0.0, "tiles": 0.0}, 0
     for number in range(count):
         canvas = np.zeros((480, 672, 3), np.uint8)
         for cell in range(9):
@@ -102,14 +106,16 @@ def small(demo: Path, count: int) -> dict[str, Any]:
                 )
         images.append({"id": number, "file_name": f"{number}.png", "height": 480, "width": 672})
         started = time.perf_counter()
-        whole = model.predict(canvas, min_size=480, max_size=672)
+        with nine_times(model.config):
+            whole = model.predict(canvas, min_size=480, max_size=672)
         seconds["whole"] += time.perf_counter() - started
         results["whole"] += whole.to_coco(number)
         started = time.perf_counter()
-        sizes = Sized(model)
-        tiled = predict_tiled(sizes, canvas, 256, 64)
+        with noted_groups() as groups:
+            tiled = predict_tiled(Sized(model), canvas, 256, 64)
         seconds["tiles"] += time.perf_counter() - started
         results["tiles"] += tiled.to_coco(number)
+        at_seams += sum(not groups[a] & groups[b] for a, b in doubled(tiled.to_coco(number)))
     truth = {
         "images": images,
         "annotations": annotations,
@@ -122,9 +128,10 @@ def small(demo: Path, count: int) -> dict[str, Any]:
             "mask AP": numbers["segm"]["AP"],
             "box AP": numbers["bbox"]["AP"],
             "detections from 0.5": sum(r["score"] >= 0.5 for r in found),
-            "doubled": doubled(found),
+            "doubled": sum(len(doubled(own)) for own in of_picture(found)),
             "seconds": round(seconds[name], 2),
         }
+    told["tiles"]["doubled at seams"] = at_seams
     told["whole ones found by tiles"] = shared(results["whole"], results["tiles"])
     return told
 
@@ -151,33 +158,65 @@ def overlaps(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> np.nd
     return np.asarray(mask.iou(rles(first), rles(second), [False] * len(second)))
 
 
-def of_picture(results: list[dict[str, Any]]) -> dict[int, list[dict[str, Any]]]:
-    groups: dict[int, list[dict[str, Any]]] = {}
+def of_picture(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Detections of each picture, by its number."""
+    groups: list[list[dict[str, Any]]] = [[] for _ in range(1 + max(r["image_id"] for r in results))]
     for r in results:
-        if r["score"] >= 0.5:
-            groups.setdefault(r["image_id"], []).append(r)
+        groups[r["image_id"]].append(r)
     return groups
 
 
-def doubled(results: list[dict[str, Any]]) -> int:
-    """Pairs of detections from 0.5 on, of one class, whose masks agree by half."""
-    count = 0
-    for found in of_picture(results).values():
-        same = np.equal.outer([r["category_id"] for r in found], [r["category_id"] for r in found])
-        count += int(np.triu((overlaps(found, found) >= 0.5) & same, 1).sum())
-    return count
+def doubled(found: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """Pairs of a picture's detections from 0.5 on, of one class, whose masks agree by half."""
+    sure = [k for k, r in enumerate(found) if r["score"] >= 0.5]
+    chosen = [found[k] for k in sure]
+    same = np.equal.outer([r["category_id"] for r in chosen], [r["category_id"] for r in chosen])
+    pairs = np.argwhere(np.triu((overlaps(chosen, chosen) >= 0.5) & same, 1)) if chosen else []
+    return [(sure[a], sure[b]) for a, b in pairs]
+
+
+@contextlib.contextmanager
+def nine_times(config: Any) -> Iterator[None]:
+    """Proposals and detections for nine pictures in one."""
+    rpn, head = config.rpn, config.box_head
+    before = rpn.pre_nms_topk_test, rpn.post_nms_topk_test, head.detections_per_image
+    rpn.pre_nms_topk_test, rpn.post_nms_topk_test = 9 * before[0], 9 * before[1]
+    head.detections_per_image = 9 * before[2]
+    try:
+        yield
+    finally:
+        rpn.pre_nms_topk_test, rpn.post_nms_topk_test, head.detections_per_image = before
+
+
+@contextlib.contextmanager
+def noted_groups() -> Iterator[list[set[int]]]:
+    """Tiles that each of a picture's objects was seen in, once it is predicted."""
+    from maskrcnn.predict import tiled
+
+    seen: list[set[int]] = []
+    merge = tiled.merge
+
+    def noted(*args: Any) -> Any:
+        groups = merge(*args)
+        seen[:] = [{piece.tile for piece in group} for group in groups]
+        return groups
+
+    tiled.merge = noted
+    try:
+        yield seen
+    finally:
+        tiled.merge = merge
 
 
 def shared(whole: list[dict[str, Any]], tiles: list[dict[str, Any]]) -> float:
     """Share of the detections of whole pictures, from 0.5 on, that tiles have too, by mask IoU of a half and class."""
-    there = of_picture(tiles)
     hits = count = 0
-    for image, found in of_picture(whole).items():
-        others = there.get(image, [])
+    for found, others in zip(of_picture(whole), of_picture(tiles), strict=True):
+        found = [r for r in found if r["score"] >= 0.5]
         same = np.equal.outer([r["category_id"] for r in found], [r["category_id"] for r in others])
-        hits += int(((overlaps(found, others) >= 0.5) & same).any(1).sum())
+        hits += int(((overlaps(found, others) >= 0.5) & same).any(1).sum()) if found and others else 0
         count += len(found)
-    return hits / max(count, 1)
+    return round(hits / max(count, 1), 4)
 
 
 def large(demo: Path, side: int) -> dict[str, Any]:

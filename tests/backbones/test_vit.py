@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from maskrcnn import presets
 from maskrcnn.backbones.fpn import FPN
 from maskrcnn.backbones.level_convs import LevelConvs
-from maskrcnn.backbones.vit import Block, ViT, from_windows, resize_embedding, to_windows
+from maskrcnn.backbones.vit import Attention, Block, ViT, from_windows, resize_embedding, to_windows
 from maskrcnn.backbones.vit_adapter import Extractor, Injector, SpatialPrior, ViTAdapter
 from maskrcnn.config import AdapterConfig, FPNConfig, ViTConfig
 from maskrcnn.errors import UserError
@@ -39,7 +39,7 @@ def mini(dim: int = 24, num_heads: int = 3, **changes: Any) -> ViTConfig:
 
 def block(window: int | None, uni_perceiver: bool = False) -> nn.Module:
     eps = 1e-5 if uni_perceiver else 1e-6
-    return Block(24, 3, 96, window=window, drop_path=0.0, eps=eps, fill_with_bias=uni_perceiver)
+    return Block(Attention(24, 3, window, uni_perceiver), 24, 96, drop_path=0.0, eps=eps)
 
 
 # name -> module, what its forward takes besides the inputs, and how its parameters are called in the original.

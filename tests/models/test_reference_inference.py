@@ -40,13 +40,22 @@ NAMES = (
     "keypoint_rcnn_R_50_FPN_3x",
     "mask_rcnn_regnetx_4gf_dds_FPN_100ep_LSJ",
     "mask_rcnn_regnety_4gf_dds_FPN_100ep_LSJ",
+    # Padded to 480 x 480, so that relative positions are resized; the cascade with 300 proposals.
+    "mask_rcnn_vitdet_b_100ep",
+    "cascade_mask_rcnn_vitdet_b_100ep",
     # The network as it is written, without the rewrites of this processor. (PyTorch's group norms of channels-last maps
     # are too coarse for these tolerances.)
     "mask_rcnn_R_50_FPN_3x, eager",
     "mask_rcnn_R_50_C4_3x, eager",
     "keypoint_rcnn_R_50_FPN_3x, eager",
 )
-CASES = {"coffee_s": "coffee, fp32", "coffee_s64": "coffee, fp64"}  # as `make parity` calls them
+# As `make parity` calls them; q: padded to a square.
+CASES = {
+    "coffee_s": "coffee, fp32",
+    "coffee_s64": "coffee, fp64",
+    "coffee_q": "coffee, fp32",
+    "coffee_q64": "coffee, fp64",
+}
 
 
 class Tolerance(NamedTuple):
@@ -94,7 +103,13 @@ class Stages(NamedTuple):
 
 
 # In fp64, the slow one, a model in one form: what a rewrite changes is rounding in float32.
-RUNS = [(n, t) for n in NAMES for t in CASES if not (t.endswith("64") and f"{n}, eager" in NAMES)]
+RUNS = [
+    (n, t)
+    for n in NAMES
+    for t in CASES
+    if ("_q" in t) == ("vitdet" in n)
+    and not (t.endswith("64") and (f"{n}, eager" in NAMES or n.startswith("cascade_mask_rcnn_vitdet")))
+]
 
 
 @pytest.fixture(scope="module", params=RUNS, ids="-".join)
@@ -122,6 +137,10 @@ def model(shared: Path, case: dict[str, np.ndarray], name: str) -> MaskRCNN:
     preset, eager = name.removesuffix(", eager"), name.endswith(", eager")
     model, sha256 = filled_detectron2_model(shared / "reference" / "detectron2", preset, eager=eager)
     assert sha256 == meta(case)["fill_sha256"]
+    if "vitdet" in name:
+        model.config.input.size_divisor = 480
+        if model.config.box_head.cascade is not None:
+            model.rpn.config.post_nms_topk_test = 300
     return model.eval()
 
 

@@ -50,18 +50,31 @@ class FrozenBatchNorm(nn.Module):
         return x * scale.view(1, -1, 1, 1).to(x.dtype) + shift.view(1, -1, 1, 1).to(x.dtype)
 
 
+class ChannelNorm(nn.Module):
+    """Layer normalisation over the channels of each place, (B, C, H, W) -> the same.
+
+    No `nn.LayerNorm`: detectron2's weights of this kind decay, those of its transformers' norms do not.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.layer_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, self.bias, 1e-6)
+        return x.permute(0, 3, 1, 2)
+
+
 def make_norm(norm: Norm, channels: int) -> nn.Module | None:
-    match norm:
-        case "none":
-            return None
-        case "frozen_bn":
-            return FrozenBatchNorm(channels)
-        case "bn":
-            return nn.BatchNorm2d(channels)
-        case "sync_bn":
-            return nn.SyncBatchNorm(channels)
-        case "gn":
-            return nn.GroupNorm(math.gcd(32, channels), channels)
+    if norm == "gn":
+        return nn.GroupNorm(math.gcd(32, channels), channels)
+    kinds = {
+        "frozen_bn": FrozenBatchNorm,
+        "bn": nn.BatchNorm2d,
+        "sync_bn": nn.SyncBatchNorm,
+        "ln": ChannelNorm,
+    }
+    return None if norm == "none" else kinds[norm](channels)
 
 
 def conv_norm(
@@ -69,11 +82,11 @@ def conv_norm(
     weight: Tensor,
     bias: Tensor | None,
     norm: nn.Module | None,
-    *,
     stride: int = 1,
     padding: int = 0,
     dilation: int = 1,
     groups: int = 1,
+    *,
     offset: Tensor | None = None,
 ) -> Tensor:
     """Apply a convolution, then `norm`. A frozen norm is multiplied into the weights instead of running over the map.
@@ -117,17 +130,8 @@ class Conv(nn.Module):
         nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor, offset: Tensor | None = None) -> Tensor:
-        x = conv_norm(
-            x,
-            self.weight,
-            self.bias,
-            self.norm,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            offset=offset,
-        )
+        how = (self.stride, self.padding, self.dilation, self.groups)
+        x = conv_norm(x, self.weight, self.bias, self.norm, *how, offset=offset)
         return F.relu_(x) if self.relu else x
 
 

@@ -12,7 +12,7 @@ Shape letters: B images, H x W patches an image, N = H * W tokens, C channels, M
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -27,26 +27,31 @@ Size = tuple[int, int]  # (H, W) in patches
 
 
 class Trunk(nn.Module):
-    """Patch embedding and transformer blocks, from which `ViT` here and `ViTAdapter` build their pyramids."""
+    """Patch embedding and transformer blocks, from which `ViT` here, `ViTAdapter` and `ViTDet` build their pyramids.
 
-    def __init__(self, config: ViTConfig) -> None:
+    attention: makes a block's from its window, None for a global one; by default `Attention`.
+    """
+
+    def __init__(self, config: ViTConfig, attention: Callable[[int | None], nn.Module] | None = None) -> None:
         super().__init__()
         _check(config)
         self.config = config
         self.eps = 1e-5 if config.uni_perceiver else 1e-6
-        self.blocks = nn.ModuleList(
-            Block(
-                config.dim,
-                config.num_heads,
-                int(config.dim * config.mlp_ratio),
-                window=None if i in config.global_blocks else config.window_size,
-                drop_path=config.drop_path * i / max(1, config.depth - 1),
-                eps=self.eps,
-                fill_with_bias=config.uni_perceiver,
-                scale=0.0 if config.uni_perceiver else 1.0,
+        self.blocks = nn.ModuleList()
+        for i in range(config.depth):
+            window = None if i in config.global_blocks else config.window_size
+            self.blocks.append(
+                Block(
+                    attention(window)
+                    if attention
+                    else Attention(config.dim, config.num_heads, window, config.uni_perceiver),
+                    config.dim,
+                    int(config.dim * config.mlp_ratio),
+                    drop_path=config.drop_path * i / max(1, config.depth - 1),
+                    eps=self.eps,
+                    scale=(0.0 if config.uni_perceiver else 1.0) if config.layer_scale else None,
+                )
             )
-            for i in range(config.depth)
-        )
         grid = config.pretrain_size // config.patch_size
         if config.uni_perceiver:
             self.visual_embed = UniPerceiverEmbed(config.dim, config.patch_size, grid, self.eps)
@@ -152,38 +157,42 @@ class UniPerceiverPatchEmbed(nn.Module):
 
 
 class Block(nn.Module):
-    """Transformer block: attention, then an MLP, each after a norm, with a scale per channel and a residual: (B, N,
-    C) -> (B, N, C).
+    """Transformer block: attention, then an MLP, each after a norm, with a residual and a scale per channel that begins
+    at `scale`, or none: (B, N, C) -> (B, N, C).
     """
 
     def __init__(
         self,
+        attention: nn.Module,
         dim: int,
-        num_heads: int,
         hidden_dim: int,
         *,
-        window: int | None,
         drop_path: float,
         eps: float,
-        fill_with_bias: bool = False,
-        scale: float = 1.0,
+        scale: float | None = 1.0,
     ) -> None:
         super().__init__()
         self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(dim, eps=eps)
-        self.attn = Attention(dim, num_heads, window, fill_with_bias)
+        self.attn = attention
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = MLP(dim, hidden_dim)
-        self.gamma1 = nn.Parameter(torch.full((dim,), scale))
-        self.gamma2 = nn.Parameter(torch.full((dim,), scale))
+        self.gamma1 = self.gamma2 = None
+        if scale is not None:
+            self.gamma1 = nn.Parameter(torch.full((dim,), scale))
+            self.gamma2 = nn.Parameter(torch.full((dim,), scale))
 
     def forward(self, x: Tensor, size: Size) -> Tensor:
-        x = x.addcmul(self.gamma1, self.dropped(self.attn(self.norm1(x), size)))
-        return x.addcmul(self.gamma2, self.dropped(self.mlp(self.norm2(x))))
+        x = _add(x, self.gamma1, self.dropped(self.attn(self.norm1(x), size)))
+        return _add(x, self.gamma2, self.dropped(self.mlp(self.norm2(x))))
 
     def dropped(self, y: Tensor) -> Tensor:
         """Leave y (B, ...) out of an image in training, with the probability `drop_path`: stochastic depth."""
         return stochastic_depth(y, self.drop_path, "row", self.training)
+
+
+def _add(x: Tensor, scale: Tensor | None, y: Tensor) -> Tensor:
+    return x + y if scale is None else x.addcmul(scale, y)
 
 
 class MLP(nn.Module):

@@ -275,5 +275,9 @@ def _start_deformable_attention(module: nn.Module) -> None:
 
 
 def build(config: ViTConfig) -> Trunk:
-    """Build the plain ViT, or the one with an adapter."""
+    """Build the plain ViT, ViTDet's, or the one with an adapter."""
+    if config.relative_positions:
+        from maskrcnn.backbones.vitdet import ViTDet
+
+        return ViTDet(config)
     return ViT(config) if config.adapter is None else ViTAdapter(config)

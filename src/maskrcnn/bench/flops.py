@@ -19,6 +19,7 @@ from maskrcnn.backbones.internimage import DCNv3
 from maskrcnn.backbones.layers import Conv
 from maskrcnn.backbones.swin import WindowAttention
 from maskrcnn.backbones.vit import Attention
+from maskrcnn.backbones.vitdet import RelativeAttention
 from maskrcnn.models.mask_rcnn import MaskRCNN
 
 PROPOSALS, DETECTIONS = 1000, 100
@@ -28,12 +29,14 @@ def count_macs(model: MaskRCNN, size: tuple[int, int] = (800, 1280)) -> dict[str
     """Count the multiply-adds of `backbone`, `neck`, `rpn`, `res5`, `box_head`, `mask_head`, `keypoint_head` for one
     image.
 
-    size: (H, W) of the image, padded as the model asks. Nothing is computed: the model is moved to the meta device,
-    and is of no use after.
+    size: (H, W) of the image, padded as the model asks; a model that pads to a square sees that.
+    Nothing is computed: the model is moved to the meta device, and is of no use after.
     """
     model = model.to("meta").eval()
     multiple = model.config.input.size_divisor
     height, width = (-(-side // multiple) * multiple for side in size)
+    if multiple == model.config.input.max_size:
+        height = width = multiple
     macs = {}
     with torch.inference_mode():
         body = getattr(model.backbone, "body", model.backbone)
@@ -102,7 +105,16 @@ def _counting(module: nn.Module) -> Iterator[list[int]]:
 
 
 def _counts(layer: nn.Module) -> bool:
-    kinds = Conv | nn.Conv2d | nn.ConvTranspose2d | nn.Linear | DCNv3 | Attention | WindowAttention
+    kinds = (
+        Conv
+        | nn.Conv2d
+        | nn.ConvTranspose2d
+        | nn.Linear
+        | DCNv3
+        | Attention
+        | RelativeAttention
+        | WindowAttention
+    )
     return isinstance(layer, kinds)
 
 
@@ -113,7 +125,7 @@ def _macs(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> int:
         return layer.weight.numel() * (output.numel() // output.shape[1])
     if isinstance(layer, nn.ConvTranspose2d):
         return layer.weight.numel() * (inputs[0].numel() // inputs[0].shape[1])
-    if isinstance(layer, Attention):  # beyond the layers inside it: logits, weighted sums
+    if isinstance(layer, Attention | RelativeAttention):  # beyond the layers inside it: logits, weighted sums
         num_keys = output.shape[1] if layer.window is None else layer.window**2
         return 2 * num_keys * output.numel()
     if isinstance(layer, WindowAttention):  # likewise, of windows with what fills them up

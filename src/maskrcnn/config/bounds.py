@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-Norm = Literal["none", "frozen_bn", "bn", "sync_bn", "gn"]
+Norm = Literal["none", "frozen_bn", "bn", "sync_bn", "gn", "ln"]
 
 
 @dataclass(frozen=True)

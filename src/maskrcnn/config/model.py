@@ -138,6 +138,9 @@ class ViTConfig:
     window_size: Count = 14
     global_blocks: tuple[int, ...] = (2, 5, 8, 11)
     pretrain_size: int = 224  # side of the images that the position embedding was made for
+    image_size: Count = 1024  # ViTDet: side of the images that global blocks' relative positions are made for
+    relative_positions: bool = False  # ViTDet: attention knows distances, and the last map alone goes out
+    layer_scale: bool = True  # of what a block adds, per channel
     uni_perceiver: bool = False  # its names, embeddings and order of normalisation
     drop_path: Share = 0.1
     adapter: AdapterConfig | None = None
@@ -155,6 +158,7 @@ class ViTConfig:
             num_heads=2,
             window_size=4,
             pretrain_size=64,
+            image_size=64,
             global_blocks=(1, 3, 5, 7),
             adapter=adapter,
         )
@@ -233,6 +237,7 @@ class FPNConfig:
     out_channels: int = 256
     norm: Norm = "none"
     top_down: bool = True  # False: one 1x1 convolution and ReLU a level; P6 is P5 max-pooled by 2
+    simple: bool = False  # ViTDet's: of one map of stride 16
 
 
 @dataclass(kw_only=True, slots=True)

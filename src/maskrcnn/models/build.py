@@ -10,7 +10,7 @@ from torch import nn
 from maskrcnn.backbones import family_of
 from maskrcnn.backbones.fpn import FPN, FPNBackbone, LastMap
 from maskrcnn.backbones.level_convs import LevelConvs
-from maskrcnn.config import ModelConfig, ResNetConfig
+from maskrcnn.config import FPNConfig, ModelConfig, ResNetConfig, ViTConfig
 from maskrcnn.errors import UserError
 from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.cascade import CascadeHead
@@ -32,7 +32,7 @@ def build_model(config: ModelConfig) -> Predictor:
     if config.fpn is None:
         backbone = LastMap(body, out_channels, stride=16)
     else:
-        pyramid = FPN if config.fpn.top_down else LevelConvs
+        pyramid = _pyramid(config.fpn)
         backbone = FPNBackbone(
             body, pyramid(list(out_channels.values()), config.fpn), config.fpn.out_channels
         )
@@ -49,6 +49,14 @@ def build_model(config: ModelConfig) -> Predictor:
         res5,
         config,
     )
+
+
+def _pyramid(config: FPNConfig) -> Callable[[list[int], FPNConfig], nn.Module]:
+    if not config.simple:
+        return FPN if config.top_down else LevelConvs
+    from maskrcnn.backbones.vitdet import SimplePyramid
+
+    return SimplePyramid
 
 
 def _mask_head(channels: int, config: ModelConfig) -> MaskHead | None:
@@ -120,6 +128,12 @@ def _check(config: ModelConfig) -> None:
         _check_resnet(config.backbone, config.fpn is not None, refuse)
     elif config.fpn is None:
         refuse("fpn", "expected a pyramid: only a ResNet does without.")
+    one_map = isinstance(config.backbone, ViTConfig) and config.backbone.relative_positions
+    if config.fpn is not None and config.fpn.simple != one_map:
+        refuse(
+            "fpn.simple",
+            f"expected {str(one_map).lower()} for this backbone, got {str(not one_map).lower()}.",
+        )
     levels = "5 levels P2 to P6" if config.fpn else "one map without a pyramid"
     if len(config.rpn.anchor_sizes) != (5 if config.fpn else 1):
         refuse("rpn.anchor_sizes", f"expected sizes for the {levels}, got {len(config.rpn.anchor_sizes)}.")

@@ -32,6 +32,7 @@ def shrink(config: Config) -> Config:
     if model.keypoint_head is not None:
         model.keypoint_head.conv_channels = 16
     model.input.min_size, model.input.max_size = 96, 160
+    model.input.size_divisor = min(model.input.size_divisor, 32)
     augment = config.data.augment
     augment.min_sizes, augment.max_size = (80, 96), 160
     if augment.zoom_sizes:

@@ -47,6 +47,8 @@ BEGINNINGS: dict[str, str] = {
     "roi_heads.mask_head.predictor.": "mask_head.predictor.",
     **{f"roi_heads.keypoint_head.conv_fcn{k}.": f"keypoint_head.convs.{k - 1}." for k in range(1, 9)},
     "roi_heads.keypoint_head.score_lowres.": "keypoint_head.deconv.",
+    "backbone.simfp_": "backbone.fpn.simfp_",  # ViTDet's
+    "backbone.net.": "backbone.body.",
 }
 # Without a pyramid detectron2's backbone is the ResNet itself; C4's last stage belongs to the heads.
 ONE_MAP_BEGINNINGS: dict[str, str] = {

@@ -36,7 +36,7 @@ _TRUNK = {
     "uni_perceiver": ("visual_embed.", "blocks."),
 }
 _MADE_HERE = re.compile(
-    rf"{re.escape(BODY)}(?:spm|interactions|level_embed|up\d?|norm\d)\b|\.gamma[12]$",
+    rf"{re.escape(BODY)}(?:spm|interactions|level_embed|up\d?|norm\d)\b|\.gamma[12]$|\.rel_pos_[hw]$",
 )
 _UNI_PERCEIVER = (
     ("in_proj_", "in_proj."),
