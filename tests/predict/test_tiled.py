@@ -53,6 +53,19 @@ class Finder:
         )
 
 
+class Nothing:
+    """Finds nothing, and counts the windows."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def predict(self, window: np.ndarray) -> Instances:
+        self.calls += 1
+        none = ExactMasks([])
+        size = (window.shape[0], window.shape[1])
+        return Instances(size, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), none)  # pyright: ignore[reportArgumentType]
+
+
 @pytest.fixture(scope="module")
 def picture() -> np.ndarray:
     """400 x 500 pixels: discs of many sizes, a ring larger than any tile, and a bar through the whole width."""
