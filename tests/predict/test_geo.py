@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from maskrcnn.data.writers import LabelledObject
 from maskrcnn.errors import UserError
@@ -33,7 +34,7 @@ def masks() -> list[np.ndarray]:
     """A ring with an island in it, pixels that touch at a corner, and a disc."""
     y, x = np.mgrid[: SIZE[0], : SIZE[1]]
     away = np.hypot(y - 60, x - 50)
-    ring = ((away < 40) & (away > 20)) | (away < 8)
+    ring: np.ndarray = ((away < 40) & (away > 20)) | (away < 8)
     corners = np.zeros(SIZE, bool)
     corners[10:20, 120:130] = corners[20:30, 130:140] = True
     return [ring, corners, np.hypot(y - 90, x - 130) < 15]
@@ -185,6 +186,14 @@ def test_the_place_of_a_file(tmp_path, crs):
             check_crs([path], "wgs84")
     else:
         check_crs([path], "wgs84")
+
+
+def test_a_photograph_that_stands_upright_by_its_exif_is_in_its_upright_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6  # to be turned by 90 degrees
+    Image.new("RGB", (30, 20)).save(tmp_path / "photo.jpg", exif=exif)
+    found = place_of(tmp_path / "photo.jpg")
+    assert (found.size, found.transform, found.crs) == ((30, 20), (1, 0, 0, 0, 1, 0), None)
 
 
 def test_geojson_needs_the_extra(monkeypatch):

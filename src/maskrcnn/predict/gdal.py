@@ -50,6 +50,11 @@ def open_gdal(path: Path, **options: Any) -> Any | None:
             return None
 
 
+def is_placed(raster: Any) -> bool:
+    """Return True for a raster with a CRS or other coordinates than its pixels'."""
+    return raster.crs is not None or not raster.transform.is_identity or bool(raster.gcps[0])
+
+
 def reason(error: BaseException) -> str:
     """First words of GDAL about an error, in one line: rasterio's own only point at them."""
     while error.__cause__ is not None:

@@ -18,7 +18,8 @@ import numpy as np
 
 from maskrcnn.errors import UserError
 from maskrcnn.masks.outlines import Ring
-from maskrcnn.predict.gdal import check_gdal, gdal, open_gdal, reason
+from maskrcnn.predict.gdal import check_gdal, gdal, is_placed, open_gdal, reason
+from maskrcnn.predict.windows import full_size
 
 Crs = Literal["", "raster", "wgs84"]
 _WGS84 = "OGC:CRS84"  # longitude first, whatever an authority says of the order
@@ -26,7 +27,7 @@ _WGS84 = "OGC:CRS84"  # longitude first, whatever an authority says of the order
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a picture lies.
+    """Coordinates of a picture's pixels.
 
     size: (H, W) of its largest level; transform: (a, b, c, d, e, f), so that column x and row y, counted from the
     upper left corner of the first pixel, lie at (a x + b y + c, d x + e y + f); crs: what these are, as WKT, or None.
@@ -59,13 +60,11 @@ def place_of(path: str | Path) -> Place:
     Raises:
         UserError: it cannot be read, or rasterio is not installed.
     """
-    from maskrcnn.predict.windows import open_windows
-
     check_gdal("GeoJSON")
     path = Path(path)
     raster = open_gdal(path) if path.is_file() else None
-    if raster is None:  # a picture that GDAL does not know
-        return Place(path, open_windows(path).full_size, (1, 0, 0, 0, 1, 0), None)
+    if raster is None or not is_placed(raster):  # of a photograph GDAL does not know which way is up
+        return Place(path, full_size(path), (1, 0, 0, 0, 1, 0), None)
     with raster:
         a, b, c, d, e, f = raster.transform[:6]
         crs = raster.crs.to_wkt() if raster.crs else None

@@ -14,7 +14,7 @@ import numpy as np
 
 from maskrcnn.errors import UserError
 from maskrcnn.images.depth import check_bands, to_rgb8
-from maskrcnn.predict.gdal import gdal, open_gdal, reason
+from maskrcnn.predict.gdal import gdal, is_placed, open_gdal, reason
 
 
 def open_raster(path: Path, level: int = 0, *, pictures: bool = True) -> RasterWindows | None:
@@ -27,7 +27,7 @@ def open_raster(path: Path, level: int = 0, *, pictures: bool = True) -> RasterW
         UserError: it lacks the level, or has other bands or another type than a picture.
     """
     raster = open_gdal(path)
-    if raster is None or not (pictures or _is_placed(raster) or raster.nodata is not None):
+    if raster is None or not (pictures or is_placed(raster) or raster.nodata is not None):
         return None
     full_size, levels = (raster.height, raster.width), len(raster.overviews(1)) if raster.count else 0
     if level > levels:
@@ -77,10 +77,6 @@ class RasterWindows:
         except Exception as e:
             where = f"{self.path}, window {x0},{y0} to {x1},{y1}"
             raise UserError(f"{where}: cannot read: {reason(e)}.") from None
-
-
-def _is_placed(raster: Any) -> bool:
-    return raster.crs is not None or not raster.transform.is_identity or bool(raster.gcps[0])
 
 
 def _bands(raster: Any) -> list[int]:

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from maskrcnn.errors import UserError, check_number, described
-from maskrcnn.images.read import read_image
+from maskrcnn.images.read import image_size, read_image
 
 _TIFF = (".tif", ".tiff", ".btf", ".tf8", ".svs", ".ndpi", ".scn", ".qptiff", ".bif", ".gtiff")
 _WHOLE = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")  # turned by EXIF, which GDAL does not do
@@ -63,18 +63,25 @@ def open_windows(source: str | Path | np.ndarray, level: int = 0) -> Windows:
     if isinstance(source, np.ndarray):
         if source.ndim != 3 or source.shape[2] != 3 or source.dtype != np.uint8 or not source.size:
             raise UserError(f"predict_tiled: expected an (H, W, 3) uint8 array, got {described(source)}.")
-        return _only_level(ArrayWindows(source), "predict_tiled", level)
+        _check_only(level, "predict_tiled")
+        return ArrayWindows(source)
     if not isinstance(source, str | Path):
         raise UserError(f"predict_tiled: expected a path or an array, got {described(source)}.")
     path = Path(source)
-    suffix = path.suffix.lower()
-    if is_zarr(path):
-        from maskrcnn.predict.micro import open_zarr
+    if windows := _in_blocks(path, level):
+        return windows
+    _check_only(level, str(path))
+    return ArrayWindows(read_image(path))
 
-        return open_zarr(path, level)
-    if suffix not in _WHOLE and path.is_file() and (found := _blockwise(path, level, suffix in _TIFF)):
-        return found
-    return _only_level(ArrayWindows(read_image(path)), str(path), level)
+
+def full_size(path: Path) -> tuple[int, int]:
+    """Read the (H, W) of a picture's largest level; no pixels are decoded.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    windows = _in_blocks(path, 0)
+    return image_size(path) if windows is None else windows.full_size
 
 
 def is_zarr(path: Path) -> bool:
@@ -82,17 +89,27 @@ def is_zarr(path: Path) -> bool:
     return any((path / name).is_file() for name in ("zarr.json", ".zattrs", ".zgroup", ".zarray"))
 
 
-def _blockwise(path: Path, level: int, is_tiff: bool) -> Windows | None:
-    """Open a file whose blocks are decoded one by one; None for what must be read as a whole."""
+def _in_blocks(path: Path, level: int) -> Windows | None:
+    """Open a picture whose blocks are decoded one by one; None for one that must be read as a whole."""
+    if is_zarr(path):
+        from maskrcnn.predict.micro import open_zarr
+
+        return open_zarr(path, level)
+    suffix = path.suffix.lower()
+    if suffix in _WHOLE or not path.is_file():
+        return None
     from maskrcnn.predict.gdal import has_gdal
 
     if has_gdal():
         from maskrcnn.predict.raster import open_raster
 
-        if raster := open_raster(path, level, pictures=not is_tiff):
+        if raster := open_raster(path, level, pictures=suffix not in _TIFF):
             return raster
-    if not is_tiff:
-        return None
+    return _tiff(path, level) if suffix in _TIFF else None
+
+
+def _tiff(path: Path, level: int) -> Windows | None:
+    """Open a TIFF file that is no raster; None for one that must be read as a whole."""
     from maskrcnn.predict.micro import check_micro, has_micro, open_slide
     from maskrcnn.predict.tiff import open_tiff
 
@@ -104,10 +121,9 @@ def _blockwise(path: Path, level: int, is_tiff: bool) -> Windows | None:
     return open_slide(path, level) if has_micro() else plain
 
 
-def _only_level(picture: ArrayWindows, where: str, level: int) -> ArrayWindows:
+def _check_only(level: int, where: str) -> None:
     if level:
         raise UserError(f"{where}: expected level 0, the only one, got {level}.")
-    return picture
 
 
 class ArrayWindows:
