@@ -50,7 +50,7 @@ def objects() -> list[LabelledObject]:
 def filled(
     geometry: dict[str, Any], transform: tuple[float, ...], size: tuple[int, int] = SIZE
 ) -> np.ndarray:
-    return rasterize([geometry], size, transform=rasterio.Affine(*transform)).astype(bool)
+    return np.asarray(rasterize([geometry], size, transform=rasterio.Affine(*transform)), bool)
 
 
 def rings(geometry: dict[str, Any]) -> list[list[np.ndarray]]:

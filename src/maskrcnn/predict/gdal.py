@@ -11,7 +11,7 @@ from typing import Any
 from maskrcnn.errors import UserError, one_line
 
 _CACHE = "GDAL_CACHEMAX"  # by itself GDAL takes a twentieth of the machine's memory for decoded blocks
-_CACHED = 256  # MB
+_CACHED = 2**28  # bytes
 
 
 def has_gdal() -> bool:
