@@ -149,6 +149,13 @@ def test_a_damaged_block_says_which_window(picture, tmp_path):
         windows.read(0, 60, 9, 70)
 
 
+def test_without_the_extra_it_is_the_first_page(picture, tmp_path):
+    channels = np.moveaxis(picture, 2, 0)
+    tifffile.imwrite(tmp_path / "cells.ome.tif", channels, metadata={"axes": "CYX"}, ome=True, tile=(64, 64))
+    window = open_windows(tmp_path / "cells.ome.tif").read(0, 0, 230, 170)
+    np.testing.assert_array_equal(window, picture[..., :1].repeat(3, 2))
+
+
 def test_a_level_needs_the_extra(picture, tmp_path):
     path = write(tmp_path / "slide.tif", picture)
     with pytest.raises(UserError, match=r"tifffile and zarr for level 1.*pip install 'maskrcnn\[micro\]'"):

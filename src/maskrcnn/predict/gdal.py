@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,7 @@ from maskrcnn.errors import UserError, one_line
 
 _CACHE = "GDAL_CACHEMAX"  # by itself GDAL takes a twentieth of the machine's memory for decoded blocks
 _CACHED = 2**28  # bytes
+_OPENING = threading.Lock()  # what warns is the whole process's
 
 
 def has_gdal() -> bool:
@@ -42,7 +44,7 @@ def open_gdal(path: Path, **options: Any) -> Any | None:
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 
-    with warnings.catch_warnings(), gdal():
+    with _OPENING, warnings.catch_warnings(), gdal():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         try:
             return rasterio.open(path, **options)

@@ -29,8 +29,9 @@ _WGS84 = "OGC:CRS84"  # longitude first, whatever an authority says of the order
 class Place:
     """Coordinates of a picture's pixels.
 
-    size: (H, W) of its largest level; transform: (a, b, c, d, e, f), so that column x and row y, counted from the
-    upper left corner of the first pixel, lie at (a x + b y + c, d x + e y + f); crs: what these are, as WKT, or None.
+    path: for messages; size: (H, W) of its largest level; crs: of the coordinates, as WKT, or None;
+    transform: (a, b, c, d, e, f): column x and row y, counted from the upper left corner of the first pixel, lie at
+    (a x + b y + c, d x + e y + f).
     """
 
     path: Path
