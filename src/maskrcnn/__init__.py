@@ -10,10 +10,11 @@ from maskrcnn.version import __version__
 if TYPE_CHECKING:
     from maskrcnn import ops
     from maskrcnn.errors import UserError
+    from maskrcnn.predict import predict_tiled
     from maskrcnn.structures import Instances
     from maskrcnn.zoo import build, load, push_to_hub
 
-__all__ = ["Instances", "UserError", "__version__", "build", "load", "ops", "push_to_hub"]
+__all__ = ["Instances", "UserError", "__version__", "build", "load", "ops", "predict_tiled", "push_to_hub"]
 
 # Torch reads this at its first allocation: large tensors get pages of 2 MiB where Linux offers them. Making room for
 # 191 MiB then takes 12 ms instead of 48 (benchmarks/README.md).
@@ -22,6 +23,7 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 _HOME = {
     "build": "zoo",
     "load": "zoo",
+    "predict_tiled": "predict",
     "push_to_hub": "zoo",
     "Instances": "structures",
     "UserError": "errors",

@@ -173,3 +173,77 @@ def test_tiles_that_cannot_be_are_refused_before_the_model_is_loaded(
     assert predict(photos, "--out", tmp_path / "out", *words) == 2
     assert message in capsys.readouterr().err
     assert not model.calls
+
+
+def georeferenced(path, crs: str | None = "EPSG:32633"):
+    """Write a GeoTIFF of noise, 50 x 60 pixels of half a metre, whose right half has no data."""
+    rasterio = pytest.importorskip("rasterio")
+    pixels = np.random.default_rng(0).integers(1, 255, (3, 50, 60), dtype=np.uint8)
+    pixels[..., 30:] = 0
+    options = {"transform": rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000), "nodata": 0}
+    with rasterio.open(
+        path, "w", driver="GTiff", height=50, width=60, count=3, dtype="uint8", crs=crs, **options
+    ) as file:
+        file.write(pixels)
+    return path
+
+
+def test_a_raster_gives_geojson_where_it_lies(model, tmp_path):
+    path, out = georeferenced(tmp_path / "ortho.tif"), tmp_path / "out"
+    words = ["--format", "geojson,coco", "--crs", "raster", "--tile", 40, "--overlap", 16]
+    assert predict(path, "--out", out, *words) == 0
+    found = json.loads((out / "ortho.geojson").read_text())
+    assert len(found["features"]) == len(json.loads((out / "predictions.json").read_text())) > 0
+    assert found["crs"]["properties"]["name"] == "urn:ogc:def:crs:EPSG::32633"
+    places = np.concatenate([ring for f in found["features"] for ring in rings(f["geometry"])])
+    assert (places.min(0) >= [500_000, 4_999_975]).all()
+    assert (places.max(0) <= [500_015, 5_000_000]).all()  # the half with data
+
+
+def rings(geometry):
+    parts = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
+    return [ring for part in parts for ring in part]
+
+
+def test_geojson_of_photographs_is_in_pixels(model, photos, tmp_path):
+    pytest.importorskip("rasterio")
+    assert predict(photos, "--out", tmp_path / "out", "--format", "geojson", "--no-draw") == 0
+    for name in ("one", "two"):
+        found = json.loads((tmp_path / "out" / f"{name}.geojson").read_text())
+        places = np.concatenate([ring for f in found["features"] for ring in rings(f["geometry"])])
+        assert (places >= 0).all()
+        assert (places <= [60, 50]).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--format", "geojson", "--crs", "wgs84"], "ortho.tif: expected a CRS, to tell places in WGS 84"),
+        (["--crs", "raster"], "--crs: expected --format geojson with it"),
+        (["--level", 1], "expected --tile SIZE with them"),
+        (["--level", -1, "--tile", 64], "--level: expected a whole number from 0, got -1"),
+        (["--level", 1, "--tile", 64, "--format", "labelme"], "--format labelme: expected --level 0 with it"),
+    ],
+)
+def test_places_that_cannot_be_told_are_refused_before_the_model_is_loaded(
+    model, tmp_path, words, message, capsys
+):
+    path = georeferenced(tmp_path / "ortho.tif", crs=None)
+    assert predict(path, "--out", tmp_path / "out", *words) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not model.calls
+
+
+def test_zarr_is_looked_at_in_tiles(model, tmp_path, capsys):
+    zarr = pytest.importorskip("zarr")
+    pixels = np.random.default_rng(0).integers(0, 255, (50, 60, 3), dtype=np.uint8)
+    zarr.create_array(tmp_path / "cells.zarr", data=pixels, chunks=(32, 32, 3))
+    assert predict(tmp_path / "cells.zarr", "--out", tmp_path / "out") == 2
+    assert "cells.zarr: expected --tile SIZE with Zarr, got none. Add it." in capsys.readouterr().err
+    assert predict(tmp_path / "cells.zarr", "--out", tmp_path / "out", "--tile", 40, "--overlap", 16) == 0
+    entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {e["image_id"] for e in entries} == {"cells"}
+    assert predict(tmp_path / "cells.zarr", "--out", tmp_path / "out", "--tile", 40, "--level", 1) == 1
+    assert "cells.zarr: expected a level from 0 to 0, got 1." in capsys.readouterr().err

@@ -10,7 +10,6 @@ from maskrcnn.errors import UserError
 from maskrcnn.masks.rle import rle_decode
 from maskrcnn.predict.seams import Piece, joined_runs, merge
 from maskrcnn.predict.tiled import predict_tiled, tiles_of
-from maskrcnn.predict.windows import TiffWindows, open_windows
 from maskrcnn.structures import Instances
 
 
@@ -52,6 +51,19 @@ class Finder:
             torch.tensor([int(window[m][0, 2]) for m in masks], dtype=torch.int64),
             ExactMasks(masks),  # pyright: ignore[reportArgumentType]
         )
+
+
+class Nothing:
+    """Finds nothing, and counts the windows."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def predict(self, window: np.ndarray) -> Instances:
+        self.calls += 1
+        none = ExactMasks([])
+        size = (window.shape[0], window.shape[1])
+        return Instances(size, torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), none)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture(scope="module")
@@ -177,24 +189,3 @@ def test_nothing_to_find_is_no_error():
 def test_an_overlap_that_cannot_be_is_refused(picture, overlap):
     with pytest.raises(UserError, match="overlap: expected 16 to 64 pixels"):
         predict_tiled(Finder(), picture, 128, overlap)
-
-
-@pytest.mark.parametrize("options", [{"tile": (64, 48), "compression": "zlib"}, {"rowsperstrip": 37}, {}])
-def test_windows_of_a_tiff_are_its_pixels(picture, tmp_path, options):
-    tifffile = pytest.importorskip("tifffile")
-    path = tmp_path / "slide.tif"
-    tifffile.imwrite(path, picture, photometric="rgb", **options)
-    windows = open_windows(path)
-    assert isinstance(windows, TiffWindows)
-    for x0, y0, x1, y1 in [(0, 0, 500, 400), (37, 61, 203, 389), (499, 399, 500, 400)]:
-        np.testing.assert_array_equal(windows.read(x0, y0, x1, y1), picture[y0:y1, x0:x1])
-
-
-def test_grey_of_16_bits_and_a_file_that_is_cut_off(tmp_path):
-    tifffile = pytest.importorskip("tifffile")
-    path = tmp_path / "grey.tif"
-    tifffile.imwrite(path, np.full((200, 100), 65535, np.uint16), rowsperstrip=10)
-    assert (open_windows(path).read(5, 5, 50, 190) == 255).all()
-    path.write_bytes(path.read_bytes()[:-9000])
-    with pytest.raises(UserError, match=r"grey.tif: cannot read"):
-        open_windows(path).read(0, 0, 100, 200)

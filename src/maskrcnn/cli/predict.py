@@ -6,15 +6,17 @@ image_id is the file's name without its ending; category_id is the class index f
 id where one is given with --data or known from training. DIR/NAME.jpg is the picture of each image.
 
 With --format what was found is written for other programs, several at a time: coco (the above), labelme, cvat,
-label-studio and yolo as pre-annotations that labelling tools open, and parquet, a row a picture, which a run that is
-started again goes on with. --shard I/N takes the I-th of N shares of the pictures, the same on every machine.
+label-studio and yolo as pre-annotations that labelling tools open, geojson with polygons where they lie on the earth,
+and parquet, a row a picture, which a run that is started again goes on with. --shard I/N takes the I-th of N shares of
+the pictures, the same on every machine.
 
 A file that cannot be read is reported and skipped, a picture that cannot be drawn costs no result; the exit status
 is then 1. It is 2 for a mistake in the command; nothing is written then.
 
 With --tile SIZE pictures of any size are looked at tile by tile, and objects that a seam cuts are put together; no
-picture is drawn. Each tile is resized as a picture would be: --min-size SIZE keeps its pixels as they are. With
---resume the tiles that an interrupted run finished are not looked at again.
+picture is drawn. Each tile is resized as a picture would be: --min-size SIZE keeps its pixels as they are. Of TIFF,
+of rasters that GDAL reads (extra geo), and of slides and Zarr (extra micro) only windows are read. With --resume the
+tiles that an interrupted run finished are not looked at again.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ if TYPE_CHECKING:
 
 _DRAW_THRESHOLD = 0.5
 _TILES = ".tiles"  # in DIR, what --resume goes on from
-_FORMATS = ("coco", "labelme", "cvat", "label-studio", "yolo", "parquet")
+_IN_THE_PICTURE = ("labelme", "cvat", "label-studio")  # formats with pixels of the file itself
+_FORMATS = ("coco", "labelme", "cvat", "label-studio", "yolo", "geojson", "parquet")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +72,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what neighbouring tiles share: the size of a usual object (an eighth of the tile)",
     )
     parser.add_argument(
+        "--level",
+        type=int,
+        metavar="K",
+        help="with --tile: level of a pyramid to look at, whose pixels the results are in; 0 is the largest (0)",
+    )
+    parser.add_argument(
         "--resume", action="store_true", help="with --tile: keep what an interrupted run found"
     )
     parser.add_argument(
@@ -83,6 +92,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="PIXELS",
         help="that a polygon's edge may lie beside the mask's; 0: exact (0.5)",
+    )
+    parser.add_argument(
+        "--crs",
+        choices=("raster", "wgs84"),
+        help="of GeoJSON: the raster's own or WGS 84 (WGS 84 where the picture has a place on the earth, else pixels)",
     )
     parser.add_argument(
         "--sort", choices=("uncertainty",), help="write the pictures first that would teach most if corrected"
@@ -103,6 +117,7 @@ def main(args: argparse.Namespace) -> int:
         print(line, file=sys.stderr)
     if shard:
         images = sharded(images, shard)
+    _check_pictures(args, images, formats)
     check_writable_folder(args.out)
     if "coco" in formats:
         check_writable(args.out / PREDICTIONS)
@@ -144,6 +159,7 @@ def _write(
         by_uncertainty=bool(args.sort),
         shard=shard,
         settings=settings,
+        crs=args.crs or "",
         num_threads=threads,
     )
     if args.tile and not written.num_failed:  # else --resume still has what was found before the fault
@@ -169,6 +185,12 @@ def _check_formats(args: argparse.Namespace) -> tuple[str, ...]:
             raise UserError(f"--format {name!r}: expected one of {', '.join(_FORMATS)}. {near}".rstrip())
     if args.tolerance is not None:
         check_number(args.tolerance, "--tolerance", 0, 1000)
+    if args.crs and "geojson" not in formats:
+        raise UserError("--crs: expected --format geojson with it, got none. Add it.")
+    if args.level and (those := [name for name in formats if name in _IN_THE_PICTURE]):
+        raise UserError(
+            f"--format {those[0]}: expected --level 0 with it, got {args.level}: it is drawn on the file."
+        )
     if args.sort and "parquet" in formats:
         raise UserError(
             "--sort: expected no --format parquet with it, whose parts are written as results come."
@@ -180,6 +202,17 @@ def _check_formats(args: argparse.Namespace) -> tuple[str, ...]:
     return formats
 
 
+def _check_pictures(args: argparse.Namespace, images: Sequence[Path], formats: tuple[str, ...]) -> None:
+    """Check what the options ask of the pictures."""
+    if "geojson" in formats:
+        from maskrcnn.predict.geo import check_crs
+
+        check_crs(images, args.crs or "")
+    folders = [path for path in images if path.is_dir()]
+    if folders and not args.tile:
+        raise UserError(f"{folders[0]}: expected --tile SIZE with Zarr, got none. Add it.")
+
+
 def _settings(args: argparse.Namespace, model: Predictor) -> str:
     """Everything that says what is found in a picture: the command but for what does not touch it, and the model."""
     others = (
@@ -189,6 +222,7 @@ def _settings(args: argparse.Namespace, model: Predictor) -> str:
         "no_draw",
         "formats",
         "tolerance",
+        "crs",
         "sort",
         "shard",
         "batch_size",
@@ -232,9 +266,9 @@ def _whole(
 def _check_tiles(args: argparse.Namespace) -> int:
     """Check the options of tiles and return the overlap."""
     if not args.tile:
-        if args.resume or args.overlap is not None:
+        if args.resume or args.overlap is not None or args.level is not None:
             raise UserError(
-                "predict: --overlap and --resume: expected --tile SIZE with them, got none. Add it."
+                "predict: --overlap, --level and --resume: expected --tile SIZE with them, got none. Add it."
             )
         return 0
     from maskrcnn.predict import check_overlap
@@ -243,6 +277,8 @@ def _check_tiles(args: argparse.Namespace) -> int:
         raise UserError("predict: --tile: expected no --tta and no --batch-size with it. Leave them out.")
     overlap = max(16, args.tile // 8) if args.overlap is None else args.overlap
     check_overlap(args.tile, overlap)
+    if args.level is not None:
+        check_number(args.level, "--level", 0, whole=True)
     return overlap
 
 
@@ -268,6 +304,7 @@ def _tiles(
                         path,
                         args.tile,
                         overlap,
+                        level=args.level or 0,
                         keep=kept / path.name,
                         settings=settings,
                         progress=progress,

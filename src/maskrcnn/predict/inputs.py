@@ -10,13 +10,15 @@ from pathlib import Path
 from maskrcnn.data.source import is_junk, other_pictures
 from maskrcnn.errors import UserError, described, did_you_mean
 from maskrcnn.images.checks import IMAGE_SUFFIXES
+from maskrcnn.predict.windows import is_zarr
 
 
 def find_images(inputs: str | Path | Iterable[str | Path]) -> list[Path]:
     """List the image files that `inputs` name: files, folders and patterns with `*`, each file once, in this order.
 
     Of a folder, the files in it that end in one of IMAGE_SUFFIXES, by name; not those of its subfolders
-    (`folder/**/*.jpg` finds them). Of a pattern, likewise. A file named by itself may end in anything.
+    (`folder/**/*.jpg` finds them). Of a pattern, likewise. A file named by itself may end in anything. A folder that is
+    Zarr is a picture.
 
     Raises:
         UserError: a file that does not exist, a folder or pattern without an image.
@@ -72,6 +74,8 @@ def sharded(images: Sequence[Path], shard: tuple[int, int]) -> list[Path]:
 def _matches(given: str) -> list[Path]:
     path = Path(given)
     endings = " ".join(IMAGE_SUFFIXES)
+    if is_zarr(path):
+        return [path]
     if path.is_dir():
         images = _images_among(path.iterdir())
         if not images:

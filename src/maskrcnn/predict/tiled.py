@@ -58,6 +58,7 @@ def predict_tiled(
     tile: int = 1024,
     overlap: int = 128,
     *,
+    level: int = 0,
     keep: Path | None = None,
     settings: Any = None,
     progress: Callable[[int, int], object] | None = None,
@@ -67,7 +68,9 @@ def predict_tiled(
     Objects up to `overlap` pixels are seen whole by some tile; larger ones are put together from their pieces, by
     their masks (see `predict.seams`). All tiles have one size, so that the network sees all at one scale.
 
-    source: a path, or an (H, W, 3) uint8 RGB array, which may be memory-mapped.
+    source: a path, or an (H, W, 3) uint8 RGB array, which may be memory-mapped; see `predict.windows`.
+    level: of a pyramid, 0 the largest; what is found is in the pixels of the level. Where the picture has no data
+        nothing is found.
     keep: folder for what is found, tile by tile. With the same picture, tile, overlap and `settings` what is there
     already is used; what was found with others is removed. Yours to delete when the result is safe.
     progress: called with the number of tiles that are done, and of all.
@@ -78,9 +81,13 @@ def predict_tiled(
     """
     tile = check_number(tile, "predict_tiled: tile", 4 * EDGE * 2, whole=True)
     check_overlap(tile, overlap)
-    picture = open_windows(source)
+    picture = open_windows(source, level)
     tiles = tiles_of(picture.size, tile, overlap)
-    store = None if keep is None else _Store(keep, [_identity(source), picture.size, tile, overlap, settings])
+    store = (
+        None
+        if keep is None
+        else _Store(keep, [_identity(source), level, picture.size, tile, overlap, settings])
+    )
     pieces: list[Piece] = []
     for k, window in enumerate(tiles):
         found = None if store is None else store.read(k)
@@ -122,7 +129,12 @@ def tiles_of(size: tuple[int, int], tile: int, overlap: int) -> list[Tile]:
 
 
 def _look(model: Finder, picture: Windows, window: Tile, number: int) -> list[Piece]:
-    instances = model.predict(picture.read(window.x0, window.y0, window.x1, window.y1)).to("cpu")
+    """Find the pieces of objects in a tile, of which only pixels with data count."""
+    place = (window.x0, window.y0, window.x1, window.y1)
+    missing = picture.missing(*place)
+    if missing is not None and missing.all():
+        return []
+    instances = model.predict(picture.read(*place)).to("cpu")
     if instances.masks is None:
         raise UserError(
             "predict_tiled: expected a model with masks, got one without: they join what seams cut."
@@ -135,16 +147,24 @@ def _look(model: Finder, picture: Windows, window: Tile, number: int) -> list[Pi
     rows = zip(instances.boxes.tolist(), instances.scores.tolist(), instances.labels.tolist(), strict=True)
     for i, (box, score, label) in enumerate(rows):
         crop, (x, y) = instances.masks.crop(i)
+        is_less = False
+        if missing is not None:
+            hidden = missing[y : y + crop.shape[0], x : x + crop.shape[1]]
+            is_less = bool((crop & hidden).any())
+            crop = crop & ~hidden
         down, across = np.flatnonzero(crop.any(1)), np.flatnonzero(crop.any(0))
         if not len(down):
             continue
         crop = crop[down[0] : down[-1] + 1, across[0] : across[-1] + 1]
+        x, y = int(x + across[0]), int(y + down[0])
+        if is_less:  # the box was of more than this
+            box = (x, y, x + crop.shape[1], y + crop.shape[0])
         pieces.append(
             Piece(
                 (box[0] + window.x0, box[1] + window.y0, box[2] + window.x0, box[3] + window.y0),
                 score,
                 label,
-                (int(x + across[0]) + window.x0, int(y + down[0]) + window.y0),
+                (x + window.x0, y + window.y0),
                 (crop.shape[0], crop.shape[1]),
                 np.packbits(crop),
                 number,

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Literal, TypeVar
 
 import numpy as np
 
@@ -58,6 +58,7 @@ def write_predictions(
     by_uncertainty: bool = False,
     shard: tuple[int, int] | None = None,
     settings: str = "",
+    crs: Literal["", "raster", "wgs84"] = "",
     num_threads: int = 2,
 ) -> Written:
     """Write what was found: in each of `formats` (`FORMATS` says where), and a picture `out_dir/<stem>.jpg` of each.
@@ -69,7 +70,8 @@ def write_predictions(
     category_ids: maps labels to a data set's ids; tolerance: pixels that a polygon's edge may lie beside the mask's;
     draw_threshold: least score in pictures, of which `num_threads` are drawn at a time;
     by_uncertainty: write the pictures in the order of what they would teach (`uncertainty`), and `ORDER` with it;
-    shard, settings: named by the parts of Parquet.
+    shard, settings: named by the parts of Parquet;
+    crs: of GeoJSON: see `predict.geo.geojson`.
 
     Raises:
         UserError: the output cannot be written, or a format lacks its package.
@@ -82,6 +84,7 @@ def write_predictions(
         tolerance=tolerance,
         shard=shard,
         settings=settings,
+        crs=crs,
     )
     written = Written(out_dir / PREDICTIONS if "coco" in formats else out_dir)
 

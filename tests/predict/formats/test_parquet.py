@@ -74,6 +74,10 @@ def test_parts_are_whole_and_a_run_goes_on(tmp_path: Path, monkeypatch: pytest.M
     write_predictions(left, tmp_path, **how)
     assert sorted(row["image"] for row in table(tmp_path)) == [str(p) for p in paths]
     assert all((folder / name).read_bytes() == content for name, content in before.items())
+    (folder / ".part-00002.123.abc.tmp.parquet").write_bytes(before["part-1-of-2-00000.parquet"])
+    (folder / "part-1-of-2-00000.parquet").rename(tmp_path / "away")
+    assert not {"0.png", "1.png"} & form.done(tmp_path, "these")  # a killed run's leftover does not count
+    (tmp_path / "away").rename(folder / "part-1-of-2-00000.parquet")
     with pytest.raises(UserError, match="with other settings"):
         form.done(tmp_path, "others")
     (folder / "part-1-of-2-00000.parquet").write_bytes(b"cut")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -96,7 +96,8 @@ class Job:
 
     out: folder of the data set or of the results; class_names: K; category_ids: K of the classes' numbers, for COCO;
     part: "train", "val", "test", or "" of what is not divided; tolerance: see `LabelledObject.parts`;
-    keypoint_names, skeleton: as `CocoData` has them; shard: I of N, of predictions; settings: what they were made with.
+    keypoint_names, skeleton: as `CocoData` has them; shard: I of N, of predictions; settings: what they were made with;
+    crs: "wgs84" or "raster", of GeoJSON, or "" for the first where a picture has one.
     """
 
     out: Path
@@ -108,6 +109,7 @@ class Job:
     skeleton: tuple[tuple[int, int], ...] = ()
     shard: tuple[int, int] | None = None
     settings: str = ""
+    crs: Literal["", "raster", "wgs84"] = ""
 
     def name_of(self, label: int) -> str:
         """Name of a class, or its number where it has none."""

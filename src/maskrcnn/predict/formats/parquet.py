@@ -100,7 +100,8 @@ def done(out: Path, settings: str) -> set[str]:
     """
     _, parquet = _packages()
     found: set[str] = set()
-    for path in sorted((out / FOLDER).glob("*.parquet")):
+    # What a killed run was about to write has a dot before its name, and no reader of the table sees it.
+    for path in sorted((out / FOLDER).glob("[!.]*.parquet")):
         try:
             table = parquet.read_table(path, columns=["image"])
         except Exception as e:  # pyarrow raises many kinds
