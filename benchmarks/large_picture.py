@@ -191,7 +191,7 @@ def nine_times(config: Any) -> Iterator[None]:
 @contextlib.contextmanager
 def noted_groups() -> Iterator[list[set[int]]]:
     """Tiles that each of a picture's objects was seen in, once it is predicted."""
-    from maskrcnn.predict import tiled
+    from maskrcnn.tiles import tiled
 
     seen: list[set[int]] = []
     merge = tiled.merge

@@ -13,8 +13,8 @@ from PIL import Image
 from maskrcnn.data.writers import LabelledObject
 from maskrcnn.errors import UserError
 from maskrcnn.masks.rle import rle_encode
-from maskrcnn.predict import gdal
 from maskrcnn.predict.geo import Place, check_crs, geojson, place_of
+from maskrcnn.tiles import gdal
 
 rasterio = pytest.importorskip("rasterio")
 from rasterio.features import rasterize  # noqa: E402

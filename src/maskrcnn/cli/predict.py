@@ -271,11 +271,11 @@ def _check_tiles(args: argparse.Namespace) -> int:
                 "predict: --overlap, --level and --resume: expected --tile SIZE with them, got none. Add it."
             )
         return 0
-    from maskrcnn.predict import check_overlap
+    from maskrcnn.tiles.tiled import check_overlap, usual_overlap
 
     if tta_of(args) is not None or args.batch_size:
         raise UserError("predict: --tile: expected no --tta and no --batch-size with it. Leave them out.")
-    overlap = max(16, args.tile // 8) if args.overlap is None else args.overlap
+    overlap = usual_overlap(args.tile) if args.overlap is None else args.overlap
     check_overlap(args.tile, overlap)
     if args.level is not None:
         check_number(args.level, "--level", 0, whole=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.tta import detect_in_views
 from maskrcnn.processor import let_forks_compute
 from maskrcnn.structures import Instances
+
+if TYPE_CHECKING:
+    from maskrcnn.tiles.tiled import TiledInstances
 
 
 class Predictor(MaskRCNN):
@@ -44,15 +47,28 @@ class Predictor(MaskRCNN):
         score_threshold: float | None = ...,
         tta: TTAConfig | None = ...,
     ) -> list[Instances]: ...
+    @overload
     def predict(
         self,
-        images: Picture | Sequence[Picture],
+        images: str | Path | np.ndarray,
+        *,
+        min_size: int | None = ...,
+        max_size: int | None = ...,
+        score_threshold: float | None = ...,
+        tile: int,
+        overlap: int | None = ...,
+    ) -> TiledInstances: ...
+    def predict(
+        self,
+        images: Any,
         *,
         min_size: int | None = None,
         max_size: int | None = None,
         score_threshold: float | None = None,
         tta: TTAConfig | None = None,
-    ) -> Instances | list[Instances]:
+        tile: int | None = None,
+        overlap: int | None = None,
+    ) -> Instances | list[Instances] | TiledInstances:
         """Detect the objects of a picture, or of each of several.
 
         images: a path, a file opened for reading bytes, an (H, W, 3) uint8 RGB array or a Pillow image, whose pixels
@@ -60,6 +76,9 @@ class Predictor(MaskRCNN):
         min_size, max_size: shortest and longest side that the network sees, by default the model's own.
         score_threshold: only detections of a score above it; by default the model's own threshold, 0.05.
         tta: look at each picture in these sizes and mirrored, instead of once, and merge what is found.
+        tile, overlap: look at one picture, a path or an array of any size, in tiles of so many pixels that share
+        `overlap` with their neighbours, by default an eighth of a tile, and put together what seams cut: see
+        `tiles.tiled.predict_tiled`.
 
         What else a model goes by is in its config, to be changed before: `config.box_head` (nms_threshold,
         class_agnostic_nms, detections_per_image) and `config.mask_head` (threshold).
@@ -69,11 +88,34 @@ class Predictor(MaskRCNN):
 
         Raises:
             UserError: a file that cannot be read, an array of another shape or type, anything else for a picture, a
-                size below 1, a threshold outside 0 to 1, sizes given in both ways.
+                size below 1, a threshold outside 0 to 1, sizes given in both ways; with a tile, several pictures, an
+                overlap below 16 or above half the tile.
         """
-        return predict(
-            self, images, min_size=min_size, max_size=max_size, score_threshold=score_threshold, tta=tta
-        )
+        sizes: dict[str, Any] = {
+            "min_size": min_size,
+            "max_size": max_size,
+            "score_threshold": score_threshold,
+        }
+        if tile is None:
+            if overlap is not None:
+                raise UserError("predict: overlap: expected a tile with it, got none. Give tile.")
+            return predict(self, images, tta=tta, **sizes)
+        if tta is not None or not isinstance(images, str | Path | np.ndarray):
+            raise UserError("predict: tile: expected one path or array and no tta with it.")
+        from maskrcnn.tiles.tiled import predict_tiled, usual_overlap
+
+        shared = usual_overlap(tile) if overlap is None else overlap
+        return predict_tiled(_Sized(self, sizes), images, tile, shared)
+
+
+class _Sized:
+    """A network that sees each picture in the sizes given."""
+
+    def __init__(self, network: MaskRCNN, sizes: Mapping[str, Any]) -> None:
+        self.network, self.sizes = network, sizes
+
+    def predict(self, images: Any, /) -> Instances:
+        return predict(self.network, images, **self.sizes)
 
 
 def predict(

@@ -4,15 +4,14 @@ from maskrcnn.evaluation.inference import predict_stream
 from maskrcnn.predict.formats import FORMATS
 from maskrcnn.predict.formats.results import PREDICTIONS
 from maskrcnn.predict.inputs import find_images, not_read, read_shard, sharded
-from maskrcnn.predict.tiled import TiledInstances, check_overlap, predict_tiled
 from maskrcnn.predict.write import check_outputs, write_predictions
+from maskrcnn.tiles.tiled import TiledInstances, predict_tiled
 
 __all__ = [
     "FORMATS",
     "PREDICTIONS",
     "TiledInstances",
     "check_outputs",
-    "check_overlap",
     "find_images",
     "not_read",
     "predict_stream",

@@ -18,8 +18,8 @@ import numpy as np
 
 from maskrcnn.errors import UserError
 from maskrcnn.masks.outlines import Ring
-from maskrcnn.predict.gdal import check_gdal, gdal, is_placed, open_gdal, reason
-from maskrcnn.predict.windows import full_size
+from maskrcnn.tiles.gdal import check_gdal, gdal, is_placed, open_gdal, reason
+from maskrcnn.tiles.windows import full_size
 
 Crs = Literal["", "raster", "wgs84"]
 _WGS84 = "OGC:CRS84"  # longitude first, whatever an authority says of the order

@@ -10,7 +10,7 @@ from pathlib import Path
 from maskrcnn.data.source import is_junk, other_pictures
 from maskrcnn.errors import UserError, described, did_you_mean
 from maskrcnn.images.checks import IMAGE_SUFFIXES
-from maskrcnn.predict.windows import is_zarr
+from maskrcnn.tiles.windows import is_zarr
 
 
 def find_images(inputs: str | Path | Iterable[str | Path]) -> list[Path]:

@@ -24,8 +24,8 @@ from maskrcnn.errors import UserError, one_line
 from maskrcnn.files import write_atomic
 from maskrcnn.predict.formats import FORMATS
 from maskrcnn.predict.formats.results import PREDICTIONS
-from maskrcnn.predict.tiled import TiledInstances
 from maskrcnn.structures import Instances
+from maskrcnn.tiles.tiled import TiledInstances
 
 ORDER = "uncertainty.csv"
 _TAKE_FAILED = ("parquet",)  # formats with a line for what could not be read

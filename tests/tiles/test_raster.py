@@ -13,10 +13,10 @@ import torch
 from maskrcnn.errors import UserError
 from maskrcnn.masks.rle import rle_decode
 from maskrcnn.predict import predict_tiled
-from maskrcnn.predict.raster import RasterWindows
-from maskrcnn.predict.tiff import TiffWindows
-from maskrcnn.predict.windows import open_windows
 from maskrcnn.structures import Instances
+from maskrcnn.tiles.raster import RasterWindows
+from maskrcnn.tiles.tiff import TiffWindows
+from maskrcnn.tiles.windows import open_windows
 from tests.predict.test_tiled import ExactMasks, Nothing
 
 rasterio = pytest.importorskip("rasterio")
@@ -203,7 +203,7 @@ def test_a_raster_of_5_gigabytes_is_read_in_little_memory(tmp_path):
             file.write(np.full((3, 512, 512), 9, np.uint8), window=((k, k + 512), (k, k + 512)))
     code = """
 import sys
-from maskrcnn.predict.windows import open_windows
+from maskrcnn.tiles.windows import open_windows
 
 def mebibytes(what):
     (line,) = (line for line in open("/proc/self/status") if line.startswith(what))

@@ -10,9 +10,9 @@ import pytest
 
 from maskrcnn.errors import UserError
 from maskrcnn.images.read import read_image
-from maskrcnn.predict import gdal, micro
-from maskrcnn.predict.tiff import TiffWindows
-from maskrcnn.predict.windows import ArrayWindows, open_windows
+from maskrcnn.tiles import gdal, micro
+from maskrcnn.tiles.tiff import TiffWindows
+from maskrcnn.tiles.windows import ArrayWindows, open_windows
 
 tifffile = pytest.importorskip("tifffile")  # writes them
 WINDOWS = [(0, 0, 230, 170), (37, 61, 203, 169), (229, 169, 230, 170)]
@@ -107,7 +107,7 @@ def test_a_block_is_decoded_once_for_the_tiles_beside_each_other(picture, tmp_pa
     windows = open_windows(write(tmp_path / "slide.tif", picture, compression="zlib", rowsperstrip=50))
     decoded = []
     monkeypatch.setattr(
-        "maskrcnn.predict.tiff.read_image", lambda file: decoded.append(file) or read_image(file)
+        "maskrcnn.tiles.tiff.read_image", lambda file: decoded.append(file) or read_image(file)
     )
     for x0, x1 in pairwise(range(0, 231, 23)):
         np.testing.assert_array_equal(windows.read(x0, 20, x1, 170), picture[20:170, x0:x1])

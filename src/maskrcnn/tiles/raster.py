@@ -14,7 +14,7 @@ import numpy as np
 
 from maskrcnn.errors import UserError
 from maskrcnn.images.depth import check_bands, to_rgb8
-from maskrcnn.predict.gdal import gdal, is_placed, open_gdal, reason
+from maskrcnn.tiles.gdal import gdal, is_placed, open_gdal, reason
 
 
 def open_raster(path: Path, level: int = 0, *, pictures: bool = True) -> RasterWindows | None:

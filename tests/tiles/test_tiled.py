@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+import maskrcnn
+from maskrcnn.config import TTAConfig
 from maskrcnn.errors import UserError
 from maskrcnn.masks.rle import rle_decode
-from maskrcnn.predict.seams import Piece, joined_runs, merge
-from maskrcnn.predict.tiled import predict_tiled, tiles_of
 from maskrcnn.structures import Instances
+from maskrcnn.tiles.seams import Piece, joined_runs, merge
+from maskrcnn.tiles.tiled import predict_tiled, tiles_of
 
 
 class ExactMasks:
@@ -189,3 +191,25 @@ def test_nothing_to_find_is_no_error():
 def test_an_overlap_that_cannot_be_is_refused(picture, overlap):
     with pytest.raises(UserError, match="overlap: expected 16 to 64 pixels"):
         predict_tiled(Finder(), picture, 128, overlap)
+
+
+def test_predict_takes_a_tile() -> None:
+    torch.manual_seed(0)
+    model = maskrcnn.build("mask_rcnn_R_50_FPN_1x", num_classes=3, tiny=True)
+    model.config.box_head.score_threshold = 0.0
+    slide = np.random.default_rng(0).integers(0, 255, (200, 260, 3), dtype=np.uint8)
+    found = model.predict(slide, tile=128, min_size=64, max_size=64)
+    assert found.image_size == (200, 260)
+    assert len(found) > 20
+    by_hand = model.predict(slide[:128, :128], min_size=64, max_size=64)
+    assert by_hand.scores.max().item() in found.scores
+    assert model.predict(slide, tile=128, overlap=16, min_size=64, max_size=64).rles == found.rles
+    for wrong, said in (
+        ({"overlap": 16}, "overlap: expected a tile with it"),
+        ({"tile": 128, "overlap": 80}, "expected 16 to 64 pixels"),
+        ({"tile": 128, "tta": TTAConfig()}, "no tta with it"),
+    ):
+        with pytest.raises(UserError, match=said):
+            model.predict(slide, **wrong)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    with pytest.raises(UserError, match="expected one path or array"):
+        model.predict([slide], tile=128)  # pyright: ignore[reportCallIssue, reportArgumentType]

@@ -16,8 +16,8 @@ from maskrcnn.errors import UserError, check_number
 from maskrcnn.files import atomic_path, write_atomic
 from maskrcnn.interchange import coco_results
 from maskrcnn.masks.rle import Runs, write_counts
-from maskrcnn.predict.seams import EDGE, Piece, Tile, joined_runs, merge
-from maskrcnn.predict.windows import Windows, open_windows
+from maskrcnn.tiles.seams import EDGE, Piece, Tile, joined_runs, merge
+from maskrcnn.tiles.windows import Windows, open_windows
 
 if TYPE_CHECKING:
     from maskrcnn.structures import Instances
@@ -66,9 +66,9 @@ def predict_tiled(
     """Detect the objects of a picture of any size, tile by tile.
 
     Objects up to `overlap` pixels are seen whole by some tile; larger ones are put together from their pieces, by
-    their masks (see `predict.seams`). All tiles have one size, so that the network sees all at one scale.
+    their masks (see `tiles.seams`). All tiles have one size, so that the network sees all at one scale.
 
-    source: a path, or an (H, W, 3) uint8 RGB array, which may be memory-mapped; see `predict.windows`.
+    source: a path, or an (H, W, 3) uint8 RGB array, which may be memory-mapped; see `tiles.windows`.
     level: of a pyramid, 0 the largest; what is found is in the pixels of the level. Where the picture has no data
         nothing is found.
     keep: folder for what is found, tile by tile. With the same picture, tile, overlap and `settings` what is there
@@ -99,6 +99,11 @@ def predict_tiled(
         if progress:
             progress(k + 1, len(tiles))
     return _together(pieces, tiles, picture.size)
+
+
+def usual_overlap(tile: int) -> int:
+    """Overlap of tiles where none is asked for: an eighth, or the least there is."""
+    return max(4 * EDGE, tile // 8)
 
 
 def check_overlap(tile: int, overlap: int) -> None:

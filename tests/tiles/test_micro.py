@@ -9,8 +9,8 @@ import pytest
 
 from maskrcnn.errors import UserError
 from maskrcnn.predict import find_images, predict_tiled
-from maskrcnn.predict.micro import ChunkWindows
-from maskrcnn.predict.windows import open_windows
+from maskrcnn.tiles.micro import ChunkWindows
+from maskrcnn.tiles.windows import open_windows
 from tests.predict.test_tiled import Nothing
 
 tifffile = pytest.importorskip("tifffile")

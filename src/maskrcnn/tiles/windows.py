@@ -92,16 +92,16 @@ def is_zarr(path: Path) -> bool:
 def _in_blocks(path: Path, level: int) -> Windows | None:
     """Open a picture whose blocks are decoded one by one; None for one that must be read as a whole."""
     if is_zarr(path):
-        from maskrcnn.predict.micro import open_zarr
+        from maskrcnn.tiles.micro import open_zarr
 
         return open_zarr(path, level)
     suffix = path.suffix.lower()
     if suffix in _WHOLE or not path.is_file():
         return None
-    from maskrcnn.predict.gdal import has_gdal
+    from maskrcnn.tiles.gdal import has_gdal
 
     if has_gdal():
-        from maskrcnn.predict.raster import open_raster
+        from maskrcnn.tiles.raster import open_raster
 
         if raster := open_raster(path, level, pictures=suffix not in _TIFF):
             return raster
@@ -110,8 +110,8 @@ def _in_blocks(path: Path, level: int) -> Windows | None:
 
 def _tiff(path: Path, level: int) -> Windows | None:
     """Open a TIFF file that is no raster; None for one that must be read as a whole."""
-    from maskrcnn.predict.micro import check_micro, has_micro, open_slide
-    from maskrcnn.predict.tiff import open_tiff
+    from maskrcnn.tiles.micro import check_micro, has_micro, open_slide
+    from maskrcnn.tiles.tiff import open_tiff
 
     plain = open_tiff(path)
     if level == 0 and plain is not None and not plain.is_ome:
