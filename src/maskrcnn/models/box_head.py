@@ -165,6 +165,8 @@ class BoxHead(nn.Module):
         c, K = self.config, self.num_classes
         threshold = c.score_threshold if threshold is None else threshold
         score = scores[..., :K].flatten(1)
+        if c.temperature != 1:
+            score = tempered(score, c.temperature)
         counts = (score > threshold).sum(1)
         limit = min(MAX_CANDIDATES, score.shape[1]) if fixed_size else max(1, int(counts.max()))
         score = torch.where(score > threshold, score, NOTHING)
@@ -259,6 +261,12 @@ class BoxHead(nn.Module):
             "loss_cls": loss_cls * (c.loss_weight / normalizer),
             "loss_box_reg": loss_box * (c.loss_weight * c.box_loss_weight / normalizer),
         }
+
+
+def tempered(scores: Tensor, temperature: float) -> Tensor:
+    """Divide the log-odds of scores by a temperature (Guo et al. 2017): above 1 they become less sure."""
+    up, down = scores ** (1 / temperature), (1 - scores) ** (1 / temperature)
+    return up / (up + down)
 
 
 def assigned(
