@@ -223,7 +223,7 @@ def _run_model(model: MaskRCNN, data: CocoData, args: argparse.Namespace) -> lis
 
 
 def _other(args: argparse.Namespace) -> list[Any] | MaskRCNN | None:
-    """What to compare with: results, or a model to run. Mistakes are told, and places checked, before the work."""
+    """Check the places of the outputs before the work, and read what to compare with: results, or a model to run."""
     if args.calibrate:
         from maskrcnn.weights.calibrated import file_to_calibrate
 

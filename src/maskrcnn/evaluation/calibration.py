@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from maskrcnn.evaluation.ranking import Ranking
+from maskrcnn.ops.temperature import tempered
 
 NUM_BINS = 10
 LEAST, MOST = 0.05, 20.0  # temperatures; beyond, the detections say nothing
@@ -64,18 +65,16 @@ def calibrate(found: Scored) -> Calibration:
     """Measure the calibration of detections, and find the temperature that would mend it."""
     score, share, count = reliability(found.scores, found.right)
     half = found.picture % 2 == 0
-    tempered = found.scores.copy()
+    after = found.scores.copy()
     for part in (half, ~half):
-        tempered[part] = with_temperature(
-            found.scores[part], temperature(found.scores[~part], found.right[~part])
-        )
+        after[part] = tempered(found.scores[part], temperature(found.scores[~part], found.right[~part]))
     return Calibration(
         score,
         share,
         count,
         expected_error(found.scores, found.right),
         temperature(found.scores, found.right),
-        expected_error(tempered, found.right),
+        expected_error(after, found.right),
     )
 
 
@@ -94,12 +93,6 @@ def expected_error(scores: np.ndarray, right: np.ndarray) -> float:
         return -1.0
     score, share, count = reliability(scores, right)
     return float(np.nansum(count * np.abs(score - share)) / count.sum())
-
-
-def with_temperature(scores: np.ndarray, value: float) -> np.ndarray:
-    """Divide the log-odds of scores (N,) by a temperature: above 1 they become less sure."""
-    up, down = np.power(scores, 1 / value), np.power(1 - scores, 1 / value)
-    return up / (up + down)
 
 
 def temperature(scores: np.ndarray, right: np.ndarray) -> float:

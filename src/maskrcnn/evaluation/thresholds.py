@@ -21,7 +21,7 @@ NO_THRESHOLD = 0.5  # of a class of which nothing right was found, or that has n
 
 @dataclass(slots=True)
 class Operating:
-    """What a threshold gives: precision and recall; `detections` above it and `objects` to find."""
+    """Effect of a threshold: precision and recall; `detections` above it and `objects` to find."""
 
     threshold: float
     precision: float

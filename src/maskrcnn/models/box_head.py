@@ -23,6 +23,7 @@ from maskrcnn.ops.giou import paired_giou
 from maskrcnn.ops.matching import Matches, match_boxes, subsample
 from maskrcnn.ops.processes import mean_over_processes
 from maskrcnn.ops.suppression import suppress
+from maskrcnn.ops.temperature import tempered
 from maskrcnn.structures import GroundTruth
 
 # Most candidates of an image, pairs of RoI and class, that are decoded where sizes are fixed: the best ones. TensorRT's
@@ -261,12 +262,6 @@ class BoxHead(nn.Module):
             "loss_cls": loss_cls * (c.loss_weight / normalizer),
             "loss_box_reg": loss_box * (c.loss_weight * c.box_loss_weight / normalizer),
         }
-
-
-def tempered(scores: Tensor, temperature: float) -> Tensor:
-    """Divide the log-odds of scores by a temperature (Guo et al. 2017): above 1 they become less sure."""
-    up, down = scores ** (1 / temperature), (1 - scores) ** (1 / temperature)
-    return up / (up + down)
 
 
 def assigned(
