@@ -140,7 +140,7 @@ def _cards(a: Analysis) -> str:
 
 
 def _intervals(a: Analysis) -> str:
-    if len(a.pairs.pictures) < 2:
+    if len(a.pairs.pictures) < 2 or not a.pairs.num_objects.any():
         return ""
     said = "; ".join(f"{name} {_range(i)}" for name, i in a.intervals.items())
     words = _KIND_WORDS[a.pairs.kind]
@@ -155,7 +155,7 @@ def _range(i: Interval, sign: str = "") -> str:
 
 
 def _against(a: Analysis) -> str:
-    if a.against is None:
+    if a.against is None or not a.pairs.num_objects.any():
         return ""
     rows = []
     for name, i in a.against.items():
@@ -204,13 +204,13 @@ def _with_count(ap: float, count: int) -> str:
 
 
 def _causes(a: Analysis) -> str:
-    longest = max([*a.causes.costs.values(), *a.causes.extra.values(), 1e-9])
+    longest = max([1e-9, *a.causes.costs.values(), *a.causes.extra.values()])
     rows = []
     for name in (*CAUSES, *a.causes.extra):
         cost = (a.causes.costs | a.causes.extra)[name]
         count = f"{a.causes.counts[name]:,}" if name in a.causes.counts else ""
         rows.append(
-            f"<tr><th>{name.capitalize()}</th><td>{count}</td><td>{bar(cost / longest)}{cost:.3f}</td>"
+            f"<tr><th>{name.capitalize()}</th><td>{count}</td><td>{bar(cost / longest)}{score(cost)}</td>"
             f'<td class="words">{MEANING[name]}</td></tr>'
         )
     head = "<tr><th>Cause</th><th>errors</th><th>AP50 that it costs</th><th></th></tr>"
