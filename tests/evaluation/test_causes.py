@@ -38,7 +38,7 @@ def test_every_cause_by_hand(pairs: Pairs) -> None:
     errors = causes.pictures[0]
     said = ["" if c == NONE else CAUSES[c] for c in errors.cause]
     assert said == ["", "doubled", "place", "place", "class", "both", "background"]
-    assert errors.object.tolist() == [-1, 0, 1, 1, 2, 1, -1]
+    assert errors.target.tolist() == [-1, 0, 1, 1, 2, 1, -1]
     assert errors.mended.tolist() == [False, False, True, False, True, False, False]
     assert errors.missed.tolist() == [False, False, False, True]
     assert causes.counts == {"class": 1, "place": 2, "both": 1, "doubled": 1, "background": 1, "missed": 1}
@@ -59,6 +59,14 @@ def test_costs_by_hand(pairs: Pairs) -> None:
     assert causes.extra["not found"] == pytest.approx(1 / 2 - ap)
 
 
+def test_a_class_of_which_nothing_is_found_costs_what_it_is_worth() -> None:
+    objects = [(1, 1, A), (1, 2, C)]
+    causes = find_causes(pairs_of(objects, [(1, 1, 0.9, A)]))
+    assert (causes.ap50, causes.costs["missed"]) == pytest.approx((0.5, 0.5))
+    causes = find_causes(pairs_of(objects, []))
+    assert (causes.ap50, causes.costs["missed"], causes.extra["not found"]) == pytest.approx((0, 1, 1))
+
+
 def test_what_lies_in_a_crowd_is_no_error() -> None:
     causes = find_causes(pairs_of([(1, 1, A)], [(1, 1, 0.9, (0, 0, 5, 5))], crowds=[0]))
     assert sum(causes.counts.values()) == 0
@@ -67,7 +75,9 @@ def test_what_lies_in_a_crowd_is_no_error() -> None:
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_counts_and_costs_are_hotcoco_s(kind: str) -> None:
-    """Without crowds, which hotcoco counts among the objects when it looks for causes, and TIDE's own code does not."""
+    """But for crowds, which hotcoco counts among the objects when it looks for causes, and for classes of which nothing
+    is found, which stay in its mean when nothing is asked for any more: TIDE's own code does neither.
+    """
     hotcoco = pytest.importorskip("hotcoco")
     names = {
         "Cls": "class",
@@ -79,9 +89,10 @@ def test_counts_and_costs_are_hotcoco_s(kind: str) -> None:
     }
     extra = {"FP": "false detections", "FN": "not found"}
     compared = 0
-    for seed in range(60):
+    for seed in range(120):
         truth, found = distinct(*random_case(seed), seed)
-        if not found or not truth["annotations"]:
+        there, seen = ({e["category_id"] for e in entries} for entries in (truth["annotations"], found))
+        if not there or not there <= seen:
             continue
         causes = find_causes(pair(load_truth(truth), found, kind))
         coco = hotcoco.COCO(copy.deepcopy(truth))

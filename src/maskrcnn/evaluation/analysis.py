@@ -7,7 +7,7 @@ The analysis is of masks where there are some, else of boxes. Its parts are file
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from maskrcnn.evaluation.calibration import Calibration, calibrate, gather
 from maskrcnn.evaluation.causes import Causes, find_causes, worst_pictures
 from maskrcnn.evaluation.confusion import Confusion, confusion_matrix
 from maskrcnn.evaluation.pairs import IOUS, Pairs, pair
-from maskrcnn.evaluation.ranking import Ranking, rank
+from maskrcnn.evaluation.ranking import Ranking, mean_ap, rank
 from maskrcnn.evaluation.scores import EvaluationResult
 from maskrcnn.evaluation.thresholds import (
     GRID,
@@ -43,7 +43,7 @@ class Analysis:
     image_ids: by picture;
     boundary: boundary AP (K, T) at IOUS, None for boxes, not-a-number for a class without objects;
     operating: the recommended threshold of each class; together: of all classes at one threshold, over GRID;
-    intervals: of "AP" and "AP50"; against: of their differences to the other results, where there are some.
+    intervals: of "AP", "AP50" and "boundary AP"; against: of their differences to other results, if any.
     """
 
     pairs: Pairs
@@ -134,37 +134,55 @@ def analyse(
     """
     kind = analysed_kind(list(scores.kinds))
     pairs = pair(truth, results, kind, max_detections)
-    matches = [p.match(IOUS) for p in pairs.pictures]
-    rankings = rank(pairs, matches)
-    operating = [recommended(r) for r in rankings]
+    ranked = _Ranked(pairs)
+    operating = [recommended(r) for r in ranked.rankings]
     thresholds = np.array([o.threshold for o in operating])
-    boundary = None
-    if kind == "segm":
-        boundary = np.array([r.ap() for r in rank(pairs, boundary_matches(pairs))])
     draws = draw_pictures(len(pairs.pictures))
-    drawn = mean_aps(pairs, rankings, draws)
-    differences = None
+    values, drawn, differences = ranked.values(), ranked.drawn(draws), None
     if against is not None:
-        other = pair(truth, against, kind, max_detections, against_name)
-        others = rank(other, [p.match(IOUS) for p in other.pictures])
-        differences = _compared(rankings, others, drawn - mean_aps(other, others, draws))
+        other = _Ranked(pair(truth, against, kind, max_detections, against_name))
+        theirs, of_theirs = other.values(), other.drawn(draws)
+        differences = {n: interval(values[n] - theirs[n], drawn[n] - of_theirs[n]) for n in values}
     return Analysis(
         pairs,
         list(truth.image_number),
         scores,
-        boundary,
+        None if ranked.edges is None else np.array([r.ap() for r in ranked.edges]),
         find_causes(pairs),
         confusion_matrix(pairs, thresholds),
         operating,
-        [at_threshold(rankings, float(t)) for t in GRID],
-        count_objects(pairs, thresholds, [m[AP50] for m in matches]),
-        calibrate(gather(rankings)),
-        {
-            "AP": interval(_mean_ap(rankings), drawn.mean(1)),
-            "AP50": interval(_mean_ap(rankings, AP50), drawn[:, AP50]),
-        },
+        [at_threshold(ranked.rankings, float(t)) for t in GRID],
+        count_objects(pairs, thresholds, [m[AP50] for m in ranked.matches]),
+        calibrate(gather(ranked.rankings)),
+        {n: interval(values[n], drawn[n]) for n in values},
         differences,
     )
+
+
+class _Ranked:
+    """Pairs with their matches at IOUS, and the rankings by the masks' overlap and, of masks, by the boundaries'."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = pairs
+        self.matches = [p.match(IOUS) for p in pairs.pictures]
+        self.rankings = rank(pairs, self.matches)
+        self.edges = rank(pairs, boundary_matches(pairs)) if pairs.kind == "segm" else None
+
+    def values(self) -> dict[str, float]:
+        """The numbers that have intervals."""
+        return {name: float(ap[0]) for name, ap in self._named(mean_ap).items()}
+
+    def drawn(self, draws: np.ndarray) -> dict[str, np.ndarray]:
+        """The same numbers (S,) of draws (S, P) of the pictures."""
+        return self._named(lambda rankings: mean_aps(self.pairs, rankings, draws))
+
+    def _named(self, compute: Callable[[list[Ranking]], np.ndarray]) -> dict[str, np.ndarray]:
+        """Name AP and the like, (S,) each, from mean APs (S, T) or (T,) computed of rankings."""
+        aps = np.atleast_2d(compute(self.rankings))
+        named = {"AP": aps.mean(1), "AP50": aps[:, AP50]}
+        if self.edges is not None:
+            named["boundary AP"] = np.atleast_2d(compute(self.edges)).mean(1)
+        return named
 
 
 def analysed_kind(kinds: Sequence[str]) -> str:
@@ -177,19 +195,6 @@ def analysed_kind(kinds: Sequence[str]) -> str:
         if kind in kinds:
             return kind
     raise UserError("--report: expected masks or boxes among what is scored, got key points alone.")
-
-
-def _compared(mine: list[Ranking], others: list[Ranking], drawn: np.ndarray) -> dict[str, Interval]:
-    """Intervals of my AP less the others', from the draws' differences (S, T)."""
-    return {
-        "AP": interval(_mean_ap(mine) - _mean_ap(others), drawn.mean(1)),
-        "AP50": interval(_mean_ap(mine, AP50) - _mean_ap(others, AP50), drawn[:, AP50]),
-    }
-
-
-def _mean_ap(rankings: list[Ranking], t: int | None = None) -> float:
-    aps = np.array([r.ap() for r in rankings if r.num_objects])
-    return float(aps.mean() if t is None else aps[:, t].mean()) if len(aps) else float("nan")
 
 
 def _boundary_numbers(boundary: np.ndarray, names: Sequence[str]) -> dict[str, Any]:

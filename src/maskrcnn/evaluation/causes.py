@@ -33,12 +33,12 @@ IOU, BACKGROUND_IOU = 0.5, 0.1
 class Errors:
     """Errors in one picture.
 
-    cause: (D,) index into CAUSES, NONE for what is right or ignored; object: (D,) the one that it should have been,
+    cause: (D,) index into CAUSES, NONE for what is right or ignored; target: (D,) the object that it should have been,
     or -1; mended: (D,) the class and place errors that become right when mended, one an object; missed: (G,).
     """
 
     cause: np.ndarray
-    object: np.ndarray
+    target: np.ndarray
     mended: np.ndarray
     missed: np.ndarray
 
@@ -145,7 +145,7 @@ class _Table:
             flat([e.mended for e in errors]).astype(bool),
         )
         self.true_labels = flat(
-            [np.append(p.gt_labels, NONE)[e.object] for p, e in zip(pictures, errors, strict=True)]
+            [np.append(p.gt_labels, NONE)[e.target] for p, e in zip(pictures, errors, strict=True)]
         )
         self.num_objects = pairs.num_objects
         K = len(self.num_objects)
@@ -170,7 +170,9 @@ class _Table:
         kept: np.ndarray | None = None,
         num_objects: np.ndarray | None = None,
     ) -> float:
-        """Mean AP50 of the classes that have objects; one of which none is asked for any more has lost nothing."""
+        """Mean AP50 of the classes that have objects. A class of which nothing is asked for any more and nothing found
+        leaves the mean, as in TIDE's own code; if none is left, nothing is lost.
+        """
         right = self.right if right is None else right
         labels = self.labels if labels is None else labels
         kept = np.ones(len(right), bool) if kept is None else kept
@@ -179,5 +181,10 @@ class _Table:
         for k in np.flatnonzero(self.num_objects):
             mine = np.flatnonzero(kept & (labels == k))
             mine = mine[np.argsort(-self.scores[mine], kind="stable")]
-            aps.append(average_precision(right[mine], ~right[mine], num_objects[k]))
-        return float(np.mean(np.nan_to_num(aps, nan=0.0))) if aps else float("nan")
+            if num_objects[k]:
+                aps.append(average_precision(right[mine], ~right[mine], num_objects[k]))
+            elif len(mine):
+                aps.append(0.0)
+        if not self.num_objects.any():
+            return float("nan")
+        return float(np.mean(aps)) if aps else 1.0

@@ -100,7 +100,8 @@ _BOUNDARY = (
 )
 _CAUSES = (
     "How much AP50 would rise if the errors of one cause alone were mended (TIDE, Bolya et al. 2020). The costs do not "
-    "add up: mending one cause uncovers or hides others."
+    "add up: mending one cause uncovers or hides others. The pictures below have the most errors, of detections from "
+    "their class's threshold on."
 )
 _OBJECTS = "Orange: what was found. Blue: the object that it should have been."
 _DRAWN = dict.fromkeys(CAUSES, _OBJECTS) | {

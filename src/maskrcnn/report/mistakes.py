@@ -37,7 +37,7 @@ def draw_causes(
                 images[k] = _image(p, paths)
             if (image := images[k]) is not None:
                 picture = _errors(
-                    p, image, CAUSES.index(cause), analysis.causes.pictures[k].object, its, names
+                    p, image, CAUSES.index(cause), analysis.causes.pictures[k].target, its, names
                 )
                 drawn[cause].append((picture, f"{paths[p.number].name}: {len(its)} {_noun(cause, len(its))}"))
     return drawn
