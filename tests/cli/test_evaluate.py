@@ -290,7 +290,10 @@ class TestReport:
             str(tmp_path / "out"),
         ]
         assert main(["evaluate", "--data", str(d / "example_coco_val.json"), *options]) == 2
-        assert "expected masks or boxes among what is scored, got key points alone" in capsys.readouterr().err
+        assert (
+            "--report and --calibrate are of masks or boxes: expected one of these, got key points alone"
+            in capsys.readouterr().err
+        )
         assert not (tmp_path / "out").exists()
 
     @pytest.mark.parametrize(

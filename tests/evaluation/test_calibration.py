@@ -78,3 +78,8 @@ def test_too_few_detections_or_all_right_have_none() -> None:
     assert temperature(np.full(50, 0.5), np.ones(50, bool)) == 1
     empty = calibrate(Scored(np.zeros(0), np.zeros(0, bool), np.zeros(0, int)))
     assert (empty.error, empty.error_after, empty.temperature) == (-1, -1, 1)
+
+
+def test_scores_that_are_no_shares_have_none() -> None:
+    found = calibrate(Scored(np.linspace(0, 95, 40), np.arange(40) % 2 == 0, np.arange(40)))
+    assert (found.error, found.temperature, found.count.sum()) == (-1, 1, 0)

@@ -61,6 +61,15 @@ def test_nothing_found_or_nothing_to_find(tmp_path: Path, objects: list[Any]) ->
         assert not any("nan" in word for word in text)
 
 
+def test_scores_may_be_any_numbers(tmp_path: Path) -> None:
+    found = results([(1, 1, 87.5, A), (1, 1, -3.0, B)])
+    page = write_evaluation(tmp_path / "report", analysis_of(data_set([(1, 1, A)]), found), title="percent")
+    assert "Calibration" not in page.read_text()
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["thresholds"]["per_class"]["cat"] == {
+        "threshold": 87.5, "precision": 1.0, "recall": 1.0, "detections": 1, "objects": 1, "f1": 1.0,
+    }  # fmt: skip
+
+
 def test_it_says_what_the_numbers_say(tmp_path: Path) -> None:
     analysis = errors()
     page = Page(write_evaluation(tmp_path / "report", analysis, title="a run", lead="as it is").read_text())

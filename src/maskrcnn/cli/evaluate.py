@@ -98,10 +98,12 @@ def main(args: argparse.Namespace) -> int:
 
     from maskrcnn.data.export import to_coco
     from maskrcnn.data.find import is_other_format
+    from maskrcnn.evaluation.analysis import analysed_kind
     from maskrcnn.evaluation.scores import check_limits, evaluate_results, scored_kinds
     from maskrcnn.evaluation.truth import load_truth
 
     check_limits(args.kinds, args.max_detections)
+    analysed = args.report is not None or args.calibrate
     other = _other(args)
     model = None
     if is_other_format(args.data, args.format):  # its classes are numbered as the model's are
@@ -114,6 +116,8 @@ def main(args: argparse.Namespace) -> int:
     if args.model:
         model = model or load_model(args)
         args.kinds = _kinds(args.kinds, scored_kinds(model.config), truth)
+        if analysed:
+            analysed_kind(args.kinds)
         results = _run_model(model, data or _read_json(args), args)
     if args.save_results:
         write_atomic(args.save_results, json.dumps(results) + "\n")
@@ -130,7 +134,7 @@ def main(args: argparse.Namespace) -> int:
         from maskrcnn.report.pr_curves import pr_curves_svg
 
         write_atomic(args.curves, pr_curves_svg(scores))
-    if args.report or args.calibrate:
+    if analysed:
         _analyse(args, truth, results, scores, data, other)
     return 0
 

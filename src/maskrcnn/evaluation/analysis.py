@@ -173,7 +173,7 @@ class _Ranked:
         return {name: float(ap[0]) for name, ap in self._named(mean_ap).items()}
 
     def drawn(self, draws: np.ndarray) -> dict[str, np.ndarray]:
-        """The same numbers (S,) of draws (S, P) of the pictures."""
+        """Draws (S,) of these numbers, from how often (S, P) each picture is drawn."""
         return self._named(lambda rankings: mean_aps(self.pairs, rankings, draws))
 
     def _named(self, compute: Callable[[list[Ranking]], np.ndarray]) -> dict[str, np.ndarray]:
@@ -194,7 +194,9 @@ def analysed_kind(kinds: Sequence[str]) -> str:
     for kind in ("segm", "bbox"):
         if kind in kinds:
             return kind
-    raise UserError("--report: expected masks or boxes among what is scored, got key points alone.")
+    raise UserError(
+        "evaluate: --report and --calibrate are of masks or boxes: expected one of these, got key points alone."
+    )
 
 
 def _boundary_numbers(boundary: np.ndarray, names: Sequence[str]) -> dict[str, Any]:

@@ -62,7 +62,11 @@ def gather(rankings: Sequence[Ranking]) -> Scored:
 
 
 def calibrate(found: Scored) -> Calibration:
-    """Measure the calibration of detections, and find the temperature that would mend it."""
+    """Measure the calibration of detections, and find the temperature that would mend it. Scores beyond 0 to 1, which
+    results made elsewhere may have, are no shares of anything and have none.
+    """
+    if ((found.scores < 0) | (found.scores > 1)).any():
+        found = Scored(np.zeros(0), np.zeros(0, bool), np.zeros(0, int))
     score, share, count = reliability(found.scores, found.right)
     half = found.picture % 2 == 0
     after = found.scores.copy()

@@ -270,8 +270,8 @@ def _counting(a: Analysis) -> str:
     c = a.counting
     error = c.found - c.there
     said = (
-        f'<p class="note">Off by {c.mean_error:.2f} objects an image, in the mean {abs(c.bias):.2f} too '
-        f"{'many' if c.bias > 0 else 'few'}; right in {c.exact:.0%} of the images.</p>"
+        f'<p class="note">Off by {c.mean_error:.2f} objects an image, by {c.bias:+.2f} with the signs kept; right in '
+        f"{c.exact:.0%} of the images.</p>"
     )
     rows = [(name, int(((error >= low) & (error <= high)).sum())) for name, low, high in _ERROR_BINS]
     return said + bar_table(rows)
