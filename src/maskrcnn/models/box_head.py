@@ -165,14 +165,11 @@ class BoxHead(nn.Module):
         """
         c, K = self.config, self.num_classes
         threshold = c.score_threshold if threshold is None else threshold
-        score = scores[..., :K].flatten(1)
-        if c.temperature != 1:
-            score = tempered(score, c.temperature)
+        score = tempered(scores[..., :K].flatten(1), c.temperature)
         counts = (score > threshold).sum(1)
         limit = min(MAX_CANDIDATES, score.shape[1]) if fixed_size else max(1, int(counts.max()))
         score = torch.where(score > threshold, score, NOTHING)
-        _, candidate = best(score, limit)
-        candidate = candidate.sort(dim=1).values  # equal scores: as proposals and classes come
+        candidate = best(score, limit)[1].sort(dim=1).values  # equal scores: as proposals and classes come
         score, proposal, label = take(score, candidate), candidate // K, candidate % K
         delta = take(deltas.flatten(1, 2), proposal if c.class_agnostic else candidate)
         box = decode_boxes(delta, take(boxes, proposal), self.box_weights, self.rules.limit_shrinking)

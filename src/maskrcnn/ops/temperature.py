@@ -12,5 +12,7 @@ Scores = TypeVar("Scores", Tensor, np.ndarray)
 
 def tempered(scores: Scores, temperature: float) -> Scores:
     """Divide the log-odds of scores (...), from 0 to 1, by a temperature: above 1 they become less sure."""
+    if temperature == 1:
+        return scores
     up, down = scores ** (1 / temperature), (1 - scores) ** (1 / temperature)
     return up / (up + down)
