@@ -94,12 +94,13 @@ def draw(
     mask_of: MaskOf | None,
     points: np.ndarray | None = None,
     skeleton: Sequence[tuple[int, int]] = (),
+    colours: np.ndarray | None = None,
 ) -> np.ndarray:
     """Draw N objects on `image` (H, W, 3) uint8, in whose pixels they are: masks, boxes, key points and a text each.
 
     boxes (N, 4); labels choose the colours; mask_of(i): mask i as (h, w) bool and the (x, y) of its corner; points
-    (N, P, 2), NaN where not to be drawn, and the pairs of them to join. The result has the picture's own size, or two
-    to four times that where the longest side is below 400 pixels.
+    (N, P, 2), NaN where not to be drawn, and the pairs of them to join; colours (N, 3) uint8, if not those of the
+    labels. The result has the picture's own size, or two to four times that where the longest side is below 400 pixels.
     """
     from PIL import Image, ImageDraw
 
@@ -107,7 +108,8 @@ def draw(
     if zoom > 1:
         h, w = image.shape[:2]
         image = np.asarray(Image.fromarray(image).resize((w * zoom, h * zoom), Image.Resampling.BICUBIC))
-    boxes, colours, crowded = boxes * zoom, _colours(labels), len(labels) >= _CROWD
+    boxes, crowded = boxes * zoom, len(labels) >= _CROWD
+    colours = _colours(labels) if colours is None else colours
     line = max(1, round(max(image.shape[:2]) / 900))
     order = np.argsort(-(boxes[:, 2:] - boxes[:, :2]).prod(1), kind="stable").tolist()  # large ones first
     if mask_of is not None and order:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from maskrcnn.cli.main import main
@@ -100,6 +101,7 @@ class TestModel:
         from maskrcnn.models.build import build_model
         from maskrcnn.weights.write import write_weights
 
+        torch.manual_seed(0)
         config = presets.get(name, tiny=True).model
         config.num_classes, config.class_names, config.category_ids = 1, ("[bold]cat",), (5,)
         config.input.min_size = config.input.max_size = 64
@@ -205,3 +207,173 @@ class TestMistakes:
         assert evaluate(folder, "--results", folder / "results.json", "--json", folder / "out.json") == 2
         assert "results.json: entry 0: expected 'score', got none" in one_line(capsys)
         assert sorted(os.listdir(folder)) == before
+
+
+class TestReport:
+    def test_of_results_has_the_page_its_numbers_and_pictures(self, folder: Path, capsys: Captured) -> None:
+        results, out = folder / "results.json", folder / "report"
+        found = json.loads(results.read_text())
+        results.write_text(json.dumps(found[:1]))  # b's object is missed
+        assert evaluate(folder, "--results", results, "--report", out, "--images", folder / "images") == 0
+        assert f"report: {out / 'index.html'}" in capsys.readouterr().out.replace("\n", "")
+        report = json.loads((out / "report.json").read_text())
+        assert report["kind"] == "segm"
+        assert report["scores"]["segm"]["AP"] == pytest.approx(report["intervals"]["AP"]["value"])
+        assert report["causes"]["counts"]["missed"] == 1
+        assert report["causes"]["worst"]["missed"] == [{"image_id": 2, "errors": 1}]
+        assert report["confusion"]["counts"] == [[1, 1], [0, 0]]
+        assert report["against"] is None
+        page = (out / "index.html").read_text()
+        assert "b.png: 1 object missed" in page
+        assert "[bold]cat" in page
+        # Again: an earlier report is replaced.
+        assert evaluate(folder, "--results", results, "--report", out, "--kinds", "bbox") == 0
+        assert json.loads((out / "report.json").read_text())["kind"] == "bbox"
+
+    def test_without_the_images_has_no_pictures(self, folder: Path, capsys: Captured) -> None:
+        for path in (folder / "images").iterdir():
+            path.unlink()
+        assert evaluate(folder, "--results", folder / "results.json", "--report", folder / "out") == 0
+        assert capsys.readouterr().err.startswith("warning: no pictures in the report:")
+        assert "<img" not in (folder / "out" / "index.html").read_text()
+
+    def test_against_other_results(self, folder: Path) -> None:
+        found = json.loads((folder / "results.json").read_text())
+        (folder / "other.json").write_text(json.dumps(found[:1]))
+        options = ("--report", folder / "out", "--against", folder / "other.json")
+        assert evaluate(folder, "--results", folder / "results.json", *options) == 0
+        difference = json.loads((folder / "out" / "report.json").read_text())["against"]["AP"]
+        assert difference["value"] == pytest.approx(1 - 51 / 101)
+        assert difference["low"] >= 0
+        assert "Against other results" in (folder / "out" / "index.html").read_text()
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (("--report", "."), "expected a new or empty folder, got one with other files"),
+            (("--against", "other.json"), "--against goes with --report"),
+            (
+                ("--report", "out", "--against", "none.json"),
+                "none.json: expected COCO results, got no such file",
+            ),
+            (
+                ("--report", "out", "--against", "data.json"),
+                "expected COCO results, a list of detections, got dict",
+            ),
+            (("--report", "out", "--against", "mask_rcnn"), "mask_rcnn"),
+            (("--calibrate",), "--calibrate goes with --model RUN alone"),
+        ],
+    )
+    def test_mistakes_are_told_before_the_work(
+        self,
+        folder: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: Captured,
+        options: tuple[str, ...],
+        message: str,
+    ) -> None:
+        monkeypatch.chdir(folder)
+        (folder / "results.json").write_text("broken")  # would be told if the work came first
+        before = sorted(os.listdir(folder))
+        assert evaluate(folder, "--results", folder / "results.json", *options) == 2
+        assert message in one_line(capsys)
+        assert sorted(os.listdir(folder)) == before
+
+    def test_key_points_alone_have_none(self, shared: Path, tmp_path: Path, capsys: Captured) -> None:
+        d = shared / "data/keypoints_eval"
+        options = [
+            "--results",
+            str(d / "example_coco_preds.json"),
+            "--kinds",
+            "keypoints",
+            "--report",
+            str(tmp_path / "out"),
+        ]
+        assert main(["evaluate", "--data", str(d / "example_coco_val.json"), *options]) == 2
+        assert (
+            "--report and --calibrate are of masks or boxes: expected one of these, got key points alone"
+            in capsys.readouterr().err
+        )
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        "part", ["nuclei/annotations/val.json", "coco/annotations/instances_val2017.json"]
+    )
+    def test_of_a_perfect_model_on_real_data(self, shared: Path, tmp_path: Path, part: str) -> None:
+        path = shared / "data" / part
+        data = json.loads(path.read_text())
+        sizes = {i["id"]: [i["height"], i["width"]] for i in data["images"]}
+        found = [
+            {
+                "image_id": a["image_id"],
+                "category_id": a["category_id"],
+                "score": 0.9,
+                "segmentation": mask_of(a, sizes),
+            }
+            for a in data["annotations"]
+            if not a.get("iscrowd")
+        ]
+        (tmp_path / "results.json").write_text(json.dumps(found))
+        options = ["--results", str(tmp_path / "results.json"), "--max-detections", "400"]
+        assert main(["evaluate", "--data", str(path), *options, "--report", str(tmp_path / "out")]) == 0
+        report = json.loads((tmp_path / "out" / "report.json").read_text())
+        assert report["boundary"]["AP"] == pytest.approx(report["scores"]["segm"]["AP"])
+        assert report["scores"]["segm"]["AP"] > 0.98
+        assert report["counting"]["mean_error"] == 0
+        assert sum(report["causes"]["costs"].values()) < 0.02
+
+
+def mask_of(annotation: dict[str, Any], sizes: dict[int, list[int]]) -> dict[str, Any]:
+    """An annotation's polygons or RLE, as the compressed RLE of results."""
+    from maskrcnn.masks.coco_api import merge_polygons
+
+    given, size = annotation["segmentation"], sizes[annotation["image_id"]]
+    if isinstance(given, dict):
+        return given
+    rle = merge_polygons(given, (size[0], size[1]))
+    return {
+        "size": size,
+        "counts": rle["counts"].decode() if isinstance(rle["counts"], bytes) else rle["counts"],
+    }
+
+
+class TestCalibration:
+    def test_the_run_keeps_a_temperature_that_the_model_uses(self, folder: Path, capsys: Captured) -> None:
+        from maskrcnn.ops.temperature import tempered
+        from maskrcnn.zoo import load
+
+        weights = TestModel.write_model(folder, "mask_rcnn_R_50_FPN_3x")
+        options = (
+            "--images",
+            folder / "images",
+            "--model",
+            weights,
+            "--device",
+            "cpu",
+            "--nms-threshold",
+            "0.95",
+        )
+        data = json.loads((folder / "data.json").read_text())
+        # Something is right: what the model finds first is the truth.
+        assert evaluate(folder, *options, "--save-results", folder / "found.json") == 0
+        first = {r["image_id"]: r for r in reversed(json.loads((folder / "found.json").read_text()))}
+        for annotation in data["annotations"]:
+            annotation |= {k: first[annotation["image_id"]][k] for k in ("bbox", "segmentation")}
+        (folder / "data.json").write_text(json.dumps(data))
+        capsys.readouterr()
+        assert evaluate(folder, *options, "--calibrate", "--kinds", "bbox") == 0
+        assert f"calibrated: {weights} keeps the temperature" in capsys.readouterr().out
+        kept = load(weights).config.box_head
+        assert kept.temperature != 1
+        assert kept.nms_threshold == 0.5  # the run's own, not the command line's
+        before = json.loads((folder / "found.json").read_text())
+        assert evaluate(folder, *options, "--save-results", folder / "found.json") == 0
+        after = json.loads((folder / "found.json").read_text())
+        assert [r["bbox"] for r in after] == [r["bbox"] for r in before]
+        scores, raw = (np.array([r["score"] for r in found]) for found in (after, before))
+        assert scores == pytest.approx(tempered(raw, kept.temperature), abs=1e-5)
+
+    def test_a_published_model_by_name_cannot_keep_it(self, folder: Path, capsys: Captured) -> None:
+        options = ("--images", folder / "images", "--model", "mask_rcnn_R_50_FPN_3x", "--calibrate")
+        assert evaluate(folder, *options) == 2
+        assert "expected a run's folder or a safetensors file of ours" in one_line(capsys)

@@ -3,10 +3,15 @@
   maskrcnn evaluate --data JSON --images DIR --model NAME --weights FILE --json OUT
   maskrcnn evaluate --data FOLDER --model RUN
   maskrcnn evaluate --data JSON --results RESULTS.json --json OUT
+  maskrcnn evaluate --data FOLDER --model RUN --report DIR [--against RUN] [--calibrate]
 
 AP is the mean over IoU .50 to .95; s, m, l are objects below 32^2, below 96^2 and of more pixels; ARn counts
 the best n detections of a class in an image. -1 stands where the data has nothing to find. Results may name
 images by id or by the stem of their file name. They are scored by the kinds that they hold.
+
+--report writes DIR/index.html for a person, and its numbers as DIR/report.json: AP by class and size with intervals,
+boundary AP, what errors cost by cause with the worst pictures drawn, confusions, thresholds to use, counting,
+calibration.
 """
 
 from __future__ import annotations
@@ -23,6 +28,7 @@ from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
     from maskrcnn.data.coco import CocoData
+    from maskrcnn.evaluation.calibration import Calibration
     from maskrcnn.evaluation.scores import EvaluationResult
     from maskrcnn.evaluation.truth import Truth
     from maskrcnn.models.mask_rcnn import MaskRCNN
@@ -51,6 +57,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--json", type=Path, metavar="OUT", help="write the numbers to this file")
     add("--per-class-json", type=Path, metavar="OUT", help="write AP, AP50, AP75 and objects of each class")
     add("--curves", type=Path, metavar="OUT", help="write precision over recall as a picture (.svg)")
+    add("--report", type=Path, metavar="DIR", help="write a page about what is found, and its numbers, there")
+    add(
+        "--against",
+        metavar="RUN",
+        help="compare with another model, or a file of results (.json), in the report",
+    )
+    add(
+        "--calibrate",
+        action="store_true",
+        help="keep in the run the temperature that makes its scores shares of right detections",
+    )
     add("--save-results", type=Path, metavar="OUT", help="write the model's detections as COCO results")
     add("--kinds", nargs="+", metavar="KIND", help="bbox, segm, keypoints (default: what the results hold)")
     add(
@@ -81,10 +98,13 @@ def main(args: argparse.Namespace) -> int:
 
     from maskrcnn.data.export import to_coco
     from maskrcnn.data.find import is_other_format
+    from maskrcnn.evaluation.analysis import analysed_kind
     from maskrcnn.evaluation.scores import check_limits, evaluate_results, scored_kinds
     from maskrcnn.evaluation.truth import load_truth
 
     check_limits(args.kinds, args.max_detections)
+    analysed = args.report is not None or args.calibrate
+    other = _other(args)
     model = None
     if is_other_format(args.data, args.format):  # its classes are numbered as the model's are
         model = load_model(args) if args.model else None
@@ -96,6 +116,8 @@ def main(args: argparse.Namespace) -> int:
     if args.model:
         model = model or load_model(args)
         args.kinds = _kinds(args.kinds, scored_kinds(model.config), truth)
+        if analysed:
+            analysed_kind(args.kinds)
         results = _run_model(model, data or _read_json(args), args)
     if args.save_results:
         write_atomic(args.save_results, json.dumps(results) + "\n")
@@ -112,6 +134,8 @@ def main(args: argparse.Namespace) -> int:
         from maskrcnn.report.pr_curves import pr_curves_svg
 
         write_atomic(args.curves, pr_curves_svg(scores))
+    if analysed:
+        _analyse(args, truth, results, scores, data, other)
     return 0
 
 
@@ -119,7 +143,12 @@ def _check_form(args: argparse.Namespace) -> None:
     if (args.results is None) == (args.model is None):
         got = "none" if args.model is None else "both"
         raise UserError(f"evaluate: expected either --results or --model, got {got}.")
-    images = [f"--{name}" for name in ("images", "save-results") if getattr(args, name.replace("-", "_"))]
+    if args.against and not args.report:
+        raise UserError("evaluate: --against goes with --report.")
+    if args.calibrate and (args.model is None or args.weights):
+        raise UserError("evaluate: --calibrate goes with --model RUN alone, which keeps the temperature.")
+    names = ("save-results",) if args.report else ("images", "save-results")  # the report draws pictures
+    images = [f"--{name}" for name in names if getattr(args, name.replace("-", "_"))]
     if args.results and (extra := images + given_options(args)):
         raise UserError(f"evaluate: {extra[0]} goes with --model, not with --results.")
 
@@ -195,6 +224,92 @@ def _run_model(model: MaskRCNN, data: CocoData, args: argparse.Namespace) -> lis
             tta=tta_of(args),
             progress=lambda done: progress.update(task, completed=done),
         )
+
+
+def _other(args: argparse.Namespace) -> list[Any] | MaskRCNN | None:
+    """Check the places of the outputs before the work, and read what to compare with: results, or a model to run."""
+    if args.calibrate:
+        from maskrcnn.weights.calibrated import file_to_calibrate
+
+        file_to_calibrate(args.model)
+    if args.report:
+        from maskrcnn.files import check_replaceable
+        from maskrcnn.report.evaluation import NUMBERS
+
+        check_replaceable(args.report, NUMBERS)
+    if not args.against:
+        return None
+    if Path(args.against).suffix == ".json":
+        return _read_results(args.against)
+    return load_model(argparse.Namespace(**{**vars(args), "model": args.against, "weights": None}))
+
+
+def _read_results(path: str | Path) -> list[Any]:
+    from maskrcnn.evaluation.truth import read_json
+
+    results = read_json(path, "COCO results")
+    if not isinstance(results, list):
+        raise UserError(f"{path}: expected COCO results, a list of detections, got {type(results).__name__}.")
+    return results
+
+
+def _analyse(
+    args: argparse.Namespace,
+    truth: Truth,
+    results: Any,
+    scores: EvaluationResult,
+    data: CocoData | None,
+    other: list[Any] | MaskRCNN | None,
+) -> None:
+    """Write the report, and keep the temperature."""
+    from maskrcnn.evaluation.analysis import analyse
+
+    results = results if isinstance(results, list) else _read_results(results)
+    if other is not None and not isinstance(other, list):
+        other = _run_model(other, data or _read_json(args), args)
+    analysis = analyse(truth, results, scores, args.max_detections, other, args.against or "")
+    if args.report:
+        from maskrcnn.report.evaluation import write_evaluation
+
+        page = write_evaluation(
+            args.report,
+            analysis,
+            title=f"{Path(args.model or args.results).name} on {args.data.name}",
+            lead=f"{args.model or args.results}, scored on {truth.name if data is None else data.json_path}.",
+            paths=_image_paths(args, truth, data),
+            against=args.against or "",
+        )
+        print(f"report: {page}")
+    if args.calibrate:
+        _calibrate(args, analysis.calibration)
+
+
+def _image_paths(args: argparse.Namespace, truth: Truth, data: CocoData | None) -> dict[int, Path]:
+    """Paths of the images by their numbers; none where results are scored without the images at hand."""
+    if data is None:
+        try:
+            data = _read_json(args)
+        except UserError as e:
+            if args.images or args.model:
+                raise
+            print(f"warning: no pictures in the report: {e}", file=sys.stderr)
+            return {}
+    numbers = (truth.image_number.get(i) for i in data.image_ids.tolist())
+    return {n: data.image_path(i) for i, n in enumerate(numbers) if n is not None}
+
+
+def _calibrate(args: argparse.Namespace, found: Calibration) -> None:
+    from maskrcnn.weights.calibrated import file_to_calibrate, keep_temperature
+
+    path = file_to_calibrate(args.model)
+    if found.temperature == 1:
+        print(f"{path}: too few detections, or all right or all wrong: not calibrated", file=sys.stderr)
+        return
+    kept = keep_temperature(path, found.temperature)
+    print(
+        f"calibrated: {path} keeps the temperature {kept:.3f}; expected calibration error "
+        f"{found.error:.3f} before, {found.error_after:.3f} after (each half of the pictures by the other)"
+    )
 
 
 def _print_tables(scores: EvaluationResult) -> None:

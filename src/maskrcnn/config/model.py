@@ -298,6 +298,7 @@ class BoxHeadConfig:
     box_loss_weight: NotNegative = 1.0
     score_threshold: Share = 0.05
     nms_threshold: Share = 0.5
+    temperature: Positive = 1.0  # divides the scores' log-odds: what `maskrcnn evaluate --calibrate` found
     class_agnostic_nms: bool = False  # boxes of different classes suppress each other too
     detections_per_image: Count = 100
     cascade: CascadeConfig | None = None

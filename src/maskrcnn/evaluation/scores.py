@@ -25,6 +25,7 @@ from maskrcnn.masks.coco_api import precision_recall
 MAX_KEYPOINT_DETECTIONS = 20
 RECALL_LEVELS = np.linspace(0, 1, 101)
 NUM_COCO_KEYPOINTS = 17
+SIZES = {"s": (0, 32**2), "m": (32**2, 96**2), "l": (96**2, 1e10)}  # areas in pixels, COCO's
 OTHER_SIGMA = 0.0635  # of each key point that is not COCO's: the mean of COCO's 17
 
 
@@ -34,13 +35,15 @@ class KindResult:
 
     numbers: COCO's, in COCO's order, -1 where the data has nothing to find;
     per_class: by class name AP, AP50, AP75 and `objects`, how many there are to find;
-    precision: (T, 101, K) at IoU .50, .55, ... .95, at each of RECALL_LEVELS, by class; -1 as above.
+    precision: (T, 101, K) at IoU .50, .55, ... .95, at each of RECALL_LEVELS, by class; -1 as above;
+    by_size: by class name and size ("s", "m", "l") AP and `objects`; an object of just 32^2 or 96^2 pixels is of both.
     """
 
     kind: str
     numbers: dict[str, float]
     per_class: dict[str, dict[str, float]]
     precision: np.ndarray
+    by_size: dict[str, dict[str, dict[str, float]]]
 
     def curve(self, iou: float = 0.5) -> np.ndarray:
         """Precision (101,) over RECALL_LEVELS at one IoU threshold, mean of the classes that have objects."""
@@ -197,7 +200,22 @@ def _score(
         }
         for k, name in enumerate(_distinct([c["name"] for c in content["categories"]]))
     }
-    return KindResult(kind, numbers, per_class, whole)
+    sizes = ("m", "l") if kind == "keypoints" else tuple(SIZES)
+    areas: dict[int, list[float]] = {}
+    for a in content["annotations"]:
+        if not a["iscrowd"]:
+            areas.setdefault(a["category_id"], []).append(a["area"])
+    by_size = {
+        name: {
+            size: {
+                "AP": _mean(precision[:, :, k, i, -1]),
+                "objects": sum(SIZES[size][0] <= area <= SIZES[size][1] for area in areas.get(k + 1, [])),
+            }
+            for i, size in enumerate(sizes, start=1)
+        }
+        for k, name in enumerate(per_class)
+    }
+    return KindResult(kind, numbers, per_class, whole, by_size)
 
 
 def _numbers(precision: np.ndarray, recall: np.ndarray, limits: list[int]) -> dict[str, float]:

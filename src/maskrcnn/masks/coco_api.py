@@ -46,6 +46,26 @@ def fill_polygons(polygons: Sequence[np.ndarray], size: tuple[int, int]) -> np.n
     return np.stack([rle_decode(r) for r in api.frPyObjects([p.tolist() for p in polygons], *size)])
 
 
+def merge_polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> dict[str, Any]:
+    """Rasterise the polygons of one mask in a picture of size (H, W): one RLE."""
+    api = _module(backend(), "mask")
+    assert api is not None
+    return api.merge(api.frPyObjects([list(p) for p in polygons], *size))
+
+
+def pairwise_iou(
+    found: Sequence[Any], objects: Sequence[Any], crowd: Sequence[bool] | np.ndarray
+) -> np.ndarray:
+    """IoU (D, G) of detections and objects, RLEs or boxes x, y, w, h; of a crowd the share of the detection in it."""
+    if not len(found) or not len(objects):
+        return np.zeros((len(found), len(objects)))
+    api = _module(backend(), "mask")
+    assert api is not None
+    boxes = not isinstance(found[0], dict)
+    ours, theirs = ((np.asarray(s, float) if boxes else s) for s in (found, objects))
+    return np.asarray(api.iou(ours, theirs, [int(c) for c in crowd]), float)
+
+
 def precision_recall(
     truth: dict[str, Any],
     results: list[dict[str, Any]],

@@ -23,6 +23,7 @@ from maskrcnn.ops.giou import paired_giou
 from maskrcnn.ops.matching import Matches, match_boxes, subsample
 from maskrcnn.ops.processes import mean_over_processes
 from maskrcnn.ops.suppression import suppress
+from maskrcnn.ops.temperature import tempered
 from maskrcnn.structures import GroundTruth
 
 # Most candidates of an image, pairs of RoI and class, that are decoded where sizes are fixed: the best ones. TensorRT's
@@ -164,12 +165,11 @@ class BoxHead(nn.Module):
         """
         c, K = self.config, self.num_classes
         threshold = c.score_threshold if threshold is None else threshold
-        score = scores[..., :K].flatten(1)
+        score = tempered(scores[..., :K].flatten(1), c.temperature)
         counts = (score > threshold).sum(1)
         limit = min(MAX_CANDIDATES, score.shape[1]) if fixed_size else max(1, int(counts.max()))
         score = torch.where(score > threshold, score, NOTHING)
-        _, candidate = best(score, limit)
-        candidate = candidate.sort(dim=1).values  # equal scores: as proposals and classes come
+        candidate = best(score, limit)[1].sort(dim=1).values  # equal scores: as proposals and classes come
         score, proposal, label = take(score, candidate), candidate // K, candidate % K
         delta = take(deltas.flatten(1, 2), proposal if c.class_agnostic else candidate)
         box = decode_boxes(delta, take(boxes, proposal), self.box_weights, self.rules.limit_shrinking)

@@ -10,11 +10,22 @@ import base64
 import html
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from maskrcnn.charts import Curve, in_page, line_chart
 from maskrcnn.files import write_atomic
+
+
+@dataclass(slots=True)
+class Panel:
+    """Two drawings of one image, (H, W, 3) uint8: with its ground truth, and with the predictions."""
+
+    truth: np.ndarray
+    prediction: np.ndarray
+    caption: str = ""
 
 
 def write_page(path: str | Path, title: str, lead: str, cards: str, sections: Iterable[str]) -> Path:
@@ -65,8 +76,8 @@ def bar_table(rows: Sequence[tuple[str, int]]) -> str:
     return f'<div class="scroll{" many" * (len(rows) > 24)}"><table>{lines}</table></div>' if rows else ""
 
 
-def figures(pictures: Iterable[tuple[np.ndarray, str]]) -> str:
-    """HTML gallery of (picture, caption)."""
+def figures(pictures: Iterable[tuple[np.ndarray, str]], *, wide: bool = False) -> str:
+    """HTML gallery of (picture, caption), three side by side, or two if wide."""
     parts = []
     for image, caption in pictures:
         words = html.escape(caption)
@@ -74,7 +85,38 @@ def figures(pictures: Iterable[tuple[np.ndarray, str]]) -> str:
             f'<img src="{data_uri(image)}" width="{image.shape[1]}" height="{image.shape[0]}" alt="{words}">'
         )
         parts.append(f"<figure>{img}<figcaption>{words}</figcaption></figure>")
-    return f'<div class="gallery single">{"".join(parts)}</div>' if parts else ""
+    return f'<div class="gallery single{" wide" * wide}">{"".join(parts)}</div>' if parts else ""
+
+
+def gallery(panels: Sequence[Panel]) -> str:
+    """HTML gallery of panels: ground truth at the left, prediction at the right."""
+    figures = []
+    for p in panels:
+        words = html.escape(p.caption)
+        pair = "".join(
+            f'<img src="{data_uri(image)}" width="{image.shape[1]}" height="{image.shape[0]}" alt="{what}: {words}">'
+            for image, what in ((p.truth, "ground truth"), (p.prediction, "prediction"))
+        )
+        figures.append(f'<figure><div class="pair">{pair}</div><figcaption>{words}</figcaption></figure>')
+    return f'<div class="gallery">{"".join(figures)}</div>' if figures else ""
+
+
+def chart(
+    title: str,
+    curves: Sequence[Curve],
+    x_title: str,
+    *,
+    y_max: float | None = None,
+    x_max: float | None = None,
+    marks: bool = False,
+) -> str:
+    """HTML figure of a line chart with its title above and its legend below."""
+    legend = "".join(
+        f'<span><i style="background:var(--c{i % 8})"></i>{html.escape(c.name)}</span>'
+        for i, c in enumerate(curves)
+    )
+    lines = in_page(line_chart(curves, x_title, y_max=y_max, x_max=x_max, marks=marks))
+    return f'<figure><figcaption>{html.escape(title)}</figcaption>{lines}<div class="legend">{legend}</div></figure>'
 
 
 def data_uri(image: np.ndarray, quality: int = 88) -> str:
@@ -119,6 +161,8 @@ figcaption{font-size:.88rem;color:var(--dim);padding:2px 4px 6px}
 .gallery figcaption{padding:6px 4px 0}
 .three{grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr))}
 .single{columns:3 300px}
+.wide{columns:2 420px}
+.scroll+.note,.scroll+details,details+.note{margin-top:10px}
 .single img{width:100%;height:auto;display:block;border-radius:6px}
 .many table{display:grid;grid-template-columns:repeat(auto-fill,minmax(260px,1fr));column-gap:18px}
 .many tbody{display:contents}

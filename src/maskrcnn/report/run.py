@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn.charts import Curve, in_page, line_chart
-from maskrcnn.report.page import bar, cards_of, data_uri, section, write_page
+from maskrcnn.charts import Curve
+from maskrcnn.report.page import Panel, bar, cards_of, chart, gallery, section, write_page
+from maskrcnn.report.scores_table import KIND_TITLES, score, scores_table
 from maskrcnn.training.runlog import read_log
 
-KIND_TITLES = {"bbox": "Box", "segm": "Mask", "keypoints": "Key points"}
 _LOSS_TITLES = {
     "loss_rpn_cls": "proposal score",
     "loss_rpn_loc": "proposal box",
@@ -35,15 +35,6 @@ _SETTINGS = (
     ("Precision", "train.precision", ""),
     ("Seed", "train.seed", ""),
 )
-
-
-@dataclass(slots=True)
-class Panel:
-    """Two drawings of one image, (H, W, 3) uint8: with its ground truth, and with the predictions."""
-
-    truth: np.ndarray
-    prediction: np.ndarray
-    caption: str = ""
 
 
 @dataclass(slots=True)
@@ -84,8 +75,8 @@ def write_report(
     """
     log = read_log(Path(log_path))
     sections = [
-        section("Scores", _scores_table(scores.numbers), "On images that were not trained on."),
-        section("Pictures", _gallery(panels), "Left: ground truth. Right: prediction."),
+        section("Scores", scores_table(scores.numbers), "On images that were not trained on."),
+        section("Pictures", gallery(panels), "Left: ground truth. Right: prediction."),
         section("Curves", _curves(log, scores.precision)),
         section("Classes", _class_table(scores)),
         section("Time", _time_bars(times or {})),
@@ -101,7 +92,7 @@ def _cards(numbers: Mapping[str, Mapping[str, float]], log: Sequence[Mapping[str
     cards = []
     for kind in ("segm", "bbox"):
         if "AP" in numbers.get(kind, {}):
-            cards.append((_score(numbers[kind]["AP"]), f"{KIND_TITLES[kind]} AP"))
+            cards.append((score(numbers[kind]["AP"]), f"{KIND_TITLES[kind]} AP"))
     train = [entry for entry in log if entry["kind"] == "train"]
     if train:
         speeds = [v for entry in train if (v := entry.get("images_per_second"))]
@@ -116,37 +107,14 @@ def _cards(numbers: Mapping[str, Mapping[str, float]], log: Sequence[Mapping[str
     return cards_of(cards)
 
 
-def _scores_table(numbers: Mapping[str, Mapping[str, float]]) -> str:
-    kinds = [k for k in KIND_TITLES if k in numbers]
-    names = list(dict.fromkeys(name for kind in kinds for name in numbers[kind]))
-    head = "<tr><th>Number</th>" + "".join(f"<th>{KIND_TITLES[k]}</th>" for k in kinds) + "<th></th></tr>"
-    rows = []
-    for name in names:
-        cells = "".join(f"<td>{_score(numbers[k].get(name))}</td>" for k in kinds)
-        rows.append(f'<tr><th>{html.escape(name)}</th>{cells}<td class="words">{_meaning(name)}</td></tr>')
-    return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>' if rows else ""
-
-
 def _class_table(scores: Scores) -> str:
     kinds = [k for k in KIND_TITLES if any(k in row for row in scores.per_class.values())]
     head = "<tr><th>Class</th>" + "".join(f"<th>{KIND_TITLES[k]} AP</th>" for k in kinds) + "</tr>"
     rows = []
     for name, row in scores.per_class.items():
-        cells = "".join(f"<td>{bar(row.get(k))}{_score(row.get(k))}</td>" for k in kinds)
+        cells = "".join(f"<td>{bar(row.get(k))}{score(row.get(k))}</td>" for k in kinds)
         rows.append(f"<tr><th>{html.escape(name)}</th>{cells}</tr>")
     return f'<div class="scroll"><table>{head}{"".join(rows)}</table></div>' if rows else ""
-
-
-def _gallery(panels: Sequence[Panel]) -> str:
-    figures = []
-    for p in panels:
-        words = html.escape(p.caption)
-        pair = "".join(
-            f'<img src="{data_uri(image)}" width="{image.shape[1]}" height="{image.shape[0]}" alt="{what}: {words}">'
-            for image, what in ((p.truth, "ground truth"), (p.prediction, "prediction"))
-        )
-        figures.append(f'<figure><div class="pair">{pair}</div><figcaption>{words}</figcaption></figure>')
-    return f'<div class="gallery">{"".join(figures)}</div>' if figures else ""
 
 
 def _curves(log: Sequence[Mapping[str, Any]], precision: Sequence[Curve]) -> str:
@@ -161,7 +129,7 @@ def _curves(log: Sequence[Mapping[str, Any]], precision: Sequence[Curve]) -> str
             Curve(_LOSS_TITLES.get(t) or t, steps, [_number(e["losses"].get(t)) for e in train])
             for t in terms
         ]
-        charts.append(_figure("Training loss", losses, "steps"))
+        charts.append(chart("Training loss", losses, "steps"))
     for key, unit, scale in (("iteration", "steps", 1.0), ("seconds", "minutes of training", 1 / 60)):
         ap = [
             Curve(
@@ -173,11 +141,9 @@ def _curves(log: Sequence[Mapping[str, Any]], precision: Sequence[Curve]) -> str
             if any(kind in e for e in evals)
         ]
         if ap:
-            charts.append(_figure(f"AP over {unit}", ap, unit, y_max=1.0, marks=True))
+            charts.append(chart(f"AP over {unit}", ap, unit, y_max=1.0, marks=True))
     if precision:
-        charts.append(
-            _figure("Mask precision over recall, IoU 0.5", precision, "recall", y_max=1.0, x_max=1.0)
-        )
+        charts.append(chart("Mask precision over recall, IoU 0.5", precision, "recall", y_max=1.0, x_max=1.0))
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
@@ -217,14 +183,6 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def _score(value: Any) -> str:
-    """Format a score with three decimals; a dash for COCO's -1 (nothing to score) and for numbers that are not
-    finite.
-    """
-    number = _number(value)
-    return f"{number:.3f}" if math.isfinite(number) and number >= 0 else "–"
-
-
 def duration(seconds: Any) -> str:
     number = _number(seconds)
     if not math.isfinite(number):
@@ -234,36 +192,3 @@ def duration(seconds: Any) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {rest} s" if minutes else (f"{rest} s" if number >= 1 else f"{number:.1f} s")
-
-
-def _meaning(name: str) -> str:
-    """Explain COCO's names in words: AP, AP50, APs, AR100, ARl ..."""
-    kind, rest = name[:2], name[2:]
-    words = {"AP": "mean average precision", "AR": "mean recall"}.get(kind, "")
-    sizes = {
-        "s": "small objects, below 32² pixels",
-        "m": "medium objects",
-        "l": "large objects, above 96² pixels",
-    }
-    if rest in sizes:
-        return f"{words}, {sizes[rest]}"
-    if rest.isdigit():
-        return f"{words} at IoU {int(rest) / 100:.2f}" if kind == "AP" else f"{words}, up to {rest} an image"
-    return f"{words} over IoU 0.50 to 0.95" if name == "AP" else words
-
-
-def _figure(
-    title: str,
-    curves: Sequence[Curve],
-    x_title: str,
-    *,
-    y_max: float | None = None,
-    x_max: float | None = None,
-    marks: bool = False,
-) -> str:
-    legend = "".join(
-        f'<span><i style="background:var(--c{i % 8})"></i>{html.escape(c.name)}</span>'
-        for i, c in enumerate(curves)
-    )
-    chart = in_page(line_chart(curves, x_title, y_max=y_max, x_max=x_max, marks=marks))
-    return f'<figure><figcaption>{html.escape(title)}</figcaption>{chart}<div class="legend">{legend}</div></figure>'

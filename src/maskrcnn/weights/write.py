@@ -17,12 +17,17 @@ from maskrcnn.files import atomic_path
 
 def write_weights(path: Path, state: dict[str, Tensor], config: ModelConfig, **metadata: Any) -> None:
     """A safetensors file that carries the model's config, so that `maskrcnn.load` can rebuild it."""
-    from safetensors.torch import save_file
-
     plain = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items()}
     text = {"format": "pt", "config": to_json(config), **{k: json.dumps(v) for k, v in metadata.items()}}
+    write_tensors(path, plain, text)
+
+
+def write_tensors(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file, whole or not at all; equal content is equal bytes."""
+    from safetensors.torch import save_file
+
     with atomic_path(path) as temporary, as_os_error():
-        save_file(plain, temporary, metadata=text)
+        save_file(state, temporary, metadata=metadata)
         _sort_metadata(temporary)
 
 
