@@ -11,7 +11,7 @@ from maskrcnn.errors import UserError
 from maskrcnn.predict import find_images, predict_tiled
 from maskrcnn.tiles.micro import ChunkWindows
 from maskrcnn.tiles.windows import open_windows
-from tests.predict.test_tiled import Nothing
+from tests.tiles.test_tiled import Nothing
 
 tifffile = pytest.importorskip("tifffile")
 zarr = pytest.importorskip("zarr")

@@ -17,7 +17,7 @@ from maskrcnn.structures import Instances
 from maskrcnn.tiles.raster import RasterWindows
 from maskrcnn.tiles.tiff import TiffWindows
 from maskrcnn.tiles.windows import open_windows
-from tests.predict.test_tiled import ExactMasks, Nothing
+from tests.tiles.test_tiled import ExactMasks, Nothing
 
 rasterio = pytest.importorskip("rasterio")
 CRS, TRANSFORM = "EPSG:32633", (0.5, 0, 500_000, 0, -0.5, 5_000_000)
