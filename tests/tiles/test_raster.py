@@ -219,4 +219,4 @@ print(picture.size, total, most - before)
     done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True, check=True)
     size, total, mebibytes = done.stdout.replace(", ", ",").split()
     assert (size, int(total)) == ("(40000,40000)", 10 * 512 * 512 * 3 * 9)
-    assert int(mebibytes) < 400  # of windows, and GDAL's cache of 256 MB; all of it is 4,578 MiB
+    assert int(mebibytes) < 400  # of windows, and GDAL's cache of 128 MB; all of it is 4,578 MiB

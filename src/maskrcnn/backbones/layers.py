@@ -51,10 +51,7 @@ class FrozenBatchNorm(nn.Module):
 
 
 class ChannelNorm(nn.Module):
-    """Layer normalisation over the channels of each place, (B, C, H, W) -> the same.
-
-    No `nn.LayerNorm`: detectron2's weights of this kind decay, those of its transformers' norms do not.
-    """
+    """Layer normalisation over the channels of each place of a map. (No `nn.LayerNorm`, whose weights do not decay.)"""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

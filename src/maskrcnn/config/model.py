@@ -310,12 +310,18 @@ class MaskHeadConfig:
     """Fully convolutional mask branch (He et al. 2017, section 3)."""
 
     pool_size: Cells = 14  # the mask has twice this many cells a side
+    num_deconvs: Annotated[int, Between(1, 3)] = 1  # each more doubles the mask's cells a side
     num_convs: int = 4
     conv_channels: int = 256
     norm: Norm = "none"
     class_agnostic: bool = False
     threshold: Share = 0.5  # probability from which a pixel belongs to the mask
     loss_weight: NotNegative = 1.0
+
+    @property
+    def mask_size(self) -> int:
+        """Cells of a mask a side."""
+        return self.pool_size * 2**self.num_deconvs
 
 
 @dataclass(kw_only=True, slots=True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -109,10 +110,13 @@ def masks(self: MaskHead, features: RoIFeatures, rois: RoIs, labels: Tensor) -> 
 
 
 def _predict_masks(head: MaskHead, x: Tensor, labels: Tensor) -> Tensor:
-    """Deconvolution, ReLU and the predictor's row of each RoI's class: (R, C, S, S) -> (R, 2 S, 2 S)."""
-    size, channels = x.shape[-1], head.deconv.out_channels
-    weight = head.deconv.weight.permute(2, 3, 1, 0).flatten(0, 2)[:, :, None, None]  # (2 * 2 * C, C_in, 1, 1)
-    x = F.relu_(F.conv2d(x, weight, head.deconv.get_parameter("bias").repeat(4)))
+    """Deconvolutions, ReLU and the predictor's row of each RoI's class: (R, C, S, S) -> (R, M, M)."""
+    *first, last = (head.deconv, *cast("Iterable[nn.ConvTranspose2d]", head.finer))
+    for deconv in first:
+        x = F.relu_(deconv(x))
+    size, channels = x.shape[-1], last.out_channels
+    weight = last.weight.permute(2, 3, 1, 0).flatten(0, 2)[:, :, None, None]  # (2 * 2 * C, C_in, 1, 1)
+    x = F.relu_(F.conv2d(x, weight, last.get_parameter("bias").repeat(4)))
     x = x.permute(0, 2, 3, 1).reshape(len(x), size * size * 4, channels)
     class_weight = head.predictor.weight[:, :, 0, 0][labels]  # (R, C)
     logits = torch.bmm(x, class_weight[:, :, None].to(x.dtype))[..., 0]

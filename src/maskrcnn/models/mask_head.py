@@ -1,7 +1,7 @@
 """Mask branch: He et al. 2017 (arXiv 1703.06870), section 3 and figure 4, right.
 
 Shape letters: B images, S places of an image, R RoIs over the batch, K classes,
-M mask cells a side, twice as many as pooled ones.
+M mask cells a side, twice as many as pooled ones for each transposed convolution, of which there usually is one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from maskrcnn.structures import GroundTruth
 
 
 class MaskHead(nn.Module):
-    """Mask head: RoIAlign, 3x3 convolutions, a 2x2 transposed convolution of stride 2, one mask a class."""
+    """Mask head: RoIAlign, 3x3 convolutions, 2x2 transposed convolutions of stride 2, one mask a class."""
 
     def __init__(
         self, channels: int, num_classes: int, config: MaskHeadConfig, rules: RulesConfig | None = None
@@ -29,13 +29,15 @@ class MaskHead(nn.Module):
         self.config, self.rules, self.num_classes = config, rules or RulesConfig(), num_classes
         self.convs = conv_tower(channels, config.conv_channels, config.num_convs, config.norm)
         channels = config.conv_channels if config.num_convs else channels
-        self.deconv = nn.ConvTranspose2d(channels, config.conv_channels, 2, stride=2)
-        self.predictor = nn.Conv2d(config.conv_channels, 1 if config.class_agnostic else num_classes, 1)
-        nn.init.kaiming_normal_(self.deconv.weight, mode="fan_out", nonlinearity="relu")
+        width, more = config.conv_channels, config.num_deconvs - 1
+        self.deconv = nn.ConvTranspose2d(channels, width, 2, stride=2)
+        self.finer = nn.ModuleList(nn.ConvTranspose2d(width, width, 2, stride=2) for _ in range(more))
+        self.predictor = nn.Conv2d(width, 1 if config.class_agnostic else num_classes, 1)
         nn.init.normal_(self.predictor.weight, std=0.001)
-        for module in (self.deconv, self.predictor):
-            assert module.bias is not None
-            nn.init.zeros_(module.bias)
+        for deconv in (self.deconv, *self.finer):
+            nn.init.kaiming_normal_(deconv.get_parameter("weight"), mode="fan_out", nonlinearity="relu")
+        for layer in (self.deconv, *self.finer, self.predictor):
+            nn.init.zeros_(layer.get_parameter("bias"))
 
     def forward(self, features: RoIFeatures, rois: RoIs, labels: Tensor) -> Tensor:
         """Predict mask_logits (R, M, M), float32, of each RoI's own class, labels (R,)."""
@@ -43,10 +45,10 @@ class MaskHead(nn.Module):
 
     def predict_pooled(self, x: Tensor, labels: Tensor) -> Tensor:
         """Predict mask_logits of RoIs pooled from the maps, (R, C, pool_size, pool_size)."""
-        x = F.relu_(self.deconv(self.convs(x)))
-        logits = own_class(
-            x, self.predictor, torch.zeros_like(labels) if self.config.class_agnostic else labels
-        )
+        x = self.convs(x)
+        for deconv in (self.deconv, *self.finer):
+            x = F.relu_(deconv(x))
+        logits = own_class(x, self.predictor, labels * (not self.config.class_agnostic))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def loss(
@@ -60,7 +62,7 @@ class MaskHead(nn.Module):
         labels = rois.at(foreground.labels)
         logits = self(features, rois, labels.clamp(min=0))
         wanted = rois.at(self.mask_targets(foreground, targets)).to(logits.dtype)
-        cells, valid = (2 * self.config.pool_size) ** 2, labels >= 0
+        cells, valid = self.config.mask_size**2, labels >= 0
         normalizer = mean_over_processes(valid.sum(), logits.device).clamp(min=1) * cells
         loss = F.binary_cross_entropy_with_logits(
             logits, wanted, valid[:, None, None].to(logits.dtype), reduction="sum"
@@ -70,7 +72,7 @@ class MaskHead(nn.Module):
     @torch.no_grad()
     def mask_targets(self, foreground: SampledRoIs, targets: list[GroundTruth]) -> Tensor:
         """Rasterise each RoI's object within the RoI: (B, S, M, M) bool, False where there is no object."""
-        size, fill = 2 * self.config.pool_size, self.rules.mask_targets == "bitmaps"
+        size, fill = self.config.mask_size, self.rules.mask_targets == "bitmaps"
         index = torch.where(foreground.valid, foreground.gt_index, -1)
         rasters = []
         for boxes, objects, target in zip(foreground.boxes, index, targets, strict=True):

@@ -12,7 +12,7 @@ from typing import Any
 from maskrcnn.errors import UserError, one_line
 
 _CACHE = "GDAL_CACHEMAX"  # by itself GDAL takes a twentieth of the machine's memory for decoded blocks
-_CACHED = 2**28  # bytes
+_CACHED = 2**27  # bytes
 _OPENING = threading.Lock()  # what warns is the whole process's
 
 

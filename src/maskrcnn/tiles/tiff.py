@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 _STRIP = 2**20  # bytes of a strip, where it is ours to choose
-_KEPT = 2**28  # bytes of decoded blocks: a strip as wide as the picture lies beneath many tiles
+_KEPT = 2**27  # bytes of decoded blocks: a strip as wide as the picture lies beneath many tiles
 
 _WIDTH, _LENGTH, _DESCRIPTION, _ORIENTATION, _PLANAR = 256, 257, 270, 274, 284
 _OFFSETS, _ROWS, _COUNTS = 273, 278, 279
