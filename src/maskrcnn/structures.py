@@ -19,7 +19,7 @@ from torch import Tensor
 
 from maskrcnn.errors import UserError, check_number, check_shape
 from maskrcnn.images.pictures import Picture
-from maskrcnn.interchange import coco_results
+from maskrcnn.interchange import Convertible
 from maskrcnn.masks import InstanceMasks, PredictedMasks
 from maskrcnn.ops.indexing import chosen
 from maskrcnn.visualize import (
@@ -105,7 +105,7 @@ class GroundTruth:
 
 
 @dataclass(slots=True, eq=False)
-class Instances:
+class Instances(Convertible):
     """Detections of one image, best first, in the picture's own pixels.
 
     boxes: (N, 4) float32; scores: (N,) float32; labels: (N,) int64;
@@ -166,26 +166,6 @@ class Instances:
         fields = {name: getattr(self, name) for name in ("boxes", "scores", "labels", "masks", "keypoints")}
         return dataclasses.replace(
             self, **{k: None if x is None else x.to(device) for k, x in fields.items()}
-        )
-
-    def to_coco(self, image_id: int | str = 0, category_ids: Sequence[int] = ()) -> list[dict[str, Any]]:
-        """Convert to COCO results, one entry a detection: bbox as x, y, w, h and segmentation as compressed RLE.
-
-        `category_ids` maps labels to a data set's ids, None for classes that it does not have; without it
-        category_id is the label.
-        Key points follow COCO's pixel-index convention: half a pixel less than here.
-
-        Raises:
-            UserError: an id that is no number or text, or fewer ids than classes.
-        """
-        return coco_results(
-            _array(self.boxes.double()),
-            self.scores.double().tolist(),
-            self.labels.tolist(),
-            None if self.masks is None else self.masks.to_rle(),
-            None if self.keypoints is None else _array(self.keypoints.double()),
-            image_id,
-            category_ids,
         )
 
     def draw(self, path: str | Path | None = None, *, score_threshold: float = 0.5) -> np.ndarray:

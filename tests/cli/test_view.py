@@ -8,11 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from maskrcnn import zoo
 from maskrcnn.cli.main import main
 from maskrcnn.data import find_data, read_data
 from maskrcnn.report.dataset import contact_sheet, example_pictures
+from maskrcnn.weights.write import write_weights
 from tests.data.label_files import picture, write_json, write_text
 
 SQUARE = {"name": "polygon", "all_points_x": [10, 30, 30, 10], "all_points_y": [5, 5, 15, 15]}
@@ -104,3 +107,27 @@ def test_large_pictures_are_made_smaller(tmp_path: Path) -> None:
     [(image, _)] = example_pictures(read_data(find_data(tmp_path).train), 1)
     assert image.shape == (450, 900, 3)
     assert Image.fromarray(image).size == (900, 450)
+
+
+def test_a_model_beside_the_ground_truth(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    model = zoo.build("mask_rcnn_R_50_FPN_1x", num_classes=2, tiny=True)
+    model.config.class_names = ("cat", "<dog>")
+    write_weights(tmp_path / "model.safetensors", model.state_dict(), model.config)
+    words = [
+        "view",
+        str(data),
+        "--model",
+        str(tmp_path / "model.safetensors"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    words += ["--min-size", "64", "--max-size", "64", "--device", "cpu", "--score-threshold", "0.999"]
+    assert main(words) == 0
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert "1.png: 1 missed, 0 wrong of 0" in page
+    assert "val: 2 images" in capsys.readouterr().out
+    assert main(["view", str(data), "--out", str(tmp_path / "out"), "--score-threshold", "0.3"]) == 2
+    assert "view: --score-threshold goes with --model" in capsys.readouterr().err

@@ -1,20 +1,28 @@
 """Look at a data set: a page and a contact sheet of its pictures with masks, boxes, class names and key points.
 
   maskrcnn view DATA --out DIR [--split train|val] [--limit N]
+  maskrcnn view DATA --model NAME|RUN|FILE --out DIR         a model beside the ground truth, the worst pictures first
 
 DATA is a folder or a label file of any format (docs/data.md). Written are DIR/index.html, with histograms of
 classes, objects and sizes, and DIR/contact_sheet.jpg (of both parts: contact_sheet_train.jpg and so on). Objects
 are drawn as training would take them, after the repairs that `maskrcnn doctor` lists. --coco writes the data set
 as COCO JSON, whatever its format is.
+
+With --model, pages of pictures follow each other from DIR/index.html on: at the left the objects, those missed in red,
+at the right what the model finds, from --score-threshold (0.5), wrong ones in orange with their cause. The part is the
+validation part where there is one.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskrcnn.cli.model_options import add_model_options, given_options
 from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
@@ -36,25 +44,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", metavar="FORMAT", default="", help="found out without it")
     add("--split", choices=PARTS, help="this part alone")
     add(
-        "--limit", type=int, metavar="N", default=24, help="pictures of each part, evenly spread; 0: all (24)"
+        "--limit",
+        type=int,
+        metavar="N",
+        help="pictures of each part, evenly spread, or the N worst ones; 0: all (24, with --model all)",
     )
     add("--coco", type=Path, metavar="FILE", help="write the part (train, or that of --split) as COCO JSON")
+    add_model_options(parser, model_required=False)
 
 
 def main(args: argparse.Namespace) -> int:
     from maskrcnn.files import check_writable, check_writable_folder
 
-    if args.limit < 0:
+    if args.limit is not None and args.limit < 0:
         raise UserError(f"--limit: expected 0 or more, got {args.limit}.")
+    if not args.model and (given := given_options(args)):
+        raise UserError(f"view: {given[0]} goes with --model.")
     check_writable_folder(args.out)
     if args.coco:
         check_writable(args.coco)
+    if args.model:
+        return _compare(args)
     parts = read_parts(args)
+    limit = 24 if args.limit is None else args.limit
 
     from maskrcnn.report.dataset import contact_sheet, example_pictures, write_dataset_page
     from maskrcnn.visualize import save_picture
 
-    pictures = {part: example_pictures(data, args.limit or data.num_images) for part, data in parts.items()}
+    pictures = {part: example_pictures(data, limit or data.num_images) for part, data in parts.items()}
     for part, shown in pictures.items():
         suffix = f"_{part}" if len(parts) > 1 else ""
         save_picture(contact_sheet(shown), args.out / f"contact_sheet{suffix}.jpg")
@@ -91,6 +108,65 @@ def read_parts(args: argparse.Namespace) -> dict[str, CocoData]:
     if not parts:
         raise UserError(f"--split {args.split}: {args.data} has no such part.")
     return parts
+
+
+def _compare(args: argparse.Namespace) -> int:
+    """Write the pages of a model beside the ground truth."""
+    from maskrcnn.cli.model_options import load_model, tta_of
+    from maskrcnn.data import to_coco
+    from maskrcnn.evaluation.analysis import analysed_kind
+    from maskrcnn.evaluation.inference import run_inference
+    from maskrcnn.evaluation.pairs import pair
+    from maskrcnn.evaluation.scores import scored_kinds
+    from maskrcnn.evaluation.truth import load_truth
+    from maskrcnn.report.compare import write_comparison
+
+    model = load_model(args)
+    parts = read_parts(args)
+    part = args.split or ("val" if "val" in parts else "train")
+    data = parts[part]
+    if args.coco:
+        _write_coco(args.coco, data)
+    kind = analysed_kind(scored_kinds(model.config))
+    if kind == "bbox":
+        data = data.without_masks()
+    threads = min(4, args.num_threads or 2)
+    with _bar("pictures") as progress:
+        results = run_inference(
+            model,
+            data,
+            num_threads=threads,
+            tta=tta_of(args),
+            progress=lambda done: progress(done, data.num_images),
+        )
+    truth = load_truth(to_coco(data))
+    numbers = [truth.image_number[i] for i in data.image_ids.tolist()]
+    with _bar("pages") as progress:
+        page = write_comparison(
+            args.out,
+            f"{Path(args.model).name} on {Path(args.data).resolve().name}",
+            pair(truth, results, kind),
+            {n: data.image_path(i) for i, n in enumerate(numbers)},
+            0.5 if args.score_threshold is None else args.score_threshold,
+            args.limit or 0,
+            progress,
+        )
+    print(f"{part}: {data.num_images:,} images, {len(results):,} detections")
+    print(f"page: {page}")
+    return 0
+
+
+@contextlib.contextmanager
+def _bar(noun: str) -> Iterator[Callable[[int, int], object]]:
+    """Bar on standard error that counts."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn(noun), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task(noun, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _write_coco(path: Path, data: CocoData) -> None:

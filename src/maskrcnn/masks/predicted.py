@@ -8,6 +8,7 @@ from typing import Any, overload
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from maskrcnn.masks import paste
@@ -26,6 +27,20 @@ class PredictedMasks:
     boxes: Tensor
     image_size: tuple[int, int]
     threshold: float = 0.5
+
+    @classmethod
+    def from_bitmaps(cls, bitmaps: np.ndarray, cells: int = 56) -> PredictedMasks:
+        """Make masks of bitmaps (N, H, W) bool: the share of each of `cells` squared cells of a mask's own box."""
+        height, width = bitmaps.shape[1:]
+        probs, boxes = torch.zeros(len(bitmaps), cells, cells), torch.zeros(len(bitmaps), 4)
+        for i, bitmap in enumerate(bitmaps):
+            rows, columns = np.flatnonzero(bitmap.any(1)), np.flatnonzero(bitmap.any(0))
+            if len(rows):
+                x0, y0, x1, y1 = columns[0], rows[0], columns[-1] + 1, rows[-1] + 1
+                crop = torch.from_numpy(bitmap[y0:y1, x0:x1].astype(np.float32))[None, None]
+                probs[i] = F.interpolate(crop, (cells, cells), mode="area")[0, 0]
+                boxes[i] = torch.tensor([x0, y0, x1, y1], dtype=torch.float32)
+        return cls(probs, boxes, (height, width))
 
     def __len__(self) -> int:
         return len(self.probs)

@@ -34,7 +34,7 @@ def draw_causes(
         for k, its in found:
             p = analysis.pairs.pictures[k]
             if k not in images:
-                images[k] = _image(p, paths)
+                images[k] = picture_image(p, paths)
             if (image := images[k]) is not None:
                 picture = _errors(
                     p, image, CAUSES.index(cause), analysis.causes.pictures[k].target, its, names
@@ -47,7 +47,7 @@ def _noun(cause: str, count: int) -> str:
     return f"object{'s' * (count != 1)} missed" if cause == "missed" else f"error{'s' * (count != 1)}"
 
 
-def _image(p: Picture, paths: Mapping[int, Path]) -> np.ndarray | None:
+def picture_image(p: Picture, paths: Mapping[int, Path]) -> np.ndarray | None:
     """Read the picture; None where it cannot be, or is not of the size that the data set says."""
     try:
         image = read_image(paths[p.number]) if p.number in paths else None
@@ -67,10 +67,10 @@ def _errors(
     texts = [names[p.gt_labels[i]] for i in wanted]
     texts += [f"{names[p.labels[d]]} {p.scores[d]:.2f}".strip() for d in wrong]
     colours = [_ERROR if cause == MISSED else _OBJECT] * len(wanted) + [_ERROR] * len(wrong)
-    return _drawn(image, shapes, texts, colours)
+    return draw_shapes(image, shapes, texts, colours)
 
 
-def _drawn(
+def draw_shapes(
     image: np.ndarray, shapes: Sequence[Any], texts: Sequence[str], colours: Sequence[tuple[int, int, int]]
 ) -> np.ndarray:
     """Draw masks or boxes x, y, w, h on a picture, at most SIDE long."""
