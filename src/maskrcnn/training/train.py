@@ -17,6 +17,7 @@ import torch
 from maskrcnn import processor
 from maskrcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, from_file
 from maskrcnn.data.ahead import on_device_ahead
+from maskrcnn.data.anchors import fitted_sizes
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.export import to_coco
 from maskrcnn.data.find import find_data, read_data
@@ -88,6 +89,7 @@ def _train(config: Config, out: Path, process: Process, resume: bool, choose: Ch
     settle_precision(config, out, process, display.say)
     train_data, val_data = open_data(config.data, display.say, config.model)
     adopt_classes(config, train_data, display.say)
+    adopt_anchors(config, train_data, display.say)
     train_data = adopt_keypoints(config, train_data, display.say)
     weights = read_weights(config.train.weights) if start is None and config.train.weights else None
     if choose is not None:
@@ -191,6 +193,15 @@ def adopt_classes(config: Config, data: CocoData, say: Callable[[str], object]) 
     say(f"{len(names)} class{'es' * (len(names) > 1)} from the data set: {shown}")
     config.model.num_classes = len(names)
     config.model.class_names, config.model.category_ids = names, data.category_ids
+
+
+def adopt_anchors(config: Config, data: CocoData, say: Callable[[str], object]) -> None:
+    """Put anchor sizes that fit the data set into the model's config, where it asks for them by `auto`."""
+    if config.model.rpn.anchor_sizes == "auto":
+        sizes = config.model.rpn.anchor_sizes = fitted_sizes(config.model, data)
+        say(
+            f"anchors from the data set, in pixels of the network: {' '.join(f'{s:g}' for of in sizes for s in of)}"
+        )
 
 
 def adopt_keypoints(config: Config, data: CocoData, say: Callable[[str], object]) -> CocoData:
