@@ -21,6 +21,7 @@ from maskrcnn.backbones.swin import WindowAttention
 from maskrcnn.backbones.vit import Attention
 from maskrcnn.backbones.vitdet import RelativeAttention
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.point_rend import PointRend
 
 PROPOSALS, DETECTIONS = 1000, 100
 
@@ -56,7 +57,9 @@ def count_macs(model: MaskRCNN, size: tuple[int, int] = (800, 1280)) -> dict[str
         macs["res5"] = (PROPOSALS + again) * sum(in_res5)
     for name in ("mask_head", "keypoint_head"):
         head, config = getattr(model, name), getattr(model.config, name)
-        if head is not None:
+        if isinstance(head, PointRend):
+            macs[name] = DETECTIONS * _in_point_rend(head)
+        elif head is not None:
             stages = getattr(head, "stages", [head])  # of a cascade's mask heads each
             macs[name] = DETECTIONS * sum(_in_tower(stage, config.pool_size) for stage in stages)
     return macs
@@ -81,6 +84,15 @@ def _in_tower(head: nn.Module, pool_size: int) -> int:
         if isinstance(m, nn.ConvTranspose2d):
             cells *= 4
     return total
+
+
+def _in_point_rend(head: PointRend) -> int:
+    """Multiply-adds for one RoI: the coarse head once, the point head at every point that is computed."""
+    coarse, c = head.coarse_head, head.points
+    sides = [c.start_size * 2**k for k in range(1, c.num_subdivisions + 1)]
+    points = c.start_size**2 + sum(min(c.num_points, side**2) for side in sides)
+    in_conv = coarse.conv.weight.numel() * coarse.size**2
+    return in_conv + _in_convs_and_fcs(coarse, coarse.size) + _weights(head.point_head) * points
 
 
 def _weights(module: nn.Module) -> int:

@@ -317,6 +317,7 @@ class BoxHeadConfig:
         "smooth_l1"  # of deltas; giou: of decoded boxes (Rezatofighi et al. 2019)
     )
     box_loss_weight: NotNegative = 1.0
+    train_on_pred_boxes: bool = False  # masks and key points learn on predicted boxes, not on the RoIs
     score_threshold: Share = 0.05
     nms_threshold: Share = 0.5
     temperature: Positive = 1.0  # divides the scores' log-odds: what `maskrcnn evaluate --calibrate` found
@@ -327,9 +328,27 @@ class BoxHeadConfig:
 
 
 @dataclass(kw_only=True, slots=True)
-class MaskHeadConfig:
-    """Fully convolutional mask branch (He et al. 2017, section 3)."""
+class PointRendConfig:
+    """Masks rendered point by point (Kirillov et al. 2020, arXiv 1912.08193)."""
 
+    num_fcs: Count = 2  # of the coarse head
+    fc_channels: Count = 1024
+    num_point_fcs: Count = 3  # of the point head
+    start_size: Cells = 28  # points a side that a mask begins with
+    num_subdivisions: Annotated[int, Between(0, 6)] = 3  # each doubles the mask's cells a side
+    num_points: Count = 784  # computed in a subdivision
+    num_samples: Count = 196  # points of a RoI in the loss
+    oversampling: Annotated[float, Between(1, 100)] = 3.0  # so many times as many are tried for the least certain
+    uncertain_share: Share = 0.75  # of the points in the loss; the others are random
+
+
+@dataclass(kw_only=True, slots=True)
+class MaskHeadConfig:
+    """Fully convolutional mask branch (He et al. 2017, section 3), or PointRend's."""
+
+    # PointRend, `{}` with its defaults. It reads a RoI at pool_size x pool_size points, has conv_channels in its layers,
+    # and neither num_convs, num_deconvs nor norm.
+    point_rend: PointRendConfig | None = None
     pool_size: Cells = 14  # the mask has twice this many cells a side
     num_deconvs: Annotated[int, Between(1, 3)] = 1  # each more doubles the mask's cells a side
     num_convs: int = 4
@@ -342,6 +361,8 @@ class MaskHeadConfig:
     @property
     def mask_size(self) -> int:
         """Cells of a mask a side."""
+        if self.point_rend is not None:
+            return self.point_rend.start_size * 2**self.point_rend.num_subdivisions
         return self.pool_size * 2**self.num_deconvs
 
 

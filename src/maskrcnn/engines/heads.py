@@ -16,6 +16,7 @@ from maskrcnn.engines import winograd
 from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.mask_head import MaskHead
 from maskrcnn.models.places import RoIs
+from maskrcnn.models.point_rend import PointRend
 from maskrcnn.models.pooling import RoIFeatures, assign_levels
 from maskrcnn.models.rpn import RPNHead
 from maskrcnn.ops.roi_align import roi_align
@@ -107,6 +108,17 @@ def masks(self: MaskHead, features: RoIFeatures, rois: RoIs, labels: Tensor) -> 
             done += len(x)
     out = torch.cat(logits)
     return out.to(torch.promote_types(out.dtype, torch.float32))
+
+
+def rendered_masks(self: PointRend, features: RoIFeatures, rois: RoIs, labels: Tensor) -> Tensor:
+    """`PointRend.forward`, some RoIs of one image at a time: all points of 100 would take 0.5 GB."""
+    image, boxes, out = rois.rows // rois.boxes.shape[1], rois.at(rois.boxes), []
+    for i in range(len(rois.boxes)):
+        of_image = RoIFeatures([features.maps[0][i : i + 1]], features.strides[:1])
+        for some in (image == i).nonzero()[:, 0].split(MASK_CHUNK):
+            part = RoIs(boxes[some][None], torch.arange(len(some)))
+            out.append(PointRend.forward(self, of_image, part, labels[some]))
+    return torch.cat(out) if out else PointRend.forward(self, features, rois, labels)
 
 
 def _predict_masks(head: MaskHead, x: Tensor, labels: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from maskrcnn.models.cascade import CascadeHead
 from maskrcnn.models.keypoint_head import KeypointHead
 from maskrcnn.models.mask_head import MaskHead
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.mask_stages import MaskHeads
 from maskrcnn.models.rpn import RPNHead
 
 Run = Callable[..., tuple[Tensor, ...]]
@@ -81,7 +82,7 @@ def seams_of(model: MaskRCNN) -> Iterator[Seam]:
         size = head.config.pool_size
         pooled = torch.rand(3, size, size, channels)
         yield _of_rois(f"box_head_{i}", _Boxes(head), (pooled,), _put_boxes(head))
-    if model.mask_head is not None:
+    if isinstance(model.mask_head, MaskHead | MaskHeads):  # PointRend reads the maps, not pooled RoIs
         size = model.mask_head.config.pool_size
         pooled, labels = torch.rand(3, size, size, channels), torch.zeros(3, dtype=torch.int64)
         yield _of_rois("mask_head", _Masks(model.mask_head), (pooled, labels), _put_masks(model.mask_head))

@@ -20,7 +20,7 @@ from maskrcnn.masks import coco_api
 from maskrcnn.masks.bitmap_roi import rasterize_bitmaps
 from maskrcnn.masks.polygon_box import clipped_extents
 from maskrcnn.masks.store import MaskStore, fill_one, offsets, ranges, read_bitmaps
-from maskrcnn.ops.bitmaps import crop_bitmaps
+from maskrcnn.ops.bitmaps import crop_bitmaps, read_bits
 from maskrcnn.ops.boxes import numbers
 from maskrcnn.ops.polygons import edges_of, fill_polygons
 from maskrcnn.ops.sampling import use_triton
@@ -209,6 +209,17 @@ class InstanceMasks:
         )
         return _rasterize([torch.from_numpy(a) for a in arrays], list(s.size), boxes, index, size, filled)
 
+    def at_points(self, points: Tensor, index: Tensor) -> Tensor:
+        """Read mask `index[r]` bilinearly at points (R, P, 2), x and y in current pixels: (R, P) float32 of 0 to 1.
+
+        A negative index gives 0, and so does what lies outside of the mask's picture. Polygons are filled as by
+        `filled` before. On a GPU the points and the answer stay there.
+        """
+        s = self.store
+        stored = (s.points, s.polygon_starts, s.mask_starts, s.bits, s.bit_starts, s.crops)
+        arrays = [torch.from_numpy(a) for a in (*stored, self.order, self.matrix)]
+        return _at_points(arrays, list(s.size), points.detach(), index)
+
     def _rasterized_there(self, boxes: Tensor, index: Tensor, size: int) -> Tensor:
         """Rasterise on the boxes' device, which the host does not wait for."""
         bitmap, found = self._is_bitmap(), None
@@ -349,6 +360,25 @@ def _rasterize(
 @_rasterize.register_fake
 def _(arrays, picture, boxes, index, size, filled):
     return boxes.new_empty((boxes.shape[0], size, size), dtype=torch.bool)
+
+
+@torch.library.custom_op("maskrcnn::masks_at_points", mutates_args=())
+def _at_points(arrays: list[Tensor], picture: list[int], points: Tensor, index: Tensor) -> Tensor:
+    """`InstanceMasks.at_points` as an operator, which a compiler takes as it is."""
+    *stored, order, matrix = (a.numpy() for a in arrays)
+    if not len(order):
+        return points.new_zeros(points.shape[:2], dtype=torch.float32)
+    masks = InstanceMasks(MaskStore((picture[0], picture[1]), *stored), order, matrix).filled()
+    inverse = torch.from_numpy(np.linalg.inv(matrix[:, :2]).T.copy())
+    tensors = (torch.from_numpy(a) for a in (masks.store.bits, masks.store.bit_starts, masks.store.crops))
+    bits, starts, crops, inverse = (to_device(t, points.device) for t in (*tensors, inverse))
+    places = points.double() - numbers(matrix[:, 2].tolist(), points.double())
+    return read_bits(bits, starts, crops, places @ inverse, index)
+
+
+@_at_points.register_fake
+def _(arrays, picture, points, index):
+    return points.new_empty(points.shape[:2], dtype=torch.float32)
 
 
 def _into_roi_frame(points: np.ndarray, rois: np.ndarray, owner: np.ndarray, size: int) -> np.ndarray:

@@ -234,9 +234,23 @@ class BoxHead(nn.Module):
         targets: list[GroundTruth],
         image_sizes: Tensor,  # for a cascade, which moves the boxes
     ) -> tuple[dict[str, Tensor], list[SampledRoIs]]:
-        """Compute loss_cls and loss_box_reg of the sampled RoIs; and name the RoIs of each stage, here one."""
+        """Compute loss_cls and loss_box_reg of the sampled RoIs; and name the RoIs of each stage, here one, for the other
+        heads: with `train_on_pred_boxes` the boxes that were predicted of them.
+        """
         rois = features.rois(sampled.boxes, sampled.valid)
-        return self.losses(*self.predict_rois(features, rois), rois, sampled), [sampled]
+        logits, deltas = self.predict_rois(features, rois)
+        losses = self.losses(logits, deltas, rois, sampled)
+        if self.config.train_on_pred_boxes:
+            own = rois.spread(self.own_deltas(deltas.detach(), rois.at(sampled.labels)))
+            moved = decode_boxes(own, sampled.boxes, self.box_weights, self.rules.limit_shrinking)
+            sampled = sampled._replace(boxes=moved)
+        return losses, [sampled]
+
+    def own_deltas(self, deltas: Tensor, labels: Tensor) -> Tensor:
+        """Choose the box_deltas of the class labels (R,): (R, K or 1, 4) -> (R, 4), any of background."""
+        agnostic = self.config.class_agnostic
+        column = torch.zeros_like(labels) if agnostic else labels.clamp(0, self.num_classes - 1)
+        return deltas.gather(1, column[:, None, None].expand(-1, 1, 4))[:, 0]
 
     def losses(self, logits: Tensor, deltas: Tensor, rois: RoIs, sampled: SampledRoIs) -> dict[str, Tensor]:
         """Compute loss_cls and loss_box_reg from the class_logits and box_deltas of the RoIs among the sampled."""
@@ -245,10 +259,8 @@ class BoxHead(nn.Module):
         normalizer = mean_over_processes((labels >= 0).sum(), logits.device).clamp(min=1)
         loss_cls = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
         foreground = ((labels >= 0) & (labels < self.num_classes))[:, None]
-        column = torch.zeros_like(labels) if c.class_agnostic else labels.clamp(0, self.num_classes - 1)
-        own = deltas.gather(1, column[:, None, None].expand(-1, 1, 4))[:, 0]
         boxes, gt_boxes = rois.at(sampled.boxes), rois.at(sampled.gt_boxes)
-        own = torch.where(foreground, own, 0)
+        own = torch.where(foreground, self.own_deltas(deltas, labels), 0)
         if c.box_loss == "giou":
             found = decode_boxes(own, boxes, self.box_weights, self.rules.limit_shrinking)
             loss_box = torch.where(foreground[:, 0], 1 - paired_giou(found, gt_boxes), 0).sum()

@@ -17,6 +17,7 @@ from maskrcnn.models.cascade import CascadeHead
 from maskrcnn.models.keypoint_head import KeypointHead
 from maskrcnn.models.mask_head import MaskHead
 from maskrcnn.models.mask_stages import MaskHeads
+from maskrcnn.models.point_rend import PointRend
 from maskrcnn.models.predictor import Predictor
 from maskrcnn.models.rpn import RPN
 
@@ -44,7 +45,7 @@ def build_model(config: ModelConfig) -> Predictor:
         backbone,
         rpn,
         box_head(channels, config.num_classes, config.box_head, rules),
-        _mask_head(channels, config),
+        _mask_head(channels, backbone.out_channels, config),
         None if config.keypoint_head is None else KeypointHead(channels, config.keypoint_head),
         res5,
         config,
@@ -59,10 +60,16 @@ def _pyramid(config: FPNConfig) -> Callable[[list[int], FPNConfig], nn.Module]:
     return SimplePyramid
 
 
-def _mask_head(channels: int, config: ModelConfig) -> MaskHead | None:
-    """Build the mask head, or the interface of one over those of MMDetection's cascade."""
+def _mask_head(channels: int, map_channels: int, config: ModelConfig) -> MaskHead | None:
+    """Build the mask head, PointRend, or the interface of one over those of MMDetection's cascade. map_channels: of the
+    maps, which PointRend reads also where pooled RoIs go through C4's last stage.
+    """
     if config.mask_head is None:
         return None
+    if config.mask_head.point_rend is not None:
+        return cast(
+            "MaskHead", PointRend(map_channels, config.num_classes, config.mask_head, config.rules)
+        )
     how = (channels, config.num_classes, config.mask_head, config.rules)
     cascade = config.box_head.cascade
     if cascade is None or cascade.rules == "detectron2":
@@ -114,7 +121,11 @@ def _check(config: ModelConfig) -> None:
                         f"keypoint_head.{name}",
                         f"expected numbers of the {head.num_keypoints} key points, from 0, got {list(pair)}.",
                     )
+    if (masks := config.mask_head) is not None and masks.point_rend is not None and masks.pool_size % 2:
+        refuse("mask_head.pool_size", f"expected an even number for PointRend, got {masks.pool_size}.")
     if (cascade := config.box_head.cascade) is not None:
+        if config.box_head.train_on_pred_boxes:
+            refuse("box_head.train_on_pred_boxes", "expected false for a cascade, whose stages move their boxes.")
         stages = {len(cascade.iou_positive), len(cascade.box_weights), len(cascade.loss_weights)}
         if len(stages) != 1 or not cascade.iou_positive:
             refuse(

@@ -72,21 +72,27 @@ class MaskHead(nn.Module):
     @torch.no_grad()
     def mask_targets(self, foreground: SampledRoIs, targets: list[GroundTruth]) -> Tensor:
         """Rasterise each RoI's object within the RoI: (B, S, M, M) bool, False where there is no object."""
-        size, fill = self.config.mask_size, self.rules.mask_targets == "bitmaps"
-        index = torch.where(foreground.valid, foreground.gt_index, -1)
-        rasters = []
-        for boxes, objects, target in zip(foreground.boxes, index, targets, strict=True):
-            assert target.masks is not None
-            rasters.append(target.masks.rasterize(boxes.float(), objects, size, filled=fill))
-        return torch.stack(rasters)
+        return rasterized(foreground, targets, self.config.mask_size, self.rules)
 
 
-def own_class(x: Tensor, predictor: nn.Conv2d, labels: Tensor) -> Tensor:
-    """Apply to each RoI (R, C, M, M) the row of a 1x1 convolution that predicts its own class: (R, M, M).
+def rasterized(
+    foreground: SampledRoIs, targets: list[GroundTruth], size: int, rules: RulesConfig
+) -> Tensor:
+    """Rasterise each RoI's object within the RoI: (B, S, size, size) bool."""
+    index, fill = torch.where(foreground.valid, foreground.gt_index, -1), rules.mask_targets == "bitmaps"
+    rasters = []
+    for boxes, objects, target in zip(foreground.boxes, index, targets, strict=True):
+        assert target.masks is not None
+        rasters.append(target.masks.rasterize(boxes.float(), objects, size, filled=fill))
+    return torch.stack(rasters)
+
+
+def own_class(x: Tensor, predictor: nn.Conv1d | nn.Conv2d, labels: Tensor) -> Tensor:
+    """Apply to each RoI (R, C, M, M) the row of a convolution of one place that predicts its own class: (R, M, M).
 
     The other classes' masks are neither used nor learnt from: 80 times the work for nothing.
     """
-    weight = predictor.weight[:, :, 0, 0][labels].to(x.dtype)  # (R, C)
+    weight = predictor.weight.flatten(1)[labels].to(x.dtype)  # (R, C)
     assert predictor.bias is not None
     logits = torch.bmm(weight[:, None], x.flatten(2)).unflatten(2, x.shape[2:])[:, 0]
     return logits + predictor.bias[labels][:, None, None]

@@ -29,6 +29,9 @@ def shrink(config: Config) -> Config:
     model.box_head.num_samples = 32
     if model.mask_head is not None:
         model.mask_head.conv_channels = 16
+        if (rendered := model.mask_head.point_rend) is not None:
+            rendered.fc_channels, rendered.num_samples = 32, 24
+            rendered.start_size, rendered.num_points = 14, 100
     if model.keypoint_head is not None:
         model.keypoint_head.conv_channels = 16
     model.input.min_size, model.input.max_size = 96, 160

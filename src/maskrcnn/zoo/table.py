@@ -1,7 +1,8 @@
 """Table of the published models: results, recipes, and addresses of their weights. Facts only: no torch, no models.
 
 Sources: detectron2's MODEL_ZOO.md, the tables of InternImage's, ViT-Adapter's, Swin's and ConvNeXt's repositories,
-torchvision's weight enumerations. AP is on COCO val2017. What was counted and measured here lies beside, in
+torchvision's weight enumerations. AP is on COCO val2017, of a model of Cityscapes on
+its validation part. What was counted and measured here lies beside, in
 `measured.json`, which `benchmarks/measure_zoo.py` writes.
 """
 
@@ -146,6 +147,20 @@ def _vitdet(name: str, backbone: str, ap: tuple[float, float], file: str) -> Ent
         mask_ap=ap[1],
         weights=f"{_FAIR}/ViTDet/COCO/{name.rpartition('_')[0]}/{file}",
         licence="CC BY-SA 3.0, from MAE: CC BY-NC 4.0",
+    )
+
+
+def _point_rend(body: str, schedule: str, mask_ap: float, file: str) -> Entry:
+    """Row of detectron2's PointRend project, which publishes AP of masks alone."""
+    name = f"pointrend_rcnn_{body}_FPN_{schedule}"
+    letter, depth = body.split("_")[:2]
+    return Entry(
+        name=name,
+        backbone=f"{letter}{depth}-FPN, PointRend",
+        schedule="24k, Cityscapes" if schedule.endswith("cityscapes") else schedule.removesuffix("_coco"),
+        mask_ap=mask_ap,
+        weights=f"{_FAIR}/PointRend/InstanceSegmentation/{name}/{file}",
+        licence="CC BY-SA 3.0",
     )
 
 
@@ -362,6 +377,11 @@ ENTRIES: tuple[Entry, ...] = (
         "cascade_mask_rcnn_vitdet_l_100ep", "ViTDet-L", (57.6, 50.0), "f328021305/model_final_1a9f28.pkl"
     ),
     _vitdet("cascade_mask_rcnn_vitdet_h_75ep", "ViTDet-H", (58.7, 51.0), "f328730692/model_final_f05665.pkl"),
+    _point_rend("R_50", "1x_coco", 36.2, "164254221/model_final_736f5a.pkl"),
+    _point_rend("R_50", "3x_coco", 38.3, "164955410/model_final_edd263.pkl"),
+    _point_rend("R_101", "3x_coco", 40.1, "28119983/model_final_3f4d2a.pkl"),
+    _point_rend("X_101_32x8d", "3x_coco", 41.1, "28119989/model_final_ba17b9.pkl"),
+    _point_rend("R_50", "1x_cityscapes", 35.9, "164255101/model_final_115bfb.pkl"),
     _intern("t", "1x", (47.2, 42.5), 0.36),
     _intern("t", "3x", (49.1, 43.7), 0.34),
     _intern("s", "1x", (47.8, 43.3), 0.40),

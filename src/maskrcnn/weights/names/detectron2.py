@@ -45,6 +45,14 @@ BEGINNINGS: dict[str, str] = {
     **{f"roi_heads.mask_head.mask_fcn{k}.": f"mask_head.convs.{k - 1}." for k in range(1, 9)},
     "roi_heads.mask_head.deconv.": "mask_head.deconv.",
     "roi_heads.mask_head.predictor.": "mask_head.predictor.",
+    **{
+        f"roi_heads.mask_head.{part}.{theirs}.": f"mask_head.{part}.{ours}."
+        for part, layers in (
+            ("coarse_head", {"reduce_spatial_dim_conv": "conv", "prediction": "predictor"}),
+            ("point_head", {"predictor": "predictor"}),
+        )
+        for theirs, ours in (layers | {f"fc{k}": f"fcs.{k - 1}" for k in range(1, 9)}).items()
+    },
     **{f"roi_heads.keypoint_head.conv_fcn{k}.": f"keypoint_head.convs.{k - 1}." for k in range(1, 9)},
     "roi_heads.keypoint_head.score_lowres.": "keypoint_head.deconv.",
     "backbone.simfp_": "backbone.fpn.simfp_",  # ViTDet's
@@ -55,6 +63,13 @@ ONE_MAP_BEGINNINGS: dict[str, str] = {
     "backbone.stem.conv1.": "backbone.body.stem.conv.",
     **{f"backbone.res{k}.": f"backbone.body.res{k}." for k in range(2, 6)},
     "roi_heads.res5.": "res5.",
+}
+# PointRend's before version 2 of its files: old -> new, both detectron2's.
+POINT_REND_BEFORE: dict[str, str] = {
+    "roi_heads.mask_coarse_head.coarse_mask_fc": "roi_heads.mask_head.coarse_head.fc",
+    "roi_heads.mask_coarse_head.": "roi_heads.mask_head.coarse_head.",
+    "roi_heads.mask_head.coarse_head.coarse_mask_fc": "roi_heads.mask_head.coarse_head.fc",
+    "roi_heads.mask_point_head.": "roi_heads.mask_head.point_head.",
 }
 # Within a block of RegNet, `s2.b1.` on both sides: theirs -> ours.
 REGNET_BLOCK: dict[str, str] = {
@@ -81,6 +96,7 @@ def from_detectron2(name: str) -> str | None:
     """Our name of detectron2's `name`; None for an entry that is not a weight; `name` itself where it has no place."""
     if any(part in name for part in _NOT_WEIGHTS):
         return None
+    name = _renamed(name, POINT_REND_BEFORE)
     return _block(name, _THEIR_BODY, _OUR_BODY, REGNET_BLOCK) or _renamed(name, _FROM)
 
 
