@@ -24,6 +24,7 @@ from PIL import Image
 from maskrcnn.models.box_head import Detections
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.places import of_image
+from maskrcnn.models.point_rend import PointRend
 from maskrcnn.models.rpn import Proposals
 from maskrcnn.ops.heatmaps import decode_heatmaps
 from maskrcnn.structures import ImageBatch, Instances
@@ -43,6 +44,7 @@ NAMES = (
     # Padded to 480 x 480, so that relative positions are resized; the cascade with 300 proposals.
     "mask_rcnn_vitdet_b_100ep",
     "cascade_mask_rcnn_vitdet_b_100ep",
+    "pointrend_rcnn_R_50_FPN_3x_coco",
     # The network as it is written, without the rewrites of this processor. (PyTorch's group norms of channels-last maps
     # are too coarse for these tolerances.)
     "mask_rcnn_R_50_FPN_3x, eager",
@@ -65,9 +67,10 @@ class Tolerance(NamedTuple):
     score: float
     mask: float  # logits; pixels for key points
     mask_area: float  # pixels
+    coarse: float  # logits
 
 
-FP64 = Tolerance(2e-6, 5e-6, 1e-4, 5e-6, 2e-4, 1)
+FP64 = Tolerance(2e-6, 5e-6, 1e-4, 5e-6, 2e-4, 1, 2e-4)
 FP32_HEATMAPS = 0.004  # logits, whose spread is 1.9
 
 
@@ -88,6 +91,7 @@ def fp32_tolerance(case: dict[str, np.ndarray], pyramid: bool) -> Tolerance:
         score=thrice("max score d", 3e-4),
         mask=thrice(masks, 0.008),
         mask_area=thrice("max mask area d", 3),
+        coarse=0.008,
     )
 
 
@@ -97,6 +101,7 @@ class Stages(NamedTuple):
     proposals: Proposals
     detections: Detections
     mask_logits: torch.Tensor | None
+    coarse_logits: torch.Tensor | None  # PointRend's, of all classes
     heatmaps: torch.Tensor | None
     instances: Instances
     order: list[int]  # where the original's detections are among ours
@@ -165,10 +170,11 @@ def stages(shared: Path, model: MaskRCNN, case: dict[str, np.ndarray], tag: str)
         found = of_image(detections, 0)
         rois = features.rois(detections.boxes, detections.valid)
         mask_logits = None if model.mask_head is None else model.mask_head(features, rois, found.labels)
+        coarse = model.mask_head.coarse(features, rois) if isinstance(model.mask_head, PointRend) else None
         heatmaps = None if model.keypoint_head is None else model.keypoint_head(features, rois)
         instances = model.describe(features, detections, batch)[0]
     order = matched(found, case[f"{tag}/det_boxes"], case[f"{tag}/det_classes"])
-    return Stages(batch, maps, of_image(proposals, 0), found, mask_logits, heatmaps, instances, order)
+    return Stages(batch, maps, of_image(proposals, 0), found, mask_logits, coarse, heatmaps, instances, order)
 
 
 class Check(NamedTuple):
@@ -285,8 +291,14 @@ class TestInference:
         order, bound = check.stages.order, check.tolerance.mask
         if check.stages.mask_logits is not None:
             logits = check.stages.mask_logits[order]
-            check.compare("mask logits", logits[:10], "mask_logits_first10", bound)
+            key = next(k for k in check.wanted if k.startswith("mask_logits_first"))
+            check.compare("mask logits", logits[: len(check.wanted[key])], key, bound)
             check.compare("mask logits", logits.sigmoid().mean((1, 2)), "mask_prob_mean", bound)
+        if check.stages.coarse_logits is not None:
+            coarse = check.stages.coarse_logits[order[:10]]
+            labels = check.stages.detections.labels[order[:10]]
+            own = coarse[torch.arange(10), labels]
+            check.compare("coarse mask logits", own, "coarse_logits_first10", check.tolerance.coarse)
         if check.stages.heatmaps is not None:
             heatmaps, boxes = check.stages.heatmaps[order], check.stages.detections.boxes[order]
             # Of the float32 run alone: in float64 their own rounding is the difference.

@@ -14,6 +14,8 @@ from PIL import Image
 
 from maskrcnn.backbones.vit import Block
 from maskrcnn.masks import InstanceMasks
+from maskrcnn.models import point_rend
+from maskrcnn.models.places import RoIs
 from maskrcnn.ops import matching
 from maskrcnn.structures import GroundTruth
 from maskrcnn.weights.names.detectron2 import to_detectron2
@@ -22,8 +24,15 @@ from tests.parity import Parity
 from tests.references import filled_detectron2_model, image_tensor, read_npz
 
 
+def originals_points(counts: tuple[int, ...], rois: RoIs, targets: list[GroundTruth]) -> list[torch.Tensor]:
+    """Draw PointRend's random points as the reference did, of all objects one after another."""
+    generator = np.random.Generator(np.random.PCG64(0))
+    shapes = [(len(rois.rows), count, 2) for count in counts]
+    return [torch.from_numpy(generator.random(shape).astype(np.float32)) for shape in shapes]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mask_rcnn_vitdet_b_100ep"])
+@pytest.mark.parametrize("name", ["mask_rcnn_vitdet_b_100ep", "pointrend_rcnn_R_50_FPN_3x_coco"])
 def test_a_step_is_the_originals(
     shared: Path, name: str, parity: Parity, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -39,7 +48,8 @@ def test_a_step_is_the_originals(
     for module in model.modules():
         if isinstance(module, Block):
             module.drop_path = 0.0
-    model.config.input.size_divisor = 480
+    if "vitdet" in name:
+        model.config.input.size_divisor = 480
     with Image.open(folder / "input_coffee_s_rgb.png") as image:
         coffee = np.asarray(image.convert("RGB"))
     astronaut = np.asarray(Image.fromarray(skimage.astronaut()).resize((320, 320), Image.Resampling.BILINEAR))
@@ -54,6 +64,7 @@ def test_a_step_is_the_originals(
         for i, size in enumerate(batch.image_sizes)
     ]
     monkeypatch.setattr(matching, "hashed", lambda number, seed: number)
+    monkeypatch.setattr(point_rend, "random_points", originals_points)
     losses = model(batch, targets)
     expected = {k.split("/")[-1]: float(v) for k, v in case.items() if k.startswith("trainA/loss/")}
     assert losses.keys() == expected.keys()
