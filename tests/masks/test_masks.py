@@ -164,6 +164,38 @@ class TestTargets:
         assert (found[0] != found[1]).float().mean() < 0.15  # the same shape, drawn on pixels
         assert mixed.to_bitmaps((10, 12))[:2].sum((1, 2)).tolist() == [rle_area(rle)] * 2
 
+    @given(SEEDS, st.sampled_from(["as they are", "mirrored", "turned", "enlarged"]))
+    @settings(max_examples=40, deadline=None)
+    def test_at_points_is_grid_sample_of_the_whole_picture(self, seed: int, how: str) -> None:
+        rng = np.random.default_rng(seed)
+        height, width = rng.integers(1, 40, 2).tolist()
+        bitmaps = blobs(rng, 4, height, width)
+        masks, pictures = InstanceMasks.from_bitmaps(bitmaps), torch.from_numpy(bitmaps).float()
+        points = torch.from_numpy(rng.uniform(-3, [width + 3, height + 3], (9, 6, 2)))
+        index = torch.from_numpy(rng.integers(-1, 4, 9))
+        where = 2 * points / torch.tensor([width, height]) - 1
+        read = F.grid_sample(pictures[index][:, None].double(), where[:, None], align_corners=False)[:, 0, 0]
+        expected = torch.where(index[:, None] >= 0, read, 0).float()
+        if how == "mirrored":
+            masks, points[..., 0] = masks.flipped_horizontal(width), width - points[..., 0]
+        if how == "turned":  # counterclockwise: x goes up
+            masks = masks.rotated90(height, width)
+            points = torch.stack([points[..., 1], width - points[..., 0]], dim=2)
+        if how == "enlarged":
+            masks, points = masks.resized(2.5, 1.5), points * torch.tensor([2.5, 1.5])
+        torch.testing.assert_close(masks.at_points(points, index), expected, atol=1e-5, rtol=0)
+
+    def test_at_points_polygons_are_filled_first(self) -> None:
+        drawn = InstanceMasks.from_coco([[], POLYGON], (10, 12))
+        painted = InstanceMasks.from_bitmaps(drawn.to_bitmaps((10, 12)))
+        points, index = torch.rand(2, 50, 2) * 12, torch.tensor([0, 1])
+        found = drawn.at_points(points, index)
+        assert torch.equal(found, painted.at_points(points, index))
+        assert not found[0].any()
+        assert found[1].unique().numel() > 10  # between pixels it is neither 0 nor 1
+        nothing = InstanceMasks.from_coco([], (10, 12)).at_points(points, torch.tensor([-1, -1]))
+        assert torch.equal(nothing, torch.zeros(2, 50))
+
     def test_none(self) -> None:
         empty = InstanceMasks.from_coco([], (10, 12))
         assert len(empty) == 0

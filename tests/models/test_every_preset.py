@@ -35,6 +35,8 @@ def loss_names(model: Predictor) -> set[str]:
     cascade = model.config.box_head.cascade
     own = stages if cascade is not None and cascade.rules == "mmdetection" else ("",)  # a mask head each
     names |= {f"loss_mask{s}" for s in own} if model.config.mask_head else set()
+    if model.config.mask_head is not None and model.config.mask_head.point_rend is not None:
+        names.add("loss_mask_point")
     return names | ({"loss_keypoint"} if model.config.keypoint_head else set())
 
 

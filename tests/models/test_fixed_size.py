@@ -24,6 +24,7 @@ NAMES = (
     "keypoint_rcnn_R_50_FPN_1x",
     "mask_rcnn_R_50_C4_1x",
     "mask_rcnn_R_50_DC5_1x",
+    "pointrend_rcnn_R_50_FPN_1x_coco",
 )
 SIZES = [(61, 90), (80, 96)]
 

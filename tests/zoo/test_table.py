@@ -116,7 +116,7 @@ def test_published_scores(name: str, box_ap: float, mask_ap: float) -> None:
 
 
 def test_every_model_but_our_own_has_its_published_scores() -> None:
-    without = {name for name, row in ROWS.items() if row["box_ap"] is None}
+    without = {name for name, row in ROWS.items() if row["box_ap"] is None and row["mask_ap"] is None}
     assert without == {"mask_rcnn_mobilenet_v2_FPN"}
 
 

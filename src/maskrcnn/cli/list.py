@@ -23,9 +23,10 @@ _COLUMNS = (
 
 _PAGE = """# The zoo
 
-Written by `maskrcnn list --markdown`. AP is as published, on COCO val2017 (of Cityscapes on its own validation part). Parameters and multiply-adds (one is one;
-800 x 1280, of ViTDet 1024 x 1024, 1000 proposals, 100 detections) are counted here. Seconds and peak memory were
-measured here by `maskrcnn bench`{machine}: random weights, 100 detections. The name links to the published weights.
+Written by `maskrcnn list --markdown`. AP is as published, on COCO val2017 or Cityscapes' validation
+part. Parameters and multiply-adds (one is one; 800 x 1280, of ViTDet 1024 x 1024, 1000 proposals, 100 detections) are
+counted here. Seconds and peak memory were measured here by `maskrcnn bench`{machine}: random weights, 100 detections.
+The name links to the published weights.
 
 """
 

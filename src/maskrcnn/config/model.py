@@ -331,6 +331,7 @@ class BoxHeadConfig:
 class PointRendConfig:
     """Masks rendered point by point (Kirillov et al. 2020, arXiv 1912.08193)."""
 
+    coarse_size: Cells = 7  # cells of the coarse mask a side, of twice as many points that are read
     num_fcs: Count = 2  # of the coarse head
     fc_channels: Count = 1024
     num_point_fcs: Count = 3  # of the point head
@@ -338,7 +339,9 @@ class PointRendConfig:
     num_subdivisions: Annotated[int, Between(0, 6)] = 3  # each doubles the mask's cells a side
     num_points: Count = 784  # computed in a subdivision
     num_samples: Count = 196  # points of a RoI in the loss
-    oversampling: Annotated[float, Between(1, 100)] = 3.0  # so many times as many are tried for the least certain
+    oversampling: Annotated[float, Between(1, 100)] = (
+        3.0  # so many times as many are tried for the least certain
+    )
     uncertain_share: Share = 0.75  # of the points in the loss; the others are random
 
 
@@ -346,8 +349,8 @@ class PointRendConfig:
 class MaskHeadConfig:
     """Fully convolutional mask branch (He et al. 2017, section 3), or PointRend's."""
 
-    # PointRend, `{}` with its defaults. It reads a RoI at pool_size x pool_size points, has conv_channels in its layers,
-    # and neither num_convs, num_deconvs nor norm.
+    # PointRend, `{}` with its defaults. Its layers have conv_channels; pool_size, num_convs, num_deconvs and norm are
+    # not its own.
     point_rend: PointRendConfig | None = None
     pool_size: Cells = 14  # the mask has twice this many cells a side
     num_deconvs: Annotated[int, Between(1, 3)] = 1  # each more doubles the mask's cells a side

@@ -234,8 +234,8 @@ class BoxHead(nn.Module):
         targets: list[GroundTruth],
         image_sizes: Tensor,  # for a cascade, which moves the boxes
     ) -> tuple[dict[str, Tensor], list[SampledRoIs]]:
-        """Compute loss_cls and loss_box_reg of the sampled RoIs; and name the RoIs of each stage, here one, for the other
-        heads: with `train_on_pred_boxes` the boxes that were predicted of them.
+        """Compute loss_cls and loss_box_reg of the sampled RoIs; and name the RoIs of each stage, here one, from
+        which the other heads learn: with `train_on_pred_boxes` at the boxes predicted of them.
         """
         rois = features.rois(sampled.boxes, sampled.valid)
         logits, deltas = self.predict_rois(features, rois)

@@ -67,9 +67,7 @@ def _mask_head(channels: int, map_channels: int, config: ModelConfig) -> MaskHea
     if config.mask_head is None:
         return None
     if config.mask_head.point_rend is not None:
-        return cast(
-            "MaskHead", PointRend(map_channels, config.num_classes, config.mask_head, config.rules)
-        )
+        return cast("MaskHead", PointRend(map_channels, config.num_classes, config.mask_head, config.rules))
     how = (channels, config.num_classes, config.mask_head, config.rules)
     cascade = config.box_head.cascade
     if cascade is None or cascade.rules == "detectron2":
@@ -121,11 +119,11 @@ def _check(config: ModelConfig) -> None:
                         f"keypoint_head.{name}",
                         f"expected numbers of the {head.num_keypoints} key points, from 0, got {list(pair)}.",
                     )
-    if (masks := config.mask_head) is not None and masks.point_rend is not None and masks.pool_size % 2:
-        refuse("mask_head.pool_size", f"expected an even number for PointRend, got {masks.pool_size}.")
     if (cascade := config.box_head.cascade) is not None:
         if config.box_head.train_on_pred_boxes:
-            refuse("box_head.train_on_pred_boxes", "expected false for a cascade, whose stages move their boxes.")
+            refuse(
+                "box_head.train_on_pred_boxes", "expected false for a cascade, whose stages move their boxes."
+            )
         stages = {len(cascade.iou_positive), len(cascade.box_weights), len(cascade.loss_weights)}
         if len(stages) != 1 or not cascade.iou_positive:
             refuse(

@@ -75,9 +75,7 @@ class MaskHead(nn.Module):
         return rasterized(foreground, targets, self.config.mask_size, self.rules)
 
 
-def rasterized(
-    foreground: SampledRoIs, targets: list[GroundTruth], size: int, rules: RulesConfig
-) -> Tensor:
+def rasterized(foreground: SampledRoIs, targets: list[GroundTruth], size: int, rules: RulesConfig) -> Tensor:
     """Rasterise each RoI's object within the RoI: (B, S, size, size) bool."""
     index, fill = torch.where(foreground.valid, foreground.gt_index, -1), rules.mask_targets == "bitmaps"
     rasters = []

@@ -51,7 +51,9 @@ class PointRend(nn.Module):
         points = grid(side, rois.boxes).expand(len(labels), -1, -1)
         logits = self.at(points, features, rois, coarse, labels).unflatten(1, (side, side))
         for _ in range(self.points.num_subdivisions):
-            logits = F.interpolate(logits[:, None], scale_factor=2, mode="bilinear", align_corners=False)[:, 0]
+            logits = F.interpolate(logits[:, None], scale_factor=2, mode="bilinear", align_corners=False)[
+                :, 0
+            ]
             side *= 2
             number = min(self.points.num_points, side**2)
             cells = logits.flatten(1).abs().topk(number, largest=False, sorted=False).indices
@@ -62,14 +64,12 @@ class PointRend(nn.Module):
 
     def coarse(self, features: RoIFeatures, rois: RoIs) -> Tensor:
         """Predict the coarse mask_logits of all classes, (R, K, S, S), float32."""
-        size = self.config.pool_size
+        size = 2 * self.points.coarse_size
         points = grid(size, rois.boxes).expand(rois.rows.shape[0], -1, -1)
         pooled = features_at(points, features, rois).unflatten(2, (size, size))
         return _float32(self.coarse_head(pooled))
 
-    def at(
-        self, points: Tensor, features: RoIFeatures, rois: RoIs, coarse: Tensor, labels: Tensor
-    ) -> Tensor:
+    def at(self, points: Tensor, features: RoIFeatures, rois: RoIs, coarse: Tensor, labels: Tensor) -> Tensor:
         """Predict the RoIs' mask_logits at points (R, P, 2), of each RoI's own class: (R, P), float32."""
         fine = features_at(points, features, rois)
         return _float32(self.point_head(fine, sampled(coarse, points).to(fine.dtype), labels))
@@ -98,7 +98,9 @@ class PointRend(nn.Module):
         found = self.at(points, features, rois, coarse, own)
         return {
             "loss_mask": mean(own_coarse.flatten(1), rois.at(masks).flatten(1)),
-            "loss_mask_point": mean(found, rois.at(self.point_targets(rois.spread(points), objects, targets))),
+            "loss_mask_point": mean(
+                found, rois.at(self.point_targets(rois.spread(points), objects, targets))
+            ),
         }
 
     @torch.no_grad()
@@ -130,7 +132,7 @@ class CoarseHead(nn.Module):
     def __init__(self, channels: int, num_masks: int, config: MaskHeadConfig) -> None:
         super().__init__()
         assert config.point_rend is not None
-        self.size, width = config.pool_size // 2, config.point_rend.fc_channels
+        self.size, width = config.point_rend.coarse_size, config.point_rend.fc_channels
         self.conv = nn.Conv2d(channels, config.conv_channels, 2, stride=2)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         self.fcs = nn.ModuleList()

@@ -10,7 +10,17 @@ from collections.abc import Callable
 
 from maskrcnn.config import Config
 from maskrcnn.errors import UserError, did_you_mean
-from maskrcnn.presets import convnext, detectron2, internimage, point_rend, small, swin, torchvision, vit, vitdet
+from maskrcnn.presets import (
+    convnext,
+    detectron2,
+    internimage,
+    point_rend,
+    small,
+    swin,
+    torchvision,
+    vit,
+    vitdet,
+)
 from maskrcnn.presets.tiny import shrink
 
 # By the project whose models they are, whose files they can be written as.

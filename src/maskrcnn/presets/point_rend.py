@@ -1,8 +1,8 @@
 """Models of detectron2's PointRend project, by its names (Kirillov et al. 2020, arXiv 1912.08193).
 
 Each is the Mask R-CNN of its backbone with PointRend as its mask head, and is trained by the same command (see
-`presets.detectron2`). AP is of masks, on COCO val2017 and, in brackets, against the finer masks that LVIS has of it. The
-head on any other model: `--model.mask_head.point_rend '{}'`.
+`presets.detectron2`). AP is of masks, on COCO val2017 and, in brackets, against the finer masks that LVIS has of it.
+The head on any other model: `--model.mask_head.point_rend '{}'`.
 """
 
 from __future__ import annotations

@@ -48,7 +48,10 @@ HEADS_PER_CLASS = (
     *(f"{head}{predictor}." for head in _BOX_HEADS for predictor in ("class_predictor", "box_predictor")),
     "mask_head.predictor.",
     *(f"mask_head.stages.{k}.predictor." for k in range(MAX_STAGES)),
+    "mask_head.coarse_head.predictor.",
+    "mask_head.point_head.",  # all its layers see the coarse logits of every class
 )
+POINT_HEAD = "mask_head.point_head."
 HEAD_PER_KEYPOINT = "keypoint_head.deconv."
 _LEGACY_TORCH = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.save's magic number, as its first pickle
 
@@ -160,19 +163,28 @@ def _leave_out_heads(state: dict[str, Tensor], wanted: dict[str, Tensor], num_cl
     """Take out of both `state` and `wanted` the heads that new heads do not share with the file's; sentences on it."""
     said = []
     for head, name in (("mask_head.", "masks"), ("keypoint_head.", "key points")):
-        in_file, in_model = (any(k.startswith(head) for k in names) for names in (state, wanted))
+        in_file, in_model = (_has(names, head) for names in (state, wanted))
         if in_file != in_model:
             what = "its head is not used" if in_file else "their head starts at random"
             said.append(f"{'finds' if in_file else 'does not find'} {name}; {what}.")
             _drop((state, wanted), [k for k in (*state, *wanted) if k.startswith(head)])
+    if _has(state, "mask_head.") and _has(state, POINT_HEAD) != _has(wanted, POINT_HEAD):
+        said.append("has another kind of mask head; the model's starts at random.")
+        _drop((state, wanted), [k for k in (*state, *wanted) if k.startswith("mask_head.")])
     if points := _misshapen(state, wanted, (HEAD_PER_KEYPOINT,)):
         number = state[f"{HEAD_PER_KEYPOINT}bias"].shape[0]
         said.append(f"has {number} key points; their head's last layer starts at random.")
         _drop((state, wanted), points)
     if other := _misshapen(state, wanted, HEADS_PER_CLASS):
-        said.append(f"has {num_classes} classes; the last layers of the heads start at random.")
-        _drop((state, wanted), other)
+        point_head = [k for k in wanted if k.startswith(POINT_HEAD)]
+        layers = "the last layers of the heads" + (" and the point head" if point_head else "")
+        said.append(f"has {num_classes} classes; {layers} start at random.")
+        _drop((state, wanted), {*other, *point_head})
     return said
+
+
+def _has(state: Mapping[str, Tensor], beginning: str) -> bool:
+    return any(name.startswith(beginning) for name in state)
 
 
 def _kept_heads(file: WeightFile, model: nn.Module, state: dict[str, Tensor]) -> list[str]:
@@ -198,12 +210,23 @@ def _kept_heads(file: WeightFile, model: nn.Module, state: dict[str, Tensor]) ->
 
 def _reorder(state: dict[str, Tensor], order: list[int]) -> None:
     """Put the classes of the heads' last layers in another order; background stays the last class."""
+    count, rendered = len(order), state.get(f"{POINT_HEAD}predictor.bias")
+    one_mask = rendered is not None and len(rendered) < count  # for all classes
     for name in [k for k in state if k.startswith(HEADS_PER_CLASS)]:
-        value, count = state[name], len(order)
-        if "box_predictor" in name:  # four values a class, or four for all classes
+        value = state[name]
+        if one_mask and name.startswith("mask_head."):
+            continue
+        if name.startswith(POINT_HEAD) and value.dim() > 1:  # the classes' logits are its last inputs
+            others = value.shape[1] - count
+            value = value[:, [*range(others), *(others + k for k in order)]]
+        if name.startswith(f"{POINT_HEAD}fcs."):
+            state[name] = value
+        elif "box_predictor" in name:  # four values a class, or four for all classes
             if len(value) == 4 * count:
                 state[name] = value.unflatten(0, (count, 4))[order].flatten(0, 1)
-        else:
+        elif "coarse_head" in name:  # the cells of a class, one class after another
+            state[name] = value.unflatten(0, (count, -1))[order].flatten(0, 1)
+        elif len(value) >= count:
             state[name] = value[[*order, *range(count, len(value))]]
 
 

@@ -1,9 +1,8 @@
 """Table of the published models: results, recipes, and addresses of their weights. Facts only: no torch, no models.
 
 Sources: detectron2's MODEL_ZOO.md, the tables of InternImage's, ViT-Adapter's, Swin's and ConvNeXt's repositories,
-torchvision's weight enumerations. AP is on COCO val2017, of a model of Cityscapes on
-its validation part. What was counted and measured here lies beside, in
-`measured.json`, which `benchmarks/measure_zoo.py` writes.
+torchvision's weight enumerations. AP is on COCO val2017, of a model of Cityscapes on its validation
+part. What was counted and measured here lies beside, in `measured.json`, which `benchmarks/measure_zoo.py` writes.
 """
 
 from __future__ import annotations

@@ -107,13 +107,35 @@ def test_synchronised_norms_stand_where_group_norms_do(shapes: Shapes) -> None:
     assert statistics == {k.rsplit(".", 1)[0] for k in group_norm if k.endswith("norm.bias")}
 
 
-@pytest.mark.parametrize("kind", ["regnetx", "regnety"])
-def test_names_and_shapes_of_a_regnet(shared: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    [
+        "new_baselines/mask_rcnn_regnetx_4gf_dds_FPN_100ep_LSJ",
+        "new_baselines/mask_rcnn_regnety_4gf_dds_FPN_100ep_LSJ",
+        "PointRend/pointrend_rcnn_R_50_FPN_3x_coco",
+    ],
+)
+def test_names_and_shapes_of_models_added_later(shared: Path, name: str) -> None:
     with gzip.open(shared / "reference" / "detectron2" / "state_shapes_wider.json.gz") as file:
-        wider = json.load(file)
-    name = f"mask_rcnn_{kind}_4gf_dds_FPN_100ep_LSJ"
-    original = {k: v for k, v in wider[f"new_baselines/{name}"].items() if "num_batches" not in k}
-    assert shapes_of(name) == {k: v for k, v in original.items() if from_detectron2(k) is not None}
+        original = json.load(file)[name]
+    expected = {k: v for k, v in original.items() if from_detectron2(k) is not None}
+    assert shapes_of(name.split("/")[1]) == expected
+
+
+def test_point_rend_s_older_files_name_its_heads_otherwise() -> None:
+    found = shapes_of("pointrend_rcnn_R_50_FPN_1x_cityscapes")
+    older = {
+        name.replace("mask_head.coarse_head.fc", "mask_coarse_head.coarse_mask_fc")
+        .replace("mask_head.coarse_head.", "mask_coarse_head.")
+        .replace("mask_head.point_head.", "mask_point_head."): name
+        for name in found
+        if "mask_head" in name
+    }
+    assert len(older) == 16
+    for old, new in older.items():
+        assert from_detectron2(old) == from_detectron2(new) != old
+    assert found["roi_heads.mask_head.point_head.fc2.weight"] == [256, 256 + 8, 1]
+    assert found["roi_heads.mask_head.coarse_head.prediction.weight"] == [8 * 49, 1024]
 
 
 def test_the_largest_cascade() -> None:
