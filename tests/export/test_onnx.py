@@ -109,9 +109,13 @@ def test_a_cascade_of_one_size_without_a_detection(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_adamw_1x_coco", "mask_rcnn_convnext_tiny_1k_3x"],
+    [
+        "mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_adamw_1x_coco",
+        "mask_rcnn_convnext_tiny_1k_3x",
+        "pointrend_rcnn_R_50_FPN_1x_coco",
+    ],
 )
-def test_swin_and_convnext(tmp_path: Path, name: str) -> None:
+def test_swin_convnext_and_point_rend(tmp_path: Path, name: str) -> None:
     model = sure(name)
     write_onnx(model, tmp_path / "a.onnx", size=(96, 128), batch=1)
     for difference in compare(model, ExportedPredictor(tmp_path / "a.onnx"), picture(), (96, 128), 1):

@@ -20,6 +20,8 @@ from maskrcnn import presets, zoo
 from maskrcnn.errors import UserError
 from maskrcnn.models.build import build_model
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.models.places import RoIs
+from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.weights.load import load_weights, read_weights
 from maskrcnn.weights.names.detectron2 import DETECTRON2, from_detectron2, to_detectron2
 from maskrcnn.weights.write import write_weights
@@ -362,3 +364,43 @@ def test_load_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert f"expected weights of {R50}, got those of {MOBILENET}" in refusal(
         zoo.load, R50, tmp_path / "b.safetensors", device="cpu"
     )
+
+
+POINT_REND = "pointrend_rcnn_R_50_FPN_1x_coco"
+
+
+def test_point_rend_in_another_order_says_the_same_of_each_class(tmp_path: Path) -> None:
+    trained, model = tiny(POINT_REND, seed=1), tiny(POINT_REND, seed=2)
+    trained.config.class_names, model.config.class_names = ("cat", "dog", "cow"), ("cow", "cat", "dog")
+    write_weights(tmp_path / "three.safetensors", trained.state_dict(), trained.config)
+    load_weights(model, tmp_path / "three.safetensors", new_head=True)
+    features = RoIFeatures([torch.randn(1, 16, 20, 20)], (4,))
+    rois = RoIs.of([torch.tensor([[5.0, 5, 60, 50], [20, 10, 40, 70]])])
+    assert trained.mask_head is not None
+    assert model.mask_head is not None
+    with torch.no_grad():
+        its = trained.mask_head(features, rois, torch.tensor([0, 2]))  # cat, cow
+        ours = model.mask_head(features, rois, torch.tensor([1, 0]))
+    torch.testing.assert_close(ours, its)
+
+
+def test_point_rend_of_other_classes_gets_a_new_point_head(tmp_path: Path) -> None:
+    trained, model = tiny(POINT_REND, num_classes=5, seed=1), tiny(POINT_REND, seed=2)
+    fresh = {name: value.clone() for name, value in model.state_dict().items()}
+    write_weights(tmp_path / "five.safetensors", trained.state_dict(), trained.config)
+    (note,) = load_weights(model, tmp_path / "five.safetensors", new_head=True)
+    assert "has 5 classes; the last layers of the heads and the point head start at random" in note
+    new = ("box_head.class_pred", "box_head.box_pred", "mask_head.point_head.", "mask_head.coarse_head.pred")
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, fresh[name] if name.startswith(new) else trained.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(("name", "of_file"), [(POINT_REND, R50), (R50, POINT_REND)])
+def test_another_kind_of_mask_head_starts_at_random(name: str, of_file: str, tmp_path: Path) -> None:
+    trained, model = tiny(of_file, seed=1), tiny(name, seed=2)
+    fresh = {n: value.clone() for n, value in model.state_dict().items()}
+    write_weights(tmp_path / "other.safetensors", trained.state_dict(), trained.config)
+    notes = load_weights(model, tmp_path / "other.safetensors", new_head=True)
+    assert any("has another kind of mask head; the model's starts at random" in note for note in notes)
+    for n, value in model.state_dict().items():
+        assert torch.equal(value, fresh[n] if n.startswith("mask_head.") else trained.state_dict()[n]), n

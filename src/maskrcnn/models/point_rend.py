@@ -48,7 +48,7 @@ class PointRend(nn.Module):
         labels = labels * (not self.config.class_agnostic)
         coarse = self.coarse(features, rois)
         side = self.points.start_size
-        points = grid(side, rois.boxes).expand(len(labels), -1, -1)
+        points = grid(side, rois.boxes).expand(labels.shape[0], -1, -1)
         logits = self.at(points, features, rois, coarse, labels).unflatten(1, (side, side))
         for _ in range(self.points.num_subdivisions):
             logits = F.interpolate(logits[:, None], scale_factor=2, mode="bilinear", align_corners=False)[
@@ -80,7 +80,8 @@ class PointRend(nn.Module):
         """Mean binary cross-entropies of every object RoI on its own class's mask: loss_mask over the coarse cells,
         loss_mask_point over the points. stages: as of `MaskHead.loss`.
         """
-        objects = SampledRoIs(*(field[:, : stages[0].first] for field in stages[0][:4]))
+        boxes, found_labels, gt_index, gt_boxes = (field[:, : stages[0].first] for field in stages[0][:4])
+        objects = SampledRoIs(boxes, found_labels, gt_index, gt_boxes)
         rois = features.rois(objects.boxes, objects.valid)
         labels = rois.at(objects.labels)
         valid, own = labels >= 0, labels.clamp(min=0) * (not self.config.class_agnostic)
@@ -196,8 +197,9 @@ def within(boxes: Tensor, points: Tensor) -> Tensor:
 def features_at(points: Tensor, features: RoIFeatures, rois: RoIs) -> Tensor:
     """Read the finest map at the RoIs' points (R, P, 2): (R, C, P)."""
     finest, stride = features.maps[0], features.strides[0]
-    extent = points.new_tensor([finest.shape[3] * stride, finest.shape[2] * stride])
-    places = rois.spread(within(rois.at(rois.boxes), points) / extent)  # (B, N, P, 2)
+    height, width = (side * stride for side in finest.shape[2:])
+    x, y = within(rois.at(rois.boxes), points).unbind(2)
+    places = rois.spread(torch.stack([x / width, y / height], dim=2))  # (B, N, P, 2)
     read = sampled(_float32(finest), places.flatten(1, 2)).unflatten(2, places.shape[1:3])  # (B, C, N, P)
     return rois.at(read.transpose(1, 2)).to(finest.dtype)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from maskrcnn.ops.boxes import numbers
+
 
 @torch.library.custom_op("maskrcnn::crop_bitmaps", mutates_args=())
 def crop_bitmaps(
@@ -49,7 +51,7 @@ def read_bits(bits: Tensor, starts: Tensor, crops: Tensor, points: Tensor, index
         return read.float()
     for dx in (0, 1):
         for dy in (0, 1):
-            cell = low.long() + torch.tensor([dx, dy], device=points.device)
+            cell = low.long() + numbers((dx, dy), index)
             inside = ((cell >= 0) & (cell < extent)).all(2) & (index >= 0)[:, None]
             at = starts[mask][:, None] + cell[..., 0] * extent[..., 1] + cell[..., 1]
             x, y = (share[..., k] if d else 1 - share[..., k] for k, d in enumerate((dx, dy)))
