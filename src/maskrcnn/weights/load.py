@@ -210,24 +210,26 @@ def _kept_heads(file: WeightFile, model: nn.Module, state: dict[str, Tensor]) ->
 
 def _reorder(state: dict[str, Tensor], order: list[int]) -> None:
     """Put the classes of the heads' last layers in another order; background stays the last class."""
-    count, rendered = len(order), state.get(f"{POINT_HEAD}predictor.bias")
-    one_mask = rendered is not None and len(rendered) < count  # for all classes
+    rendered = state.get(f"{POINT_HEAD}predictor.bias")
+    one_mask = rendered is not None and len(rendered) < len(order)  # for all classes
     for name in [k for k in state if k.startswith(HEADS_PER_CLASS)]:
-        value = state[name]
-        if one_mask and name.startswith("mask_head."):
-            continue
-        if name.startswith(POINT_HEAD) and value.dim() > 1:  # the classes' logits are its last inputs
-            others = value.shape[1] - count
-            value = value[:, [*range(others), *(others + k for k in order)]]
-        if name.startswith(f"{POINT_HEAD}fcs."):
-            state[name] = value
-        elif "box_predictor" in name:  # four values a class, or four for all classes
-            if len(value) == 4 * count:
-                state[name] = value.unflatten(0, (count, 4))[order].flatten(0, 1)
-        elif "coarse_head" in name:  # the cells of a class, one class after another
-            state[name] = value.unflatten(0, (count, -1))[order].flatten(0, 1)
-        elif len(value) >= count:
-            state[name] = value[[*order, *range(count, len(value))]]
+        if not (one_mask and name.startswith("mask_head.")):
+            state[name] = _reordered(name, state[name], order)
+
+
+def _reordered(name: str, value: Tensor, order: list[int]) -> Tensor:
+    """Put the classes of one weight or bias in another order; what is there for all classes stays."""
+    count = len(order)
+    if name.startswith(POINT_HEAD) and value.dim() > 1:  # the classes' coarse logits are its last inputs
+        others = value.shape[1] - count
+        value = value[:, [*range(others), *(others + k for k in order)]]
+    if name.startswith(f"{POINT_HEAD}fcs.") or len(value) < count:
+        return value
+    if "box_predictor" in name:  # four values a class, or four for all classes
+        return value if len(value) != 4 * count else value.unflatten(0, (count, 4))[order].flatten(0, 1)
+    if "coarse_head" in name:  # the cells of a class, one class after another
+        return value.unflatten(0, (count, -1))[order].flatten(0, 1)
+    return value[[*order, *range(count, len(value))]]
 
 
 def _drop(states: tuple[dict[str, Tensor], ...], names: Iterable[str]) -> None:
