@@ -161,8 +161,7 @@ def test_settings_that_do_not_go_together_are_told() -> None:
         build_model(cascade)
 
 
-def test_it_learns_an_edge_finer_than_a_cell() -> None:
-    """A step from the random head towards objects lowers both losses."""
+def test_a_few_steps_lower_both_losses() -> None:
     model = tiny(NAME).train()
     size = (61, 90)
     batch, targets = model.preprocess(pictures(size)), [objects([[10.0, 10, 40, 50], [20, 5, 60, 30]], size)]

@@ -51,10 +51,8 @@ class PointRend(nn.Module):
         points = grid(side, rois.boxes).expand(labels.shape[0], -1, -1)
         logits = self.at(points, features, rois, coarse, labels).unflatten(1, (side, side))
         for _ in range(self.points.num_subdivisions):
-            logits = F.interpolate(logits[:, None], scale_factor=2, mode="bilinear", align_corners=False)[
-                :, 0
-            ]
-            side *= 2
+            enlarged = F.interpolate(logits[:, None], scale_factor=2, mode="bilinear", align_corners=False)
+            logits, side = enlarged[:, 0], 2 * side
             number = min(self.points.num_points, side**2)
             cells = logits.flatten(1).abs().topk(number, largest=False, sorted=False).indices
             points = (torch.stack([cells % side, cells // side], dim=2) + 0.5) / side
@@ -94,14 +92,12 @@ class PointRend(nn.Module):
 
         coarse = self.coarse(features, rois)
         own_coarse = coarse.gather(1, own[:, None, None, None].expand(-1, -1, *coarse.shape[2:]))
-        masks = rasterized(objects, targets, coarse.shape[-1], self.rules)
+        cells = rasterized(objects, targets, coarse.shape[-1], self.rules)
         points = self.choose_points(own_coarse.detach(), rois, targets)
-        found = self.at(points, features, rois, coarse, own)
+        shares = self.point_targets(rois.spread(points), objects, targets)
         return {
-            "loss_mask": mean(own_coarse.flatten(1), rois.at(masks).flatten(1)),
-            "loss_mask_point": mean(
-                found, rois.at(self.point_targets(rois.spread(points), objects, targets))
-            ),
+            "loss_mask": mean(own_coarse.flatten(1), rois.at(cells).flatten(1)),
+            "loss_mask_point": mean(self.at(points, features, rois, coarse, own), rois.at(shares)),
         }
 
     @torch.no_grad()
