@@ -33,9 +33,9 @@ class MaskHead(nn.Module):
         self.deconv = nn.ConvTranspose2d(channels, width, 2, stride=2)
         self.finer = nn.ModuleList(nn.ConvTranspose2d(width, width, 2, stride=2) for _ in range(more))
         self.predictor = nn.Conv2d(width, 1 if config.class_agnostic else num_classes, 1)
-        nn.init.normal_(self.predictor.weight, std=0.001)
         for deconv in (self.deconv, *self.finer):
             nn.init.kaiming_normal_(deconv.get_parameter("weight"), mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(self.predictor.weight, std=0.001)
         for layer in (self.deconv, *self.finer, self.predictor):
             nn.init.zeros_(layer.get_parameter("bias"))
 
