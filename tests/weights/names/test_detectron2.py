@@ -16,6 +16,7 @@ import torch
 from maskrcnn import presets
 from maskrcnn.models.build import build_model
 from maskrcnn.models.mask_rcnn import MaskRCNN
+from maskrcnn.presets import point_rend
 from maskrcnn.presets.detectron2 import PRESETS
 from maskrcnn.weights.load import WeightFile, load_weights
 from maskrcnn.weights.names.detectron2 import from_detectron2, to_detectron2
@@ -72,7 +73,7 @@ def test_names_and_shapes(shapes: Shapes, name: str) -> None:
     assert shapes_of(name) == shapes[SAME_SHAPES.get(name, name)]
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [*PRESETS, *point_rend.PRESETS])
 def test_every_name_there_and_back(name: str) -> None:
     model = on_meta(name)
     for ours in model.state_dict():
