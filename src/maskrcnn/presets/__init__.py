@@ -10,12 +10,22 @@ from collections.abc import Callable
 
 from maskrcnn.config import Config
 from maskrcnn.errors import UserError, did_you_mean
-from maskrcnn.presets import convnext, detectron2, internimage, small, swin, torchvision, vit, vitdet
+from maskrcnn.presets import (
+    convnext,
+    detectron2,
+    internimage,
+    other_data,
+    small,
+    swin,
+    torchvision,
+    vit,
+    vitdet,
+)
 from maskrcnn.presets.tiny import shrink
 
 # By the project whose models they are, whose files they can be written as.
 PROJECTS: dict[str, dict[str, Callable[[], Config]]] = {
-    "detectron2": detectron2.PRESETS | vitdet.PRESETS,
+    "detectron2": detectron2.PRESETS | other_data.PRESETS | vitdet.PRESETS,
     "mmdetection": internimage.PRESETS | vit.PRESETS | swin.PRESETS | convnext.PRESETS,
     "torchvision": torchvision.PRESETS,
     "maskrcnn": small.PRESETS,

@@ -1,14 +1,14 @@
 """Table of the published models: results, recipes, and addresses of their weights. Facts only: no torch, no models.
 
 Sources: detectron2's MODEL_ZOO.md, the tables of InternImage's, ViT-Adapter's, Swin's and ConvNeXt's repositories,
-torchvision's weight enumerations. AP is on COCO val2017. What was counted and measured here lies beside, in
+torchvision's weight enumerations. What was counted and measured here lies beside, in
 `measured.json`, which `benchmarks/measure_zoo.py` writes.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from typing import Any
 class Entry:
     """Published facts of one model of the zoo.
 
-    box_ap, mask_ap, keypoint_ap: published; train_seconds: published, an iteration of 16 images on `hardware`;
-    weights: the address of the published file; licence: that of the weights, as their source states it.
+    data: what AP is on; box_ap, mask_ap, keypoint_ap: published; train_seconds: published, an iteration of 16 images
+    (Cityscapes: 8) on `hardware`; weights: the address of the published file; licence: that of the weights, as their
+    source states it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Entry:
     hardware: str | None = None
     weights: str | None = None
     licence: str | None = None
+    data: str = "COCO val2017"
 
 
 def listing() -> list[dict[str, Any]]:
@@ -78,6 +80,16 @@ def _d2(
         hardware=None if train_seconds is None else _V100,
         weights=f"{_FAIR}/{folder}/{name}/{file}",
         licence="CC BY-SA 3.0",
+    )
+
+
+def _lvis(body: str, backbone: str, ap: tuple[float, float], train_seconds: float, file: str) -> Entry:
+    """Row of detectron2's LVIS table, whose names are COCO's with the folder before them."""
+    folder, name = "LVISv0.5-InstanceSegmentation", f"mask_rcnn_{body}_FPN_1x"
+    return replace(
+        _d2(name, backbone, "1x, LVIS", ap, train_seconds, file, folder),
+        name=f"{folder}/{name}",
+        data="LVIS v0.5 val",
     )
 
 
@@ -284,6 +296,22 @@ ENTRIES: tuple[Entry, ...] = (
                 0.371,
                 "169527823/model_final_3b3c51.pkl",
             ),
+            (
+                "scratch_mask_rcnn_R_50_FPN_9x_gn",
+                "R50-FPN, GN",
+                "9x, from scratch",
+                (43.7, 39.6),
+                None,
+                "183808979/model_final_da7b4c.pkl",
+            ),
+            (
+                "scratch_mask_rcnn_R_50_FPN_9x_syncbn",
+                "R50-FPN, SyncBN",
+                "9x, from scratch",
+                (43.6, 39.3),
+                None,
+                "184226666/model_final_5ce33e.pkl",
+            ),
         )
     ),
     *(
@@ -351,6 +379,20 @@ ENTRIES: tuple[Entry, ...] = (
             ("y", 200, (47.8, 43.0), "42047642/model_final_27b9c1.pkl"),
             ("y", 400, (48.2, 43.3), "42045954/model_final_ef3a80.pkl"),
         )
+    ),
+    _lvis("R_50", "R50-FPN", (23.6, 24.4), 0.292, "144219072/model_final_571f7c.pkl"),
+    _lvis("R_101", "R101-FPN", (25.6, 25.9), 0.371, "144219035/model_final_824ab5.pkl"),
+    _lvis("X_101_32x8d", "X101-FPN", (26.7, 27.1), 0.712, "144219108/model_final_5e3439.pkl"),
+    Entry(
+        name="Cityscapes/mask_rcnn_R_50_FPN",
+        backbone="R50-FPN",
+        schedule="24k, Cityscapes",
+        mask_ap=36.5,
+        train_seconds=0.240,
+        hardware=_V100,
+        weights=f"{_FAIR}/Cityscapes/mask_rcnn_R_50_FPN/142423278/model_final_af9cf5.pkl",
+        licence="CC BY-SA 3.0",
+        data="Cityscapes val",
     ),
     _vitdet("mask_rcnn_vitdet_b_100ep", "ViTDet-B", (51.6, 45.9), "f325346929/model_final_61ccd1.pkl"),
     _vitdet("mask_rcnn_vitdet_l_100ep", "ViTDet-L", (55.5, 49.2), "f325599698/model_final_6146ed.pkl"),
