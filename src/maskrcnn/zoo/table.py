@@ -1,8 +1,8 @@
 """Table of the published models: results, recipes, and addresses of their weights. Facts only: no torch, no models.
 
-Sources: detectron2's MODEL_ZOO.md, the tables of InternImage's, ViT-Adapter's, Swin's and ConvNeXt's repositories,
-torchvision's weight enumerations. What was counted and measured here lies beside, in
-`measured.json`, which `benchmarks/measure_zoo.py` writes.
+Sources: detectron2's MODEL_ZOO.md, the tables of MMDetection's, InternImage's, ViT-Adapter's, Swin's and ConvNeXt's
+repositories, torchvision's weight enumerations. What was counted and measured here lies beside, in `measured.json`,
+which `benchmarks/measure_zoo.py` writes.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ _ADAPTER = "https://github.com/czczup/ViT-Adapter/releases/download"
 _ADAPTER_HF = "https://huggingface.co/czczup/ViT-Adapter/resolve/main"
 _INTERN = "https://github.com/OpenGVLab/InternImage/releases/download/det_model"
 _SWIN = "https://github.com/SwinTransformer/storage/releases/download"
+_OPENMMLAB = "https://download.openmmlab.com/mmdetection/v2.0"
 _TORCH = "https://download.pytorch.org/models"
 
 
@@ -158,6 +159,20 @@ def _vitdet(name: str, backbone: str, ap: tuple[float, float], file: str) -> Ent
         mask_ap=ap[1],
         weights=f"{_FAIR}/ViTDet/COCO/{name.rpartition('_')[0]}/{file}",
         licence="CC BY-SA 3.0, from MAE: CC BY-NC 4.0",
+    )
+
+
+def _mmdetection(name: str, backbone: str, ap: tuple[float, float], file: str) -> Entry:
+    """Row of MMDetection's own tables, of 2.x; no licence is stated for its files. file: what follows the name."""
+    cascade = name.startswith("cascade")
+    return Entry(
+        name=name,
+        backbone=f"{backbone} FPN" + (", cascade" if cascade else ""),
+        schedule=name.split("_")[-2],
+        box_ap=ap[0],
+        mask_ap=ap[1],
+        weights=f"{_OPENMMLAB}/{'cascade_rcnn' if cascade else 'mask_rcnn'}/{name}/{name}_{file}.pth",
+        licence="not stated",
     )
 
 
@@ -404,6 +419,55 @@ ENTRIES: tuple[Entry, ...] = (
         "cascade_mask_rcnn_vitdet_l_100ep", "ViTDet-L", (57.6, 50.0), "f328021305/model_final_1a9f28.pkl"
     ),
     _vitdet("cascade_mask_rcnn_vitdet_h_75ep", "ViTDet-H", (58.7, 51.0), "f328730692/model_final_f05665.pkl"),
+    *(
+        _mmdetection(f"{kind}_{body}_fpn_{schedule}_coco", body.upper().replace("_", "-"), ap, file)
+        for kind, body, schedule, ap, file in (
+            ("mask_rcnn", "r50", "1x", (38.2, 34.7), "20200205-d4b0c5d6"),
+            (
+                "mask_rcnn",
+                "r50",
+                "2x",
+                (39.2, 35.4),
+                "bbox_mAP-0.392__segm_mAP-0.354_20200505_003907-3e542a40",
+            ),
+            ("mask_rcnn", "r101", "1x", (40.0, 36.1), "20200204-1efe0ed5"),
+            (
+                "mask_rcnn",
+                "r101",
+                "2x",
+                (40.8, 36.6),
+                "bbox_mAP-0.408__segm_mAP-0.366_20200505_071027-14b391c7",
+            ),
+            ("mask_rcnn", "x101_32x4d", "1x", (41.9, 37.5), "20200205-478d0b67"),
+            (
+                "mask_rcnn",
+                "x101_32x4d",
+                "2x",
+                (42.2, 37.8),
+                "bbox_mAP-0.422__segm_mAP-0.378_20200506_004702-faef898c",
+            ),
+            ("mask_rcnn", "x101_64x4d", "1x", (42.8, 38.4), "20200201-9352eb0d"),
+            ("mask_rcnn", "x101_64x4d", "2x", (42.7, 38.1), "20200509_224208-39d6f70c"),
+            ("cascade_mask_rcnn", "r50", "1x", (41.2, 35.9), "20200203-9d4dcb24"),
+            (
+                "cascade_mask_rcnn",
+                "r50",
+                "20e",
+                (41.9, 36.5),
+                "bbox_mAP-0.419__segm_mAP-0.365_20200504_174711-4af8e66e",
+            ),
+            ("cascade_mask_rcnn", "r101", "1x", (42.9, 37.3), "20200203-befdf6ee"),
+            (
+                "cascade_mask_rcnn",
+                "r101",
+                "20e",
+                (43.4, 37.8),
+                "bbox_mAP-0.434__segm_mAP-0.378_20200504_174836-005947da",
+            ),
+            ("cascade_mask_rcnn", "x101_32x4d", "1x", (44.3, 38.3), "20200201-0f411b1f"),
+            ("cascade_mask_rcnn", "x101_64x4d", "1x", (45.3, 39.2), "20200203-9a2db89d"),
+        )
+    ),
     _intern("t", "1x", (47.2, 42.5), 0.36),
     _intern("t", "3x", (49.1, 43.7), 0.34),
     _intern("s", "1x", (47.8, 43.3), 0.40),
