@@ -76,6 +76,29 @@ def random_case(seed: int, keypoints: bool = False) -> Case:
     return {"images": images, "annotations": annotations, "categories": categories}, results
 
 
+def random_lvis_case(seed: int) -> Case:
+    """Draw a data set in LVIS's form, and results, of which some are empty and some reach beyond the image."""
+    truth, results = random_case(seed)
+    rng = np.random.default_rng([seed, 1])
+    held = {(a["image_id"], a["category_id"]) for a in truth["annotations"]}
+    for annotation in truth["annotations"]:
+        annotation["iscrowd"] = 0
+    for category in truth["categories"]:
+        category["frequency"] = str(rng.choice(["r", "c", "f"]))
+    for image in truth["images"]:
+        lacking = [k for k in CATEGORIES if (image["id"], k) not in held]
+        image["neg_category_ids"] = [k for k in lacking if rng.random() < 0.5]
+        image["not_exhaustive_category_ids"] = [k for k in CATEGORIES if rng.random() < 0.3]
+    for entry in results:
+        if rng.random() < 0.2:
+            entry["bbox"][0] -= WIDTH / 2
+    for image in IMAGES:
+        empty = rle_encode(np.zeros((HEIGHT, WIDTH), np.uint8))
+        entry = {"image_id": image, "category_id": int(rng.choice(CATEGORIES)), "score": float(rng.random())}
+        results.append(entry | {"bbox": [10.0, 10.0, 0.0, 5.0], "segmentation": empty})
+    return truth, results
+
+
 def pycocotools_numbers(truth: dict[str, Any], results: list[dict[str, Any]], kind: str) -> list[float]:
     """Numbers of pycocotools' own summary; for key points with the boxes of the results left out, as for COCO."""
     drop = {"bbox": "segmentation", "segm": "bbox", "keypoints": ""}[kind]

@@ -56,7 +56,7 @@ def filling(folder: Path, name: str) -> tuple[ModuleType, dict[str, float]]:
     if name in gains:
         return fill, gains[name]
     wider = json.loads((folder / "fill_wider_gains.json").read_text())
-    gains = {config.split("/")[-1]: gains for config, gains in wider.items()}
+    gains = wider | {config.split("/")[-1]: gains for config, gains in wider.items()}
     return wider_fill(folder), gains[name]
 
 

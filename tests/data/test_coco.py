@@ -95,6 +95,21 @@ def test_crowds_are_apart_from_objects(tmp_path: Path) -> None:
     np.testing.assert_array_equal(crowd.masks.to_bitmaps((20, 30))[0], BITMAP)
 
 
+def test_classes_of_images_are_those_of_their_objects(tmp_path: Path) -> None:
+    """Image 0 has both classes, one of them twice; the crowd of image 2 is no object."""
+    data = read_coco(write(tmp_path, small()), tmp_path)
+    assert data.classes_of_images().tolist() == [[0, 0], [0, 1]]
+    assert data.subset([1, 0]).classes_of_images().tolist() == [[1, 0], [1, 1]]
+    assert data.subset([1, 2]).classes_of_images().shape == (0, 2)
+
+
+def test_an_image_without_a_name_has_that_of_its_address(tmp_path: Path) -> None:
+    content = small()
+    del content["images"][0]["file_name"]
+    content["images"][0]["coco_url"] = "http://images.cocodataset.org/val2017/000000397133.jpg"
+    assert read_coco(write(tmp_path, content), tmp_path).file_name(0) == "val2017/000000397133.jpg"
+
+
 def test_an_empty_image_has_empty_ground_truth(tmp_path: Path) -> None:
     truth = read_coco(write(tmp_path, small())).ground_truth(1)
     assert truth.boxes.shape == (0, 4)

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from maskrcnn.config import AugmentConfig, DataConfig
 from maskrcnn.data.loader import TrainLoader
-from maskrcnn.data.sampler import BatchSampler, view_seed
+from maskrcnn.data.sampler import BatchSampler, repeat_factors, view_seed
 from maskrcnn.errors import UserError
 from maskrcnn.masks import InstanceMasks
 from maskrcnn.structures import GroundTruth
@@ -36,6 +36,10 @@ class Folder:
     @property
     def num_objects(self) -> np.ndarray:
         return (np.arange(self.num_images) % 5 != 4).astype(np.int64)
+
+    def classes_of_images(self) -> np.ndarray:
+        images = np.flatnonzero(self.num_objects)
+        return np.stack([images, images == images[-1]], axis=1)  # the last one alone has class 1
 
     def image_path(self, i: int) -> Path:
         return self.folder / f"{i}.png"
@@ -230,6 +234,33 @@ def test_a_group_that_cannot_fill_a_batch_is_not_kept_apart():
     wide = np.arange(20) > 0  # a single tall image
     for batch in places_and_images(BatchSampler(np.arange(20), wide, 4, seed=0), 50):
         assert len({image for _, image in batch}) >= 3  # never the tall one four times
+
+
+def test_rare_classes_are_repeated_as_the_paper_says():
+    """Class 0 is in all four images, class 1 in one: sqrt(1 / (1 / 4)) is 2."""
+    image, label = np.array([[0, 0], [1, 0], [2, 0], [3, 0], [2, 1]]).T
+    assert repeat_factors(image, label, 4, 1.0).tolist() == [1, 1, 2, 1]
+    assert repeat_factors(image, label, 4, 0.5).tolist() == pytest.approx([1, 1, 2**0.5, 1])
+    assert repeat_factors(image, label, 4, 0.25).tolist() == [1, 1, 1, 1]
+
+
+def test_an_epoch_repeats_an_image_by_its_factor_on_average():
+    factors = np.array([1.0, 1.0, 2.0, 1.5])
+    batches = places_and_images(BatchSampler(np.arange(4), None, 11, seed=3, repeats=factors), 1000)
+    counts = Counter(image for batch in batches for _, image in batch)
+    for image, factor in enumerate(factors):
+        assert counts[image] / 11_000 == pytest.approx(factor / factors.sum(), abs=0.005)
+    assert [place for batch in batches for place, _ in batch] == list(range(11_000))
+    again = BatchSampler(np.arange(4), None, 11, seed=3, start_batch=700, repeats=factors)
+    assert places_and_images(again, 300) == batches[700:]
+
+
+def test_the_loader_repeats_images_of_rare_classes(data):
+    config = DataConfig(num_workers=0, augment=AUGMENT, aspect_grouping=False, repeat_threshold=1.0)
+    loader = iter(TrainLoader(data, config, 3, 4))
+    seen = Counter(image_id for _ in range(60) for image_id in next(loader)[2])
+    rare = 100 + int(np.flatnonzero(data.num_objects)[-1])
+    assert seen[rare] > 3 * max(count for image_id, count in seen.items() if image_id != rare)
 
 
 def test_view_seeds_are_fixed_numbers():

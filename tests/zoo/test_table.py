@@ -101,6 +101,27 @@ def test_published_rows(shared: Path) -> None:
                 assert ours["train_seconds"] == float(row["train_s_per_iter"])
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x",
+        "LVISv0.5-InstanceSegmentation/mask_rcnn_R_101_FPN_1x",
+        "LVISv0.5-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_1x",
+        "Cityscapes/mask_rcnn_R_50_FPN",
+        "scratch_mask_rcnn_R_50_FPN_9x_gn",
+        "scratch_mask_rcnn_R_50_FPN_9x_syncbn",
+    ],
+)
+def test_published_rows_beyond_the_first(shared: Path, name: str) -> None:
+    with open(shared / "facts" / "wider_models.csv") as file:
+        row = next(row for row in csv.DictReader(file) if row["model"].removeprefix("Misc/") == name)
+    ours = ROWS[name]
+    assert ours["box_ap"] == (float(row["box_ap"]) if row["box_ap"] else None)
+    assert ours["mask_ap"] == float(row["mask_ap"])
+    assert (ours["weights"], ours["licence"]) == (row["checkpoint"], row["licence"])
+    assert (ours["data"] == "COCO val2017") == (row["note"] == "")
+
+
 # detectron2's MODEL_ZOO.md and ViT-Adapter's detection/configs/mask_rcnn/README.md.
 @pytest.mark.parametrize(
     ("name", "box_ap", "mask_ap"),

@@ -7,7 +7,9 @@
 
 AP is the mean over IoU .50 to .95; s, m, l are objects below 32^2, below 96^2 and of more pixels; ARn counts
 the best n detections of a class in an image. -1 stands where the data has nothing to find. Results may name
-images by id or by the stem of their file name. They are scored by the kinds that they hold.
+images by id or by the stem of their file name. They are scored by the kinds that they hold. A JSON in LVIS's form
+(`frequency` of classes, `neg_category_ids` and `not_exhaustive_category_ids` of images) goes by LVIS's rules: APr, APc
+and APf are of rare, common and frequent classes, and 300 detections count in an image, of all classes together.
 
 --report writes DIR/index.html for a person, and its numbers as DIR/report.json: AP by class and size with intervals,
 boundary AP, what errors cost by cause with the worst pictures drawn, confusions, thresholds to use, counting,
@@ -80,9 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--max-detections",
         type=whole_number,
-        default=100,
         metavar="N",
-        help="detections that count in an image; raise it where images have more objects (100)",
+        help="detections that count in an image; raise it where images have more objects (100; LVIS: 300)",
     )
     add("--batch-size", type=whole_number, default=1, metavar="N", help="images at a time (1)")
     add_model_options(parser, model_required=False)
@@ -99,7 +100,7 @@ def main(args: argparse.Namespace) -> int:
     from maskrcnn.data.export import to_coco
     from maskrcnn.data.find import is_other_format
     from maskrcnn.evaluation.analysis import analysed_kind
-    from maskrcnn.evaluation.scores import check_limits, evaluate_results, scored_kinds
+    from maskrcnn.evaluation.scores import check_limits, evaluate_results, scored_kinds, usual_limit
     from maskrcnn.evaluation.truth import load_truth
 
     check_limits(args.kinds, args.max_detections)
@@ -112,6 +113,7 @@ def main(args: argparse.Namespace) -> int:
         truth = load_truth(to_coco(data))
     else:
         data, truth = None, load_truth(args.data)
+    args.max_detections = args.max_detections or usual_limit(truth)
     results = args.results
     if args.model:
         model = model or load_model(args)

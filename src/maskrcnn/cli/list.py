@@ -1,4 +1,4 @@
-"""List the models: backbone, schedule, parameters, multiply-adds, published AP on COCO val2017, and what was measured.
+"""List the models: backbone, schedule, parameters, multiply-adds, published AP, and what was measured.
 
 --json gives everything, one object a model: also the address and the licence of the published weights. --markdown
 is the page docs/zoo.md.
@@ -23,10 +23,10 @@ _COLUMNS = (
 
 _PAGE = """# The zoo
 
-Written by `maskrcnn list --markdown`. AP is as published, on COCO val2017 or Cityscapes' validation
-part. Parameters and multiply-adds (one is one; 800 x 1280, of ViTDet 1024 x 1024, 1000 proposals, 100 detections) are
-counted here. Seconds and peak memory were measured here by `maskrcnn bench`{machine}: random weights, 100 detections.
-The name links to the published weights.
+Written by `maskrcnn list --markdown`. AP is as published, on COCO val2017, or on the validation part of the data that
+the schedule names. Parameters and multiply-adds (one is one; 800 x 1280, of ViTDet 1024 x 1024, 1000 proposals, 100
+detections) are counted here. Seconds and peak memory were measured here by `maskrcnn bench`{machine}: random weights,
+100 detections. The name links to the published weights.
 
 """
 

@@ -55,6 +55,9 @@ class DataConfig:
     batch_size: Count = 16  # images per optimiser step, over all processes and accumulation steps
     num_workers: int = 2  # per process; 0: load in the training process
     aspect_grouping: bool = True
+    repeat_threshold: Share = (
+        0.0  # an image is seen more often for a class that fewer than this share of them have
+    )
     skip_empty: bool = True  # leave images without objects out of training
     on_error: Literal["repair", "refuse"] = "repair"  # what to do with defects that have a stated repair
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -130,6 +130,14 @@ class CocoData:
         index = np.flatnonzero(self.learnt & self.arrays["keep_keypoints"])
         return self._per_image(index, (self.points(index)[..., 2] > 0).sum(1))
 
+    def classes_of_images(self) -> np.ndarray:
+        """Pairs (image, class) of the objects to learn from, each once, (p, 2) int64."""
+        index = np.flatnonzero(self.learnt)
+        place = np.full(len(self.arrays["image_ids"]), -1)
+        place[self.rows] = np.arange(self.num_images)
+        pairs = np.stack([place[self.arrays["image"][index]], self.arrays["labels"][index]], axis=1)
+        return np.unique(pairs[pairs[:, 0] >= 0], axis=0)
+
     @property
     def learnt(self) -> np.ndarray:
         """Mask of the annotations that `ground_truth` returns, (m,) bool."""

@@ -112,8 +112,7 @@ class _Images:
             )
         self.rows.setdefault(identity, len(self.ids))
         self.ids.append(identity)
-        name = image.get("file_name")
-        self.names += _name_bytes(str(name) if isinstance(name, str | int) else "")
+        self.names += _name_bytes(file_name(image))
         self.name_offsets.append(len(self.names))
         self.sizes.extend([_length(image.get("height")), _length(image.get("width"))])
 
@@ -317,6 +316,14 @@ def category_name(category: Mapping[str, Any]) -> str:
     name = category.get("name")
     text = " ".join(_encodable(name).split()) if isinstance(name, str) else ""
     return text or str(name if isinstance(name, int | float) else category.get("id"))
+
+
+def file_name(image: Mapping[str, Any]) -> str:
+    """File name of a COCO image; LVIS v1 has none, but the address of COCO's picture, which ends in folder and name."""
+    name, address = image.get("file_name"), image.get("coco_url")
+    if name is None and isinstance(address, str):
+        return "/".join(address.split("/")[-2:])
+    return str(name) if isinstance(name, str | int) else ""
 
 
 def is_crowd(value: Any) -> bool:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from maskrcnn.config import AugmentConfig, DataConfig
 from maskrcnn.data.pixel_steps import Noted
-from maskrcnn.data.sampler import BatchSampler, view_seed
+from maskrcnn.data.sampler import BatchSampler, repeat_factors, view_seed
 from maskrcnn.data.transforms import Pairs, augment
 from maskrcnn.errors import UserError
 from maskrcnn.images.read import read_image
@@ -43,6 +43,10 @@ class ImageSource(Protocol):
     @property
     def num_objects(self) -> np.ndarray:
         """Number of objects that `ground_truth` returns for each image, (n,)."""
+        ...
+
+    def classes_of_images(self) -> np.ndarray:
+        """Pairs (image, class) of these objects, each once, (p, 2); asked for if rare classes are repeated."""
         ...
 
     def image_path(self, i: int, /) -> str | Path: ...
@@ -92,11 +96,16 @@ class TrainLoader:
         self._num_workers = config.num_workers
         self._views = _Views(data, config.augment, seed, flip_pairs, noted)
         self._order = (images, wide, batch_size, seed, rank, world_size)
+        self._repeats = None
+        if config.repeat_threshold:
+            image, label = data.classes_of_images().T
+            place = np.searchsorted(images, image)
+            self._repeats = repeat_factors(place, label, len(images), config.repeat_threshold)
 
     def __iter__(self) -> Iterator[TrainBatch]:
         loader = DataLoader(
             self._views,
-            batch_sampler=BatchSampler(*self._order, start_batch=self.state),
+            batch_sampler=BatchSampler(*self._order, start_batch=self.state, repeats=self._repeats),
             num_workers=self._num_workers,
             collate_fn=_as_is,
             worker_init_fn=_leave_signals_to_the_main_process,

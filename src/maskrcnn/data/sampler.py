@@ -2,7 +2,8 @@
 
 Epochs follow each other without a break. Epoch e is a permutation of the images, drawn from (seed, e); its
 images are numbered on from those of the epochs before, and an image's number is its *place*. A place is
-never used twice, and picks everything random about that view of the image (`view_seed`).
+never used twice, and picks everything random about that view of the image (`view_seed`). Images may be repeated
+within an epoch, those with rare classes more often (Gupta et al. 2019, arXiv 1908.03195, section 5).
 
 With aspect grouping, wide (w >= h) and tall images are collected apart and a batch is complete when its
 last image comes up, as in detectron2, so that batches need little padding. What is left over waits for
@@ -28,8 +29,8 @@ def view_seed(seed: int, place: int) -> int:
 class BatchSampler:
     """Endless batches of (place, image), from batch `start_batch` on; each iteration starts there anew.
 
-    images: the (n,) image numbers to draw from; wide: (n,) which of them are wide, or None for no grouping.
-    batch_size is per process.
+    images: the (n,) image numbers to draw from; wide: (n,) which of them are wide, or None for no grouping;
+    repeats: (n,) how often an epoch has each on average, from 1, or None for once. batch_size is per process.
     """
 
     images: np.ndarray
@@ -39,6 +40,7 @@ class BatchSampler:
     rank: int = 0
     world_size: int = 1
     start_batch: int = 0
+    repeats: np.ndarray | None = None
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
@@ -51,14 +53,14 @@ class BatchSampler:
     def _epochs(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Yield for each epoch the places and the images (m, world's batch) of the batches that it completes."""
         whole = self.batch_size * self.world_size
-        n = len(self.images)
         groups = self._groups(whole)
         left = [np.zeros((0, 2), np.int64) for _ in groups]  # (place, position in images) still waiting
         first_place = 0
         while True:
             rng = np.random.Generator(np.random.PCG64(_splitmix64(self.seed & _MASK64) ^ first_place))
-            order = np.argsort(rng.random(n), kind="stable")
-            places = np.arange(first_place, first_place + n)
+            every = np.arange(len(self.images)) if self.repeats is None else _repeated(self.repeats, rng)
+            order = every[np.argsort(rng.random(len(every)), kind="stable")]
+            places = np.arange(first_place, first_place + len(order))
             complete = []
             for g, member in enumerate(groups):
                 chosen = member[order]
@@ -69,7 +71,7 @@ class BatchSampler:
             batches = np.concatenate(complete)
             batches = batches[np.argsort(batches[:, -1, 0])]  # in the order in which they become complete
             yield batches[..., 0], self.images[batches[..., 1]]
-            first_place += n
+            first_place += len(order)
 
     def _groups(self, whole: int) -> list[np.ndarray]:
         """Groups of images that may share a batch, as masks over `images`.
@@ -82,6 +84,24 @@ class BatchSampler:
             if all(g.sum() >= whole for g in groups):
                 return groups
         return [np.ones(len(self.images), bool)]
+
+
+def repeat_factors(image: np.ndarray, label: np.ndarray, num_images: int, threshold: float) -> np.ndarray:
+    """Count how often an epoch has each image on average: for its rarest class sqrt(threshold / share), at least 1.
+
+    image, label: (p,) pairs of an image and a class that it has, each once; a class's share is that of the images
+    that have it. Returns (num_images,) float64.
+    """
+    share = np.bincount(label) / num_images
+    factors = np.ones(num_images)
+    np.maximum.at(factors, image, np.sqrt(threshold / share[label]))
+    return factors
+
+
+def _repeated(factors: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Position of each image as often as an epoch has it: the whole part, and once more with the rest's probability."""
+    whole = np.floor(factors).astype(np.int64)
+    return np.repeat(np.arange(len(factors)), whole + (rng.random(len(factors)) < factors - whole))
 
 
 def _splitmix64(x: int) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from maskrcnn.evaluation.lvis import counted
 from maskrcnn.evaluation.results import check_results
 from maskrcnn.evaluation.truth import FIELDS, Truth
 from maskrcnn.masks.coco_api import merge_polygons, pairwise_iou
@@ -102,6 +103,8 @@ def pair(
         UserError: a result or an object that cannot be scored by `kind`.
     """
     checked = check_results(results, truth, [kind], name)
+    if truth.federated is not None:
+        checked = counted(checked, truth.federated, max_detections)
     objects = truth.for_scoring(kind)["annotations"]
     found_in, objects_in = _by_image(checked), _by_image(objects)
     pictures = []

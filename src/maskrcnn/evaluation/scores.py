@@ -2,7 +2,8 @@
 
 The matching is the COCO API's (`masks.coco_api`); the numbers are read off its arrays here, because its own
 summary knows no other limit than 100 detections. Masks are scored without their boxes, so that sizes
-(small, medium, large) are those of the masks, as in detectron2.
+(small, medium, large) are those of the masks, as in detectron2. Data in LVIS's form goes by LVIS's rules
+(`evaluation.lvis`).
 """
 
 from __future__ import annotations
@@ -18,10 +19,13 @@ import numpy as np
 from maskrcnn.config import ModelConfig
 from maskrcnn.data.coco_arrays import is_crowd
 from maskrcnn.errors import UserError
+from maskrcnn.evaluation.lvis import FREQUENCIES, Federated, counted
+from maskrcnn.evaluation.lvis import MAX_DETECTIONS as MAX_LVIS_DETECTIONS
 from maskrcnn.evaluation.results import check_results, points_of
 from maskrcnn.evaluation.truth import FIELDS, KINDS, Truth, load_truth, read_json
 from maskrcnn.masks.coco_api import precision_recall
 
+MAX_DETECTIONS = 100
 MAX_KEYPOINT_DETECTIONS = 20
 RECALL_LEVELS = np.linspace(0, 1, 101)
 NUM_COCO_KEYPOINTS = 17
@@ -33,7 +37,7 @@ OTHER_SIGMA = 0.0635  # of each key point that is not COCO's: the mean of COCO's
 class KindResult:
     """Scores of one kind (bbox, segm or keypoints).
 
-    numbers: COCO's, in COCO's order, -1 where the data has nothing to find;
+    numbers: COCO's or LVIS's, in their order, -1 where the data has nothing to find;
     per_class: by class name AP, AP50, AP75 and `objects`, how many there are to find;
     precision: (T, 101, K) at IoU .50, .55, ... .95, at each of RECALL_LEVELS, by class; -1 as above;
     by_size: by class name and size ("s", "m", "l") AP and `objects`; an object of just 32^2 or 96^2 pixels is of both.
@@ -78,16 +82,17 @@ def evaluate_results(
     data: str | Path | Mapping[str, Any] | Truth,
     results: str | Path | Sequence[Mapping[str, Any]],
     kinds: Sequence[str] | None = None,
-    max_detections: int = 100,
+    max_detections: int | None = None,
     *,
     keypoint_sigmas: Sequence[float] | None = None,
 ) -> EvaluationResult:
-    """Score COCO results against a COCO data set.
+    """Score COCO results against a COCO data set, by LVIS's rules if it has LVIS's form.
 
     Args:
         data, results: files, or what is in them.
         kinds: of "bbox", "segm", "keypoints"; by default those that the results hold (of no results: the data).
-        max_detections: how many detections of a class count in an image (boxes and masks; key points: 20).
+        max_detections: how many detections of a class count in an image (boxes and masks; key points: 20), by
+            default 100; by LVIS's rules of all classes together, 300.
         keypoint_sigmas: how far key points may be off, one each; by default COCO's where there are 17, else
             `OTHER_SIGMA` for each.
 
@@ -96,12 +101,13 @@ def evaluate_results(
     """
     check_limits(kinds, max_detections)
     truth = data if isinstance(data, Truth) else load_truth(data)
+    limit = max_detections or usual_limit(truth)
     name = "results" if not isinstance(results, (str, Path)) else str(results)
     entries = read_json(results, "COCO results") if isinstance(results, (str, Path)) else results
     if not isinstance(entries, Sequence) or isinstance(entries, (str, bytes)):
         raise UserError(f"{name}: expected COCO results, a list of detections, got {type(entries).__name__}.")
     chosen = _choose_kinds(kinds, truth, entries, name)
-    warnings = _crowded(truth, max_detections) if set(chosen) & {"bbox", "segm"} else ()
+    warnings = _crowded(truth, limit) if set(chosen) & {"bbox", "segm"} else ()
     num_keypoints = 0
     if "keypoints" in chosen:
         num_keypoints = truth.num_keypoints or points_of(entries)  # the data may have no objects
@@ -109,7 +115,9 @@ def evaluate_results(
         warnings += said
     checked = check_results(entries, truth, chosen, name, num_keypoints)
     scored = {
-        kind: _score(kind, truth.for_scoring(kind, num_keypoints), checked, max_detections, keypoint_sigmas)
+        kind: _score(
+            kind, truth.for_scoring(kind, num_keypoints), checked, limit, keypoint_sigmas, truth.federated
+        )
         for kind in chosen
     }
     return EvaluationResult(scored, warnings)
@@ -121,7 +129,12 @@ def scored_kinds(model: ModelConfig) -> tuple[str, ...]:
     return tuple(kind for kind, head in heads.items() if head is not None)
 
 
-def check_limits(kinds: Sequence[str] | None, max_detections: int) -> None:
+def usual_limit(truth: Truth) -> int:
+    """Detections that count in an image of this data where nobody says how many."""
+    return MAX_DETECTIONS if truth.federated is None else MAX_LVIS_DETECTIONS
+
+
+def check_limits(kinds: Sequence[str] | None, max_detections: int | None) -> None:
     """Check the kinds and limits of an evaluation before any file is read.
 
     Raises:
@@ -130,7 +143,7 @@ def check_limits(kinds: Sequence[str] | None, max_detections: int) -> None:
     for kind in kinds or ():
         if kind not in KINDS:
             raise UserError(f"kinds: expected some of {', '.join(KINDS)}, got {kind!r}.")
-    if max_detections <= 10:
+    if max_detections is not None and max_detections <= 10:
         raise UserError(f"max_detections: expected more than 10, got {max_detections}.")
 
 
@@ -176,6 +189,7 @@ def _score(
     checked: list[dict[str, Any]],
     max_detections: int,
     sigmas: Sequence[float] | None,
+    federated: Federated | None = None,
 ) -> KindResult:
     limits = [MAX_KEYPOINT_DETECTIONS] if kind == "keypoints" else [1, 10, max_detections]
     dropped = {
@@ -185,10 +199,15 @@ def _score(
     }
     entries = [{k: v for k, v in e.items() if k not in dropped[kind]} for e in checked]
     sigmas = sigmas if kind == "keypoints" else None
+    if federated is not None and kind != "keypoints":
+        entries = counted(entries, federated, max_detections)
     precision, recall = precision_recall(content, entries, kind, limits, sigmas)
-    numbers = (
-        _keypoint_numbers(precision, recall) if kind == "keypoints" else _numbers(precision, recall, limits)
-    )
+    if kind == "keypoints":
+        numbers = _keypoint_numbers(precision, recall)
+    elif federated is not None:
+        numbers = _lvis_numbers(precision, recall, limits, federated)
+    else:
+        numbers = _numbers(precision, recall, limits)
     objects = Counter(a["category_id"] for a in content["annotations"] if not a["iscrowd"])
     whole = precision[:, :, :, 0, -1]
     per_class = {
@@ -228,6 +247,17 @@ def _numbers(precision: np.ndarray, recall: np.ndarray, limits: list[int]) -> di
     numbers |= {f"AP{size}": _mean(precision[..., a, -1]) for a, size in enumerate("sml", start=1)}
     numbers |= {f"AR{limit}": _mean(recall[..., 0, m]) for m, limit in enumerate([1, 10, last])}
     return numbers | {f"AR{size}": _mean(recall[..., a, -1]) for a, size in enumerate("sml", start=1)}
+
+
+def _lvis_numbers(
+    precision: np.ndarray, recall: np.ndarray, limits: list[int], federated: Federated
+) -> dict[str, float]:
+    """COCO's numbers but for AR1 and AR10, with AP of the rare, common and frequent classes."""
+    numbers = _numbers(precision, recall, limits)
+    of_all = {name: value for name, value in numbers.items() if name not in ("AR1", "AR10")}
+    by_frequency = {f"AP{f}": _mean(precision[:, :, federated.classes(f), 0, -1]) for f in FREQUENCIES}
+    first = {name: value for name, value in of_all.items() if name.startswith("AP")}
+    return first | by_frequency | of_all
 
 
 def _keypoint_numbers(precision: np.ndarray, recall: np.ndarray) -> dict[str, float]:

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from maskrcnn.data.coco_arrays import category_id, category_name, find_id, is_crowd
+from maskrcnn.data.coco_arrays import category_id, category_name, file_name, find_id, is_crowd
 from maskrcnn.data.label_text import json_fault
 from maskrcnn.data.mask_extents import FARTHEST
 from maskrcnn.errors import UserError, shown
+from maskrcnn.evaluation.lvis import Federated, is_federated, read_federated, unfinished_regions
 from maskrcnn.masks import InstanceMasks
 from maskrcnn.masks.rle import Runs, read_runs, write_counts
 
@@ -35,7 +36,8 @@ class Truth:
     name: for messages; annotations: COCO's, each with a bbox, of known images and classes;
     image_number, category_number: from ids to 1, 2, ... in the order of the ids;
     class_names: by number - 1; sizes: (H, W) by number - 1, None where the data does not tell;
-    stems: from the file names without folder and ending to the numbers of the images.
+    stems: from the file names without folder and ending to the numbers of the images;
+    federated: what each image was searched for, of data in LVIS's form.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Truth:
     class_names: tuple[str, ...]
     sizes: list[tuple[int, int] | None]
     stems: dict[str, list[int]] = field(repr=False)
+    federated: Federated | None = field(default=None, repr=False)
 
     @property
     def num_keypoints(self) -> int:
@@ -167,7 +170,7 @@ def load_truth(data: str | Path | Mapping[str, Any]) -> Truth:
     category_number = _numbered(names)
     stems: dict[str, list[int]] = {}
     for key, number in image_number.items():
-        stems.setdefault(Path(str(images[key].get("file_name", ""))).stem, []).append(number)
+        stems.setdefault(Path(file_name(images[key])).stem, []).append(number)
     truth = Truth(
         name,
         list(_of_known(content["annotations"], images, names)),
@@ -178,6 +181,11 @@ def load_truth(data: str | Path | Mapping[str, Any]) -> Truth:
         stems,
     )
     truth.annotations = [_with_box(a, truth, i) for i, a in enumerate(truth.annotations)]
+    if is_federated(content):
+        truth.federated = read_federated(content, truth.annotations, image_number, category_number, name)
+        truth.annotations += unfinished_regions(
+            truth.federated, truth.sizes, list(image_number), list(category_number), name
+        )
     return truth
 
 

@@ -14,6 +14,8 @@ from maskrcnn.presets import (
     convnext,
     detectron2,
     internimage,
+    mmdetection_resnet,
+    other_data,
     point_rend,
     small,
     swin,
@@ -25,8 +27,10 @@ from maskrcnn.presets.tiny import shrink
 
 # By the project whose models they are, whose files they can be written as.
 PROJECTS: dict[str, dict[str, Callable[[], Config]]] = {
-    "detectron2": detectron2.PRESETS | vitdet.PRESETS | point_rend.PRESETS,
-    "mmdetection": internimage.PRESETS | vit.PRESETS | swin.PRESETS | convnext.PRESETS,
+    "detectron2": detectron2.PRESETS | other_data.PRESETS | vitdet.PRESETS | point_rend.PRESETS,
+    "mmdetection": (
+        mmdetection_resnet.PRESETS | internimage.PRESETS | vit.PRESETS | swin.PRESETS | convnext.PRESETS
+    ),
     "torchvision": torchvision.PRESETS,
     "maskrcnn": small.PRESETS,
 }

@@ -201,6 +201,18 @@ def scratch_mask_rcnn_R_50_FPN_3x_gn() -> Config:
     return config
 
 
+def scratch_mask_rcnn_R_50_FPN_9x_gn() -> Config:
+    """Group normalisation from random weights for long (He et al. 2018, arXiv 1811.08883): 64 images an iteration,
+    inputs divided by their spread. Published: 43.7 / 39.6.
+    """
+    return _nine_times(_named("scratch_mask_rcnn_R_50_FPN_9x_gn", mask_rcnn_R_50_FPN_3x_gn()))
+
+
+def scratch_mask_rcnn_R_50_FPN_9x_syncbn() -> Config:
+    """Batch normalisation over all processes, else as the one with group normalisation. Published: 43.6 / 39.3."""
+    return _nine_times(_named("scratch_mask_rcnn_R_50_FPN_9x_syncbn", mask_rcnn_R_50_FPN_3x_syncbn()))
+
+
 def mask_rcnn_R_50_FPN_3x_syncbn() -> Config:
     """Batch normalisation over all processes. R-50.pkl. Published: 41.9 / 37.8; 0.371 s an iteration, 27.8 hours.
 
@@ -323,6 +335,18 @@ def _three_times(config: Config) -> Config:
     return config
 
 
+def _nine_times(config: Config) -> Config:
+    """Train from random weights, nothing frozen, for nine times 90,000 iterations of 16 images."""
+    assert isinstance(config.model.backbone, ResNetConfig)
+    config.model.backbone.stride_in_1x1, config.model.backbone.frozen_stages = False, 0
+    config.model.input.pixel_std = (57.375, 57.120, 58.395)
+    config.data.batch_size = 64
+    config.optim.lr, config.optim.reference_batch_size = 0.08, 64
+    config.optim.milestones = (187_500, 197_500)
+    config.train.iterations = 202_500
+    return config
+
+
 def _longer(times: int, config: Config) -> Config:
     config.optim.milestones = tuple(times * m for m in config.optim.milestones)
     config.train.iterations *= times
@@ -431,6 +455,8 @@ PRESETS: dict[str, Callable[[], Config]] = {
         mask_rcnn_R_50_FPN_3x_gn,
         mask_rcnn_R_50_FPN_3x_syncbn,
         scratch_mask_rcnn_R_50_FPN_3x_gn,
+        scratch_mask_rcnn_R_50_FPN_9x_gn,
+        scratch_mask_rcnn_R_50_FPN_9x_syncbn,
         mask_rcnn_R_50_FPN_100ep_LSJ,
         mask_rcnn_R_50_FPN_200ep_LSJ,
         mask_rcnn_R_50_FPN_400ep_LSJ,

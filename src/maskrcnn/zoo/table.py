@@ -1,14 +1,14 @@
 """Table of the published models: results, recipes, and addresses of their weights. Facts only: no torch, no models.
 
-Sources: detectron2's MODEL_ZOO.md, the tables of InternImage's, ViT-Adapter's, Swin's and ConvNeXt's repositories,
-torchvision's weight enumerations. AP is on COCO val2017, of a model of Cityscapes on its validation
-part. What was counted and measured here lies beside, in `measured.json`, which `benchmarks/measure_zoo.py` writes.
+Sources: detectron2's MODEL_ZOO.md, the tables of MMDetection's, InternImage's, ViT-Adapter's, Swin's and ConvNeXt's
+repositories, torchvision's weight enumerations. What was counted and measured here lies beside, in `measured.json`,
+which `benchmarks/measure_zoo.py` writes.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from typing import Any
 class Entry:
     """Published facts of one model of the zoo.
 
-    box_ap, mask_ap, keypoint_ap: published; train_seconds: published, an iteration of 16 images on `hardware`;
-    weights: the address of the published file; licence: that of the weights, as their source states it.
+    data: what AP is on; box_ap, mask_ap, keypoint_ap: published; train_seconds: published, an iteration of 16 images
+    (Cityscapes: 8) on `hardware`; weights: the address of the published file; licence: that of the weights, as their
+    source states it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Entry:
     hardware: str | None = None
     weights: str | None = None
     licence: str | None = None
+    data: str = "COCO val2017"
 
 
 def listing() -> list[dict[str, Any]]:
@@ -52,6 +54,7 @@ _ADAPTER = "https://github.com/czczup/ViT-Adapter/releases/download"
 _ADAPTER_HF = "https://huggingface.co/czczup/ViT-Adapter/resolve/main"
 _INTERN = "https://github.com/OpenGVLab/InternImage/releases/download/det_model"
 _SWIN = "https://github.com/SwinTransformer/storage/releases/download"
+_OPENMMLAB = "https://download.openmmlab.com/mmdetection/v2.0"
 _TORCH = "https://download.pytorch.org/models"
 
 
@@ -78,6 +81,16 @@ def _d2(
         hardware=None if train_seconds is None else _V100,
         weights=f"{_FAIR}/{folder}/{name}/{file}",
         licence="CC BY-SA 3.0",
+    )
+
+
+def _lvis(body: str, backbone: str, ap: tuple[float, float], train_seconds: float, file: str) -> Entry:
+    """Row of detectron2's LVIS table, whose names are COCO's with the folder before them."""
+    folder, name = "LVISv0.5-InstanceSegmentation", f"mask_rcnn_{body}_FPN_1x"
+    return replace(
+        _d2(name, backbone, "1x, LVIS", ap, train_seconds, file, folder),
+        name=f"{folder}/{name}",
+        data="LVIS v0.5 val",
     )
 
 
@@ -160,6 +173,20 @@ def _point_rend(body: str, schedule: str, mask_ap: float, file: str) -> Entry:
         mask_ap=mask_ap,
         weights=f"{_FAIR}/PointRend/InstanceSegmentation/{name}/{file}",
         licence="CC BY-SA 3.0",
+    )
+
+
+def _mmdetection(name: str, backbone: str, ap: tuple[float, float], file: str) -> Entry:
+    """Row of MMDetection's own tables, of 2.x; no licence is stated for its files. file: what follows the name."""
+    cascade = name.startswith("cascade")
+    return Entry(
+        name=name,
+        backbone=f"{backbone} FPN" + (", cascade" if cascade else ""),
+        schedule=name.split("_")[-2],
+        box_ap=ap[0],
+        mask_ap=ap[1],
+        weights=f"{_OPENMMLAB}/{'cascade_rcnn' if cascade else 'mask_rcnn'}/{name}/{name}_{file}.pth",
+        licence="not stated",
     )
 
 
@@ -298,6 +325,22 @@ ENTRIES: tuple[Entry, ...] = (
                 0.371,
                 "169527823/model_final_3b3c51.pkl",
             ),
+            (
+                "scratch_mask_rcnn_R_50_FPN_9x_gn",
+                "R50-FPN, GN",
+                "9x, from scratch",
+                (43.7, 39.6),
+                None,
+                "183808979/model_final_da7b4c.pkl",
+            ),
+            (
+                "scratch_mask_rcnn_R_50_FPN_9x_syncbn",
+                "R50-FPN, SyncBN",
+                "9x, from scratch",
+                (43.6, 39.3),
+                None,
+                "184226666/model_final_5ce33e.pkl",
+            ),
         )
     ),
     *(
@@ -366,6 +409,20 @@ ENTRIES: tuple[Entry, ...] = (
             ("y", 400, (48.2, 43.3), "42045954/model_final_ef3a80.pkl"),
         )
     ),
+    _lvis("R_50", "R50-FPN", (23.6, 24.4), 0.292, "144219072/model_final_571f7c.pkl"),
+    _lvis("R_101", "R101-FPN", (25.6, 25.9), 0.371, "144219035/model_final_824ab5.pkl"),
+    _lvis("X_101_32x8d", "X101-FPN", (26.7, 27.1), 0.712, "144219108/model_final_5e3439.pkl"),
+    Entry(
+        name="Cityscapes/mask_rcnn_R_50_FPN",
+        backbone="R50-FPN",
+        schedule="24k, Cityscapes",
+        mask_ap=36.5,
+        train_seconds=0.240,
+        hardware=_V100,
+        weights=f"{_FAIR}/Cityscapes/mask_rcnn_R_50_FPN/142423278/model_final_af9cf5.pkl",
+        licence="CC BY-SA 3.0",
+        data="Cityscapes val",
+    ),
     _vitdet("mask_rcnn_vitdet_b_100ep", "ViTDet-B", (51.6, 45.9), "f325346929/model_final_61ccd1.pkl"),
     _vitdet("mask_rcnn_vitdet_l_100ep", "ViTDet-L", (55.5, 49.2), "f325599698/model_final_6146ed.pkl"),
     _vitdet("mask_rcnn_vitdet_h_75ep", "ViTDet-H", (56.7, 50.2), "f329145471/model_final_7224f1.pkl"),
@@ -381,6 +438,55 @@ ENTRIES: tuple[Entry, ...] = (
     _point_rend("R_101", "3x_coco", 40.1, "28119983/model_final_3f4d2a.pkl"),
     _point_rend("X_101_32x8d", "3x_coco", 41.1, "28119989/model_final_ba17b9.pkl"),
     _point_rend("R_50", "1x_cityscapes", 35.9, "164255101/model_final_115bfb.pkl"),
+    *(
+        _mmdetection(f"{kind}_{body}_fpn_{schedule}_coco", body.upper().replace("_", "-"), ap, file)
+        for kind, body, schedule, ap, file in (
+            ("mask_rcnn", "r50", "1x", (38.2, 34.7), "20200205-d4b0c5d6"),
+            (
+                "mask_rcnn",
+                "r50",
+                "2x",
+                (39.2, 35.4),
+                "bbox_mAP-0.392__segm_mAP-0.354_20200505_003907-3e542a40",
+            ),
+            ("mask_rcnn", "r101", "1x", (40.0, 36.1), "20200204-1efe0ed5"),
+            (
+                "mask_rcnn",
+                "r101",
+                "2x",
+                (40.8, 36.6),
+                "bbox_mAP-0.408__segm_mAP-0.366_20200505_071027-14b391c7",
+            ),
+            ("mask_rcnn", "x101_32x4d", "1x", (41.9, 37.5), "20200205-478d0b67"),
+            (
+                "mask_rcnn",
+                "x101_32x4d",
+                "2x",
+                (42.2, 37.8),
+                "bbox_mAP-0.422__segm_mAP-0.378_20200506_004702-faef898c",
+            ),
+            ("mask_rcnn", "x101_64x4d", "1x", (42.8, 38.4), "20200201-9352eb0d"),
+            ("mask_rcnn", "x101_64x4d", "2x", (42.7, 38.1), "20200509_224208-39d6f70c"),
+            ("cascade_mask_rcnn", "r50", "1x", (41.2, 35.9), "20200203-9d4dcb24"),
+            (
+                "cascade_mask_rcnn",
+                "r50",
+                "20e",
+                (41.9, 36.5),
+                "bbox_mAP-0.419__segm_mAP-0.365_20200504_174711-4af8e66e",
+            ),
+            ("cascade_mask_rcnn", "r101", "1x", (42.9, 37.3), "20200203-befdf6ee"),
+            (
+                "cascade_mask_rcnn",
+                "r101",
+                "20e",
+                (43.4, 37.8),
+                "bbox_mAP-0.434__segm_mAP-0.378_20200504_174836-005947da",
+            ),
+            ("cascade_mask_rcnn", "x101_32x4d", "1x", (44.3, 38.3), "20200201-0f411b1f"),
+            ("cascade_mask_rcnn", "x101_64x4d", "1x", (45.3, 39.2), "20200203-9a2db89d"),
+        )
+    ),
     _intern("t", "1x", (47.2, 42.5), 0.36),
     _intern("t", "3x", (49.1, 43.7), 0.34),
     _intern("s", "1x", (47.8, 43.3), 0.40),

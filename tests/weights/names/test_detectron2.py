@@ -23,6 +23,7 @@ from maskrcnn.weights.names.detectron2 import from_detectron2, to_detectron2
 from tests.models.tiny import tiny
 from tests.references import detectron2_state
 
+LVIS = "LVISv0.5-InstanceSegmentation"
 # As published, without frozen norms.
 PARAMETERS = {
     "mask_rcnn_R_50_FPN_1x": 44_343_216,
@@ -38,6 +39,8 @@ PARAMETERS = {
     "mask_rcnn_R_50_FPN_1x_dconv_c3-c5": 44_924_058,
     "mask_rcnn_regnetx_4gf_dds_FPN_100ep_LSJ": 43_140_848,
     "mask_rcnn_regnety_4gf_dds_FPN_100ep_LSJ": 41_859_336,
+    "Cityscapes/mask_rcnn_R_50_FPN": 43_955_712,
+    f"{LVIS}/mask_rcnn_R_50_FPN_1x": 50_532_516,
 }
 # A model whose shapes the list lacks has those of another.
 SAME_SHAPES = {
@@ -47,7 +50,7 @@ SAME_SHAPES = {
     "scratch_mask_rcnn_R_50_FPN_3x_gn": "mask_rcnn_R_50_FPN_3x_gn",
 }
 # Compared in parts, by the last tests here.
-IN_PARTS = ("keypoint_rcnn_R_101", "keypoint_rcnn_X", "syncbn", "LSJ", "X_152")
+IN_PARTS = ("keypoint_rcnn_R_101", "keypoint_rcnn_X", "syncbn", "LSJ", "X_152", "9x")
 
 Shapes = dict[str, dict[str, list[int]]]
 
@@ -108,19 +111,45 @@ def test_synchronised_norms_stand_where_group_norms_do(shapes: Shapes) -> None:
     assert statistics == {k.rsplit(".", 1)[0] for k in group_norm if k.endswith("norm.bias")}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "new_baselines/mask_rcnn_regnetx_4gf_dds_FPN_100ep_LSJ",
-        "new_baselines/mask_rcnn_regnety_4gf_dds_FPN_100ep_LSJ",
-        "PointRend/pointrend_rcnn_R_50_FPN_3x_coco",
-    ],
-)
-def test_names_and_shapes_of_models_added_later(shared: Path, name: str) -> None:
+@pytest.fixture(scope="module")
+def wider(shared: Path) -> Shapes:
+    """Shapes of the models added later, without the counts of batches, and without what is no weight."""
     with gzip.open(shared / "reference" / "detectron2" / "state_shapes_wider.json.gz") as file:
-        original = json.load(file)[name]
-    expected = {k: v for k, v in original.items() if from_detectron2(k) is not None}
-    assert shapes_of(name.split("/")[1]) == expected
+        models = json.load(file)
+    return {
+        name: {k: v for k, v in shapes.items() if "num_batches" not in k and from_detectron2(k) is not None}
+        for name, shapes in models.items()
+    }
+
+
+@pytest.mark.parametrize("kind", ["regnetx", "regnety"])
+def test_names_and_shapes_of_a_regnet(wider: Shapes, kind: str) -> None:
+    name = f"mask_rcnn_{kind}_4gf_dds_FPN_100ep_LSJ"
+    assert shapes_of(name) == wider[f"new_baselines/{name}"]
+
+
+def test_names_and_shapes_of_point_rend(wider: Shapes) -> None:
+    name = "pointrend_rcnn_R_50_FPN_3x_coco"
+    assert shapes_of(name) == wider[f"PointRend/{name}"]
+
+
+@pytest.mark.parametrize("name", ["Cityscapes/mask_rcnn_R_50_FPN", f"{LVIS}/mask_rcnn_R_50_FPN_1x"])
+def test_names_and_shapes_of_models_for_other_data(wider: Shapes, name: str) -> None:
+    assert shapes_of(name) == wider[name]
+
+
+@pytest.mark.parametrize("body", ["R_101", "X_101_32x8d"])
+def test_deeper_models_of_lvis_have_coco_s_bodies(shapes: Shapes, wider: Shapes, body: str) -> None:
+    coco, lvis = shapes[f"mask_rcnn_{body}_FPN_3x"], wider[f"{LVIS}/mask_rcnn_R_50_FPN_1x"]
+    expected = {k: v for k, v in coco.items() if k.startswith("backbone.")}
+    expected |= {k: v for k, v in lvis.items() if not k.startswith("backbone.")}
+    assert shapes_of(f"{LVIS}/mask_rcnn_{body}_FPN_1x") == expected
+
+
+@pytest.mark.parametrize("norm", ["gn", "syncbn"])
+def test_nine_times_as_long_changes_no_shape(norm: str) -> None:
+    assert shapes_of(f"scratch_mask_rcnn_R_50_FPN_9x_{norm}") == shapes_of(f"mask_rcnn_R_50_FPN_3x_{norm}")
+    assert all(p.requires_grad for p in on_meta(f"scratch_mask_rcnn_R_50_FPN_9x_{norm}").parameters())
 
 
 def test_point_rend_s_older_files_name_its_heads_otherwise() -> None:

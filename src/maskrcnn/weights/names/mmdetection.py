@@ -1,17 +1,19 @@
 """Parameter names of MMDetection 2.x's Mask R-CNN, and ours.
 
 One table of name beginnings, as for detectron2; what follows and all shapes are the same on both sides. The backbone's
-own names are the originals' (`backbones.internimage`, `backbones.vit`).
+own names are the originals' (`backbones.internimage`, `backbones.vit`), a ResNet's torchvision's.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
 from maskrcnn.config import ModelConfig, ViTConfig
 from maskrcnn.weights.names.protocol import Names, Renamed
+from maskrcnn.weights.names.torchvision import from_resnet_name, to_resnet_name
 from maskrcnn.weights.names.uni_perceiver import from_uni_perceiver, to_uni_perceiver
 
 WRAPPER = "module."  # before every name where the model was saved together with what distributed it
@@ -35,7 +37,11 @@ BEGINNINGS: dict[str, str] = {
         for k in range(4)
         for theirs, ours in (("conv", ""), ("bn", "norm."))
     },
-    **{f"roi_head.bbox_head.{i}.shared_fcs.0.": f"box_head.stages.{i}.fcs.0." for i in range(3)},
+    **{
+        f"roi_head.bbox_head.{i}.shared_fcs.{k}.": f"box_head.stages.{i}.fcs.{k}."
+        for i in range(3)
+        for k in range(2)
+    },
     **{f"roi_head.bbox_head.{i}.fc_cls.": f"box_head.stages.{i}.class_predictor." for i in range(3)},
     **{f"roi_head.bbox_head.{i}.fc_reg.": f"box_head.stages.{i}.box_predictor." for i in range(3)},
     **{
@@ -52,6 +58,8 @@ NO_PYRAMID_BEGINNINGS: dict[str, str] = {
     f"neck.convs.{k}.conv.": f"backbone.fpn.lateral.{k}." for k in range(4)
 }
 _FROM = BEGINNINGS | NO_PYRAMID_BEGINNINGS
+_RESNET = re.compile(r"backbone\.(conv1|bn1|layer\d)\.")  # where the backbone is one
+COUNTER = ".num_batches_tracked"
 
 
 def is_mmdetection(names: Iterable[str]) -> bool:
@@ -62,14 +70,15 @@ def is_mmdetection(names: Iterable[str]) -> bool:
 def from_mmdetection(name: str) -> str:
     """Our name of MMDetection's `name`; `name` itself where it has no place."""
     name = from_uni_perceiver(name.removeprefix(WRAPPER))
-    return next((ours + name[len(k) :] for k, ours in _FROM.items() if name.startswith(k)), name)
+    ours = next((ours + name[len(k) :] for k, ours in _FROM.items() if name.startswith(k)), name)
+    return from_resnet_name(ours) if _RESNET.match(name) else ours
 
 
 def to_mmdetection(name: str, *, pyramid: bool = True, uni_perceiver: bool = False) -> str:
     """Inverse of `from_mmdetection`. pyramid: True for a model that has one (`FPNConfig.top_down`); uni_perceiver:
     True for one with Uni-Perceiver's transformer.
     """
-    name = to_uni_perceiver(name) if uni_perceiver else name
+    name = to_uni_perceiver(name) if uni_perceiver else to_resnet_name(name)
     table = BEGINNINGS if pyramid else BEGINNINGS | NO_PYRAMID_BEGINNINGS
     # Later entries first: without a pyramid the lateral convolutions go by their other name.
     found = ((theirs, ours) for theirs, ours in reversed(table.items()) if name.startswith(ours))
@@ -79,7 +88,9 @@ def to_mmdetection(name: str, *, pyramid: bool = True, uni_perceiver: bool = Fal
 def _to_ours(state: Mapping[str, Tensor]) -> Renamed:
     # Beside averaged weights, which go by the plain names, MMDetection's hook keeps the raw ones.
     raw = tuple(k for k in state if k.removeprefix(WRAPPER).startswith("ema_"))
-    return Renamed(state={from_mmdetection(k): v for k, v in state.items() if k not in raw}, dropped=raw)
+    # A ResNet's norms are frozen, and count no batches.
+    other = {*raw, *(k for k in state if k.endswith(COUNTER) and _RESNET.match(k.removeprefix(WRAPPER)))}
+    return Renamed(state={from_mmdetection(k): v for k, v in state.items() if k not in other}, dropped=raw)
 
 
 def _to_theirs(state: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

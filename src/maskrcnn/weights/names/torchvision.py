@@ -54,6 +54,11 @@ _ONE_CONV = {"rpn.head.conv.0.0.": "rpn.head.conv."}
 _TWO_CONVS = {f"rpn.head.conv.{k}.0.": f"rpn.head.conv.{k}." for k in range(2)}
 _CONV_HEAD = {"roi_heads.box_head.5.": "box_head.fcs.0."}
 
+# Our beginning of a body's names -> torchvision's; the longest first, for a norm's begins as its convolution's.
+_BODY_BACK = {
+    BEGINNINGS[k]: k for k in sorted(BEGINNINGS, key=lambda k: -len(BEGINNINGS[k])) if k.startswith(BODY)
+}
+
 # Old name -> new name, by regular expressions.
 _OLD = (
     (r"(backbone\.fpn\.(?:inner|layer)_blocks\.\d)\.(weight|bias)", r"\1.0.\2"),
@@ -72,6 +77,16 @@ def from_resnet(state: Mapping[str, Tensor]) -> Renamed:
     body = {f"backbone.body.{k}": v for k, v in state.items() if k not in other}
     weights = {_renamed(k, BEGINNINGS): v for k, v in body.items() if not _is_counter(k)}
     return Renamed(state=weights, dropped=other, made_for=RESNET_NEEDS)
+
+
+def from_resnet_name(name: str) -> str:
+    """Our name of a parameter of torchvision's ResNet, after the beginning of a backbone's."""
+    return _renamed(name, BEGINNINGS)
+
+
+def to_resnet_name(name: str) -> str:
+    """Inverse of `from_resnet_name`."""
+    return _block(_renamed_plainly(name, _BODY_BACK), back=True)
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
