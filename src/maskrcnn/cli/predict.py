@@ -123,6 +123,10 @@ def main(args: argparse.Namespace) -> int:
         check_writable(args.out / PREDICTIONS)
     check_outputs(images, args.out, formats=formats, draw=not args.no_draw and not args.tile)
     model = _load_model(args)
+    if args.tile:
+        from maskrcnn.images.bands import refuse_bands
+
+        refuse_bands(model.config.input, "--tile")
     settings = _settings(args, model)
     if formats == ("parquet",):
         images = _not_done(images, args.out, settings)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from maskrcnn.config import InputConfig
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.shared_arrays import cache_name, keep, kept, locked
 from maskrcnn.errors import UserError
@@ -33,10 +34,16 @@ class Picture(NamedTuple):
     brightest: int
 
 
-def look_at(data: CocoData, num_threads: int = 8) -> list[Picture | str]:
-    """Yield a `Picture` for each image of the set, or a reason why there is none: "no file ..." where it is missing."""
+def look_at(data: CocoData, num_threads: int = 8, input: InputConfig | None = None) -> list[Picture | str]:
+    """Yield a `Picture` for each image of the set, or a reason why there is none: "no file ..." where it is missing.
+
+    input: whose bands, if any, the pictures are to have; nothing is kept of bands.
+    """
+    input = input or InputConfig()
     paths = [data.image_path(i) if data.file_name(i) else None for i in range(data.num_images)]
     keys, sizes = _keys(paths)
+    if input.channels:
+        return list(_decoded(paths, keys, {}, num_threads, input))
     folder = data.images_dir.resolve()
     name = f"{cache_name(folder.name, folder)}.pictures"  # for all sets and parts with pictures there
     known = _known(name)
@@ -50,8 +57,8 @@ def look_at(data: CocoData, num_threads: int = 8) -> list[Picture | str]:
 class StillReadable:
     """Pictures of a checked set that have become unreadable since: only those that have changed are decoded again."""
 
-    def __init__(self, data: CocoData) -> None:
-        self._data = data
+    def __init__(self, data: CocoData, input: InputConfig | None = None) -> None:
+        self._data, self._input = data, input or InputConfig()
         self._paths = [data.image_path(i) for i in range(data.num_images)]
         self._keys = _keys(self._paths)[0]
 
@@ -59,7 +66,7 @@ class StillReadable:
         """Image numbers of the lost pictures, and the fault of each."""
         now = _keys(self._paths)[0]
         changed = [i for i, (old, new) in enumerate(zip(self._keys, now)) if old != new]
-        found = ((i, _look(self._paths[i], None)) for i in changed)
+        found = ((i, _look(self._paths[i], None, self._input)) for i in changed)
         sizes = self._data.sizes
         return {
             i: p if isinstance(p, str) else f"{self._paths[i]}: its size has changed to {p.size}"
@@ -114,15 +121,20 @@ def _known(name: str) -> dict[int, int]:
 
 
 def _decoded(
-    paths: Sequence[Path | None], keys: Sequence[int], known: dict[int, int], num_threads: int
+    paths: Sequence[Path | None],
+    keys: Sequence[int],
+    known: dict[int, int],
+    num_threads: int,
+    input: InputConfig | None = None,
 ) -> Iterator[Picture | str]:
     with ThreadPoolExecutor(num_threads) as pool:
-        yield from pool.map(lambda path, key: _look(path, known.get(key)), paths, keys)
+        yield from pool.map(lambda path, key: _look(path, known.get(key), input), paths, keys)
 
 
-def _look(path: Path | None, brightest: int | None) -> Picture | str:
+def _look(path: Path | None, brightest: int | None, input: InputConfig | None = None) -> Picture | str:
     """Decode a picture, or read its header alone where its brightest value is known."""
-    from maskrcnn.images.read import image_size, read_image
+    from maskrcnn.images.bands import read_input
+    from maskrcnn.images.read import image_size
 
     if path is None:
         return "no file name in the labels"
@@ -131,7 +143,7 @@ def _look(path: Path | None, brightest: int | None) -> Picture | str:
     try:
         if brightest is not None:
             return Picture(image_size(path), brightest)
-        pixels = read_image(path)
+        pixels = read_input(path, input or InputConfig())
     except UserError as e:
         return str(e).rstrip(".")
     return Picture((pixels.shape[0], pixels.shape[1]), int(pixels.max(initial=0)))
