@@ -67,12 +67,19 @@ def measure_bands(data: CocoData, config: InputConfig) -> list[Band]:
     pixels[:, np.isnan(pixels).all(0)] = 0
     ranges = config.stretch or tuple(_range(band, config.stretch_percentiles) for band in pixels.T)
     seen = stretched(pixels[None], replace(config, stretch=ranges))[0].astype(np.float64)
-    ends = np.nanmin(pixels, 0), np.nanmax(pixels, 0)
     return [
-        Band(config.depth, float(a), float(b), *limits, float(mean), float(std), int(count), len(order))
-        for a, b, limits, mean, std, count in zip(
-            *ends, ranges, seen.mean(0), seen.std(0), empty, strict=True
+        Band(
+            depth=config.depth,
+            smallest=float(np.nanmin(pixels[:, k])),
+            largest=float(np.nanmax(pixels[:, k])),
+            low=ranges[k][0],
+            high=ranges[k][1],
+            mean=float(seen[:, k].mean()),
+            std=float(seen[:, k].std()),
+            num_empty=int(empty[k]),
+            num_pictures=len(order),
         )
+        for k in range(config.channels)
     ]
 
 

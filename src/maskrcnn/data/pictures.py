@@ -146,7 +146,10 @@ def _look(path: Path | None, brightest: int | None, input: InputConfig | None = 
         pixels = read_input(path, input or InputConfig())
     except UserError as e:
         return str(e).rstrip(".")
-    return Picture((pixels.shape[0], pixels.shape[1]), int(pixels.max(initial=0)))
+    brightest = int(pixels.max(initial=0))
+    if input is not None and input.channels and brightest:
+        brightest = 255  # what is dark in a range that was not measured yet may be bright when stretched
+    return Picture((pixels.shape[0], pixels.shape[1]), brightest)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,8 @@
 
 Every function here takes and returns an image (3, h, w) uint8 RGB, or bands (C, h, w) float32 of 0..255, and its
 `GroundTruth`. Images are views of (h, w, C) memory, for which torchvision's uint8 kernels are twice as fast, or
-`pixel_steps.Noted`, whose pixels follow on a GPU. Masks only have their affine map changed (`InstanceMasks`); nothing is rasterised.
+`pixel_steps.Noted`, whose pixels follow on a GPU. Masks only have their affine map changed (`InstanceMasks`);
+nothing is rasterised.
 
 `augment` follows detectron2 where it has the transform: shortest-edge resize, large-scale jitter as
 ResizeScale and FixedSizeCrop, boxes recomputed from the masks where a crop cuts them. Differences: an

@@ -177,10 +177,8 @@ def _open(
     like: CocoData | None = None,
 ) -> CocoData:
     """Open and check one part; with the classes of `like`, the training set."""
-    data, masks = (
-        read_data(source, *((like.class_names, like.category_ids) if like else ())),
-        model.mask_head is not None,
-    )
+    data = read_data(source, like.class_names, like.category_ids) if like else read_data(source)
+    masks = model.mask_head is not None
     data, report = checked(data if masks else data.without_masks(), config.on_error, input=model.input)
     say(
         f"{role}: {data.num_images} images, {int(data.num_objects.sum())} objects from {source.labels} "

@@ -93,9 +93,10 @@ def read_weights(path: str | Path) -> WeightFile:
 def load_weights(model: nn.Module, file: WeightFile | str | Path, *, new_head: bool = False) -> list[str]:
     """Copy a file's weights into a model of ours; everything has to fit, by name and by shape.
 
-    A backbone's file fills the backbone alone. Weights for colours fill a model of bands too (`_widen`). With `new_head`
-    the heads' last layers are left as they are (random) where their shape differs because the file has another number of classes or of key points; so is a
-    head of masks or of key points that the file lacks, and one that the model lacks is not used.
+    A backbone's file fills the backbone alone. Weights for colours fill a model of bands too (`_widen`).
+    With `new_head` the heads' last layers are left as they are (random) where their shape differs because the file has
+    another number of classes or of key points; so is a head of masks or of key points that the file lacks, and one that
+    the model lacks is not used.
 
     Returns:
         What was not loaded and why, as sentences for the user; empty when all of the model was.
