@@ -188,7 +188,7 @@ def refuse_bands(config: InputConfig, where: str) -> None:
 
 
 def for_people(path: P, config: InputConfig) -> P | BandsFile:
-    """What stands for a file where people are to see it: the path of colours, a `BandsFile` of bands."""
+    """Picture of a file for people: the path of colours, a `BandsFile` of bands."""
     return BandsFile(path, config) if config.channels else path
 
 
