@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -120,15 +119,14 @@ def test_a_picture_of_other_bands_is_skipped_with_one_line(
     )
 
 
-def test_another_depth_is_left_out_of_training_and_told(folder: Path, tmp_path: Path) -> None:
+def test_another_depth_than_the_first_pictures_is_left_out_and_told(folder: Path, tmp_path: Path) -> None:
     for i in range(COUNT):
         pixels = np.load(folder / f"{i}.npy")
-        np.save(tmp_path / f"{i}.npy", pixels if i else pixels.astype(np.float32))
-    content = (folder / "labels.json").read_text()
-    assert len(json.loads(content)["images"]) == COUNT
-    (tmp_path / "labels.json").write_text(content)
+        np.save(tmp_path / f"{i}.npy", pixels.astype(np.float32) if i == 2 else pixels)
+    (tmp_path / "labels.json").write_text((folder / "labels.json").read_text())
     config, said = config_of(tmp_path), list[str]()
-    config.model.input.depth = "uint16"
-    data, _ = open_data(config.data, said.append, config.model)
-    assert data.num_images == COUNT - 1
-    assert any("0.npy: expected bands of uint16, got float32" in line for line in said)
+    train_data, val_data = open_data(config.data, said.append, config.model)
+    assert val_data is not None
+    assert (train_data.num_images, val_data.num_images) == (COUNT - 1, COUNT - 1)
+    assert config.model.input.depth == "uint16"
+    assert sum("2.npy: expected bands of uint16, got float32" in line for line in said) == 2

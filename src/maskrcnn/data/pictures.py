@@ -8,12 +8,13 @@ Of several processes that ask at once one does the work and the others wait.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,12 +38,13 @@ class Picture(NamedTuple):
 def look_at(data: CocoData, num_threads: int = 8, input: InputConfig | None = None) -> list[Picture | str]:
     """Yield a `Picture` for each image of the set, or a reason why there is none: "no file ..." where it is missing.
 
-    input: whose bands, if any, the pictures are to have; nothing is kept of bands.
+    input: whose bands, if any, the pictures are to have, all in one depth; nothing is kept of bands.
     """
     input = input or InputConfig()
     paths = [data.image_path(i) if data.file_name(i) else None for i in range(data.num_images)]
     keys, sizes = _keys(paths)
     if input.channels:
+        input = dataclasses.replace(input, depth=input.depth or _first_depth(paths, input))
         return list(_decoded(paths, keys, {}, num_threads, input))
     folder = data.images_dir.resolve()
     name = f"{cache_name(folder.name, folder)}.pictures"  # for all sets and parts with pictures there
@@ -129,6 +131,17 @@ def _decoded(
 ) -> Iterator[Picture | str]:
     with ThreadPoolExecutor(num_threads) as pool:
         yield from pool.map(lambda path, key: _look(path, known.get(key), input), paths, keys)
+
+
+def _first_depth(paths: Sequence[Path | None], input: InputConfig) -> Any:
+    """Depth of the first picture that can be read; none if none can."""
+    from maskrcnn.images.bands import read_bands
+
+    for path in paths:
+        with contextlib.suppress(UserError):
+            if path is not None:
+                return read_bands(path, input).dtype.name
+    return ""
 
 
 def _look(path: Path | None, brightest: int | None, input: InputConfig | None = None) -> Picture | str:

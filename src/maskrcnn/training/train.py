@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from maskrcnn import processor
-from maskrcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, from_file
+from maskrcnn.config import AugmentConfig, Config, DataConfig, InputConfig, ModelConfig, from_file
 from maskrcnn.data.ahead import on_device_ahead
 from maskrcnn.data.bands import adopt_bands, measure_bands
 from maskrcnn.data.coco import CocoData
@@ -91,7 +91,6 @@ def _train(config: Config, out: Path, process: Process, resume: bool, choose: Ch
     train_data, val_data = open_data(config.data, display.say, config.model)
     adopt_classes(config, train_data, display.say)
     train_data = adopt_keypoints(config, train_data, display.say)
-    settle_bands(config, train_data, display.say)
     weights = read_weights(config.train.weights) if start is None and config.train.weights else None
     if choose is not None:
         detector = weights is not None and weights.kind != "backbone"
@@ -140,7 +139,8 @@ def open_data(
 ) -> tuple[CocoData, CocoData | None]:
     """The training and the validation set for the model's heads, checked; defects are repaired and told, or refused.
 
-    A folder given as `train` may hold the validation set too; `val` overrides it. Without either, `val_fraction` of
+    What a model of bands lacks to know of them is measured on the training set. A folder given as `train` may hold the
+    validation set too; `val` overrides it. Without either, `val_fraction` of
     the images is split off, always the same ones.
     """
     if not config.train:
@@ -149,6 +149,7 @@ def open_data(
     keypoints = model.keypoint_head is not None
     sources = find_data(config.train, config.train_images, config.format, keypoints)
     train = _open(sources.train, config, "training", say, model)
+    settle_bands(model.input, train, say)
     source = sources.val
     if config.val:
         found = find_data(config.val, config.val_images, config.format, keypoints)
@@ -198,9 +199,8 @@ def adopt_classes(config: Config, data: CocoData, say: Callable[[str], object]) 
     config.model.class_names, config.model.category_ids = names, data.category_ids
 
 
-def settle_bands(config: Config, data: CocoData, say: Callable[[str], object]) -> None:
+def settle_bands(c: InputConfig, data: CocoData, say: Callable[[str], object]) -> None:
     """Measure what a model of bands needs to know of them, unless its settings say it all."""
-    c = config.model.input
     given = len(c.stretch) == len(c.pixel_mean) == len(c.pixel_std) == c.channels
     if not c.channels or (given and c.depth):
         return
