@@ -3,8 +3,8 @@
     python benchmarks/bands.py --data nuclei --weights mobilenet_v2_imagenet.pt --out runs/bands --minutes 10
 
 Both train from the same weights with the settings of `nuclei.json`, one after the other, for as many minutes by the
-clock. The band is luma (BT.601) times 257, which 8 bits would round; the colours are the pictures as they are. Written are
-the data set OUT/data, the runs OUT/rgb and OUT/band, and OUT/bands.json, which says what came out.
+clock. The band is luma (BT.601) times 257, which 8 bits would round; the colours are the pictures as they are. Written
+are the data set OUT/data, the runs OUT/rgb and OUT/band, and OUT/bands.json, which says what came out.
 
 Use a quiet machine: the clock is what both have in common.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,7 +61,8 @@ def test_training_sees_levels_that_8_bits_would_lose(folder: Path, run: Path) ->
     config.model = load(run, engine="eager").config
     config.data.augment.horizontal_flip = 0.0
     data, _ = open_data(config.data, lambda text: None, config.model)
-    images, _, _ = next(iter(TrainLoader(data, config.data, 0, COUNT, input=config.model.input)))
+    source: Any = data  # its cached properties are properties, whatever pyright says
+    images, _, _ = next(iter(TrainLoader(source, config.data, 0, COUNT, input=config.model.input)))
     assert all(image.dtype == torch.float32 and image.shape == (2, 64, 64) for image in images)
     assert all(len(image.unique()) > 90 for image in images)  # of 8 bits a single level would be left
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from maskrcnn.config import InputConfig
 from maskrcnn.errors import UserError, one_line
-from maskrcnn.images.read import image_size, max_pixels, read_image, stored_picture
+from maskrcnn.images.read import max_pixels, read_image, stored_picture
 
 P = TypeVar("P", bound=str | Path)
 
@@ -41,18 +41,6 @@ def read_input(source: str | Path | IO[bytes], config: InputConfig) -> np.ndarra
         UserError: it cannot be read, or has other bands than the model; the message is one line that names it.
     """
     return stretched(read_bands(source, config), config) if config.channels else read_image(source)
-
-
-def input_size(path: str | Path, config: InputConfig) -> tuple[int, int]:
-    """Size (H, W) of a picture as `read_input` returns it. Bands are decoded for it.
-
-    Raises:
-        UserError: as `read_input`.
-    """
-    if not config.channels:
-        return image_size(path)
-    height, width, _ = read_bands(path, config).shape
-    return height, width
 
 
 def read_bands(source: str | Path | IO[bytes], config: InputConfig) -> np.ndarray:
