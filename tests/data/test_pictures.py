@@ -96,10 +96,10 @@ def test_what_was_found_before_an_interruption_is_kept(
 ) -> None:
     look = pictures._look
 
-    def interrupted(path: Path, brightest: int | None) -> Any:
+    def interrupted(path: Path, brightest: int | None, input: InputConfig | None) -> Any:
         if path.name == "c.jpg":
             raise KeyboardInterrupt
-        return look(path, brightest)
+        return look(path, brightest, input)
 
     with monkeypatch.context() as patched:
         patched.setattr(pictures, "_look", interrupted)
