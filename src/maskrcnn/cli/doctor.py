@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from maskrcnn.report.defects import Chapter
 
 
+_WORTH_IT = 0.03  # overlap that anchors have to gain to be spoken of
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("path", nargs="?", metavar="DATA", help="a folder or a label file of any known format")
@@ -179,7 +182,31 @@ def _contents(data: CocoData) -> list[str]:
         return [*lines, "classes: none"]
     rest = f" and {len(order) - 10} more, the rarest {data.class_names[order[-1]]} {counts[order[-1]]:,}"
     lines.append("classes: " + ", ".join(shown) + (rest if len(order) > 10 else ""))
+    lines.append(_anchors(data))
     if data.num_keypoints:
         objects = np.count_nonzero((data.points(np.flatnonzero(learnt))[..., 2] > 0).any(1))
         lines.append(f"key points: {data.num_keypoints}; {objects:,} objects have visible ones")
     return lines
+
+
+def _anchors(data: CocoData) -> str:
+    """Line on the objects' sizes as the network sees them, and on anchors for them."""
+    import numpy as np
+
+    from maskrcnn.config import InputConfig
+    from maskrcnn.data.anchors import fit_anchors, object_sizes
+
+    c = InputConfig()
+    sizes = object_sizes(data, c)
+    if not len(sizes):
+        return "objects as the network sees them: none with a box"
+    low, middle, high = np.quantile(np.sqrt(sizes.prod(1)), (0.05, 0.5, 0.95))
+    fit = fit_anchors(sizes)
+    line = (
+        f"objects at {c.min_size} to {c.max_size} pixels: {middle:.0f} a side, 5 to 95 % of them {low:.0f} to "
+        f"{high:.0f}; anchors of 32 to 512 overlap them by {fit.usual:.2f} at best"
+    )
+    if fit.overlap - fit.usual < _WORTH_IT:
+        return line
+    asked = " ".join(f"{size:g}" for size in fit.sizes)
+    return f"{line}, {asked} by {fit.overlap:.2f}: train with --model.rpn.anchor_sizes auto"

@@ -10,6 +10,10 @@ label-studio and yolo as pre-annotations that labelling tools open, geojson with
 and parquet, a row a picture, which a run that is started again goes on with. --shard I/N takes the I-th of N shares of
 the pictures, the same on every machine.
 
+A film (.mp4, .mov, ...), the number of a camera or a stream's address is looked at frame by frame, or every N-th with
+--every: DIR/NAME.mp4 shows what is found, rows have the image_id NAME/FRAME, and with --track each object keeps one
+number. Ctrl-C ends a camera's film, which is written whole.
+
 A file that cannot be read is reported and skipped, a picture that cannot be drawn costs no result; the exit status
 is then 1. It is 2 for a mistake in the command; nothing is written then.
 
@@ -40,6 +44,7 @@ if TYPE_CHECKING:
 _DRAW_THRESHOLD = 0.5
 _TILES = ".tiles"  # in DIR, what --resume goes on from
 _IN_THE_PICTURE = ("labelme", "cvat", "label-studio")  # formats with pixels of the file itself
+_FILM_FORMATS = ("coco", "parquet")
 _FORMATS = ("coco", "labelme", "cvat", "label-studio", "yolo", "geojson", "parquet")
 
 
@@ -101,6 +106,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--sort", choices=("uncertainty",), help="write the pictures first that would teach most if corrected"
     )
+    parser.add_argument(
+        "--every", type=whole_number, metavar="N", help="look at each N-th frame of a film (1)"
+    )
+    parser.add_argument("--track", action="store_true", help="number a film's objects from frame to frame")
     parser.add_argument("--shard", metavar="I/N", help="the I-th of N shares of the pictures, I from 1")
     add_model_options(parser)
 
@@ -112,6 +121,8 @@ def main(args: argparse.Namespace) -> int:
     formats = _check_formats(args)
     overlap = _check_tiles(args)
     shard = read_shard(args.shard) if args.shard else None
+    if _are_films(args, formats):
+        return _films(args, formats)
     images = find_images(args.images)
     for line in not_read(args.images):
         print(line, file=sys.stderr)
@@ -217,6 +228,83 @@ def _check_pictures(args: argparse.Namespace, images: Sequence[Path], formats: t
         raise UserError(f"{folders[0]}: expected --tile SIZE with Zarr, got none. Add it.")
 
 
+def _are_films(args: argparse.Namespace, formats: tuple[str, ...]) -> bool:
+    """Tell films from pictures, and check what goes with them."""
+    from maskrcnn.predict.films import is_film
+
+    films = [given for given in args.images if is_film(given) and not Path(given).is_dir()]
+    if not films:
+        if args.every or args.track:
+            raise UserError("predict: --every and --track: expected a film with them, got pictures.")
+        return False
+    if len(films) < len(args.images):
+        raise UserError(f"predict: expected films or pictures, got both: {films[0]}. Do one after the other.")
+    if args.tile or args.shard or args.sort or tta_of(args) is not None:
+        raise UserError("predict: a film: expected no --tile, --shard, --sort and --tta with it.")
+    for name in formats:
+        if name not in _FILM_FORMATS:
+            raise UserError(
+                f"--format {name}: expected {' or '.join(_FILM_FORMATS)} of a film: others name pictures' files."
+            )
+    return True
+
+
+def _films(args: argparse.Namespace, formats: tuple[str, ...]) -> int:
+    """Predict films, each into a folder of its own where there are several; returns the exit status."""
+    from maskrcnn.files import check_writable_folder
+    from maskrcnn.images.bands import refuse_bands
+    from maskrcnn.predict.films import is_live, name_of, predict_film
+
+    check_writable_folder(args.out)
+    names = [name_of(given) for given in args.images]
+    if len(set(names)) < len(names):
+        raise UserError("predict: expected films whose names differ without their endings. Rename one.")
+    for given, name in zip(args.images, names, strict=True):
+        if (args.out / f"{name}.mp4").resolve() == Path(given).resolve() and not args.no_draw:
+            raise UserError(f"{given}: the film drawn would replace it. Choose another folder to write in.")
+    model = _load_model(args)
+    refuse_bands(model.config.input, "predict: a film")
+    status = 0
+    for given, name in zip(args.images, names, strict=True):
+        started = time.perf_counter()
+        try:
+            with _count_bar(name, "frames") as progress:
+                done = predict_film(
+                    model,
+                    given,
+                    args.out if len(names) == 1 else args.out / name,
+                    formats=formats,
+                    class_names=model.config.class_names,
+                    category_ids=model.config.category_ids,
+                    every=args.every or 1,
+                    track=args.track,
+                    draw_film=not args.no_draw,
+                    draw_threshold=_DRAW_THRESHOLD if args.score_threshold is None else args.score_threshold,
+                    settings=_settings(args, model),
+                    progress=progress,
+                )
+        except UserError as e:
+            if len(names) == 1:
+                raise
+            print(f"skipped: {e}", file=sys.stderr)
+            status = 1
+            continue
+        for line in done.broken[:5]:
+            print(f"skipped: {line}", file=sys.stderr)
+        if len(done.broken) > 5:
+            print(f"skipped: {len(done.broken) - 5} frames more", file=sys.stderr)
+        tracks = f", {_count(done.tracks, 'track')}" if args.track else ""
+        speed = done.frames / max(time.perf_counter() - started, 1e-9)
+        print(
+            f"{_count(done.frames, 'frame')}, {_count(done.detections, 'detection')}{tracks}, {speed:.2f} frames/s "
+            f"(engine {model.engine}): {done.film or args.out}"
+        )
+        status = 1 if done.broken else status
+        if done.interrupted and not is_live(given):
+            raise KeyboardInterrupt(f"interrupted; what was found until then is in {args.out}")
+    return status
+
+
 def _settings(args: argparse.Namespace, model: Predictor) -> str:
     """Everything that says what is found in a picture: the command but for what does not touch it, and the model."""
     others = (
@@ -300,7 +388,7 @@ def _tiles(
     settings = _settings(args, model)
     for path in images:
         try:
-            with _tile_bar(path.name) as progress:
+            with _count_bar(path.name, "tiles") as progress:
                 yield (
                     path,
                     predict_tiled(
@@ -320,8 +408,8 @@ def _tiles(
 
 
 @contextlib.contextmanager
-def _tile_bar(name: str) -> Iterator[Callable[[int, int], object]]:
-    """Bar on standard error that counts tiles."""
+def _count_bar(name: str, noun: str) -> Iterator[Callable[[int, int], object]]:
+    """Bar on standard error that counts tiles or frames."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -330,12 +418,12 @@ def _tile_bar(name: str) -> Iterator[Callable[[int, int], object]]:
         TextColumn(name, markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("tiles"),
+        TextColumn(noun),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
 def _load_model(args: argparse.Namespace) -> Predictor:

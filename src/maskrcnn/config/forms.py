@@ -74,7 +74,8 @@ def override(config: Any, name: str, value: Any) -> None:
     parsed = _parse(value)
     if isinstance(getattr(target, leaf), tuple) and isinstance(parsed, int | float):
         parsed = (parsed,)
-    if isinstance(getattr(target, leaf), tuple) and isinstance(parsed, str):
+    words = [w for option in typing.get_args(hints[leaf]) for w in typing.get_args(option)]  # of `Literal`s
+    if isinstance(getattr(target, leaf), tuple) and isinstance(parsed, str) and parsed not in words:
         parsed = tuple(part.strip() for part in parsed.split(",") if part.strip())
     form = f" Write it like {getattr(target, leaf)!r}." if isinstance(getattr(target, leaf), tuple) else ""
     setattr(target, leaf, _validate(hints[leaf], parsed, f"--{name}", f" {value!r}", form))
@@ -178,8 +179,10 @@ def _validate(kind: Any, value: Any, where: str, given: str = "", advice: str = 
     try:
         valid = TypeAdapter(kind).validate_python(value)
     except ValidationError as e:
-        first = e.errors()[0]
-        place = shown(".".join(str(p) for p in first["loc"] if not str(p).endswith("Config")))
+        # Of a setting that is a word or something else, what is wrong with the something else.
+        faults = e.errors()
+        first = next((f for f in faults if "literal[" not in str(f["loc"])), faults[0])
+        place = shown(".".join(str(p) for p in first["loc"] if not str(p).endswith(("Config", "]"))))
         said = shown(first["msg"].removeprefix("Value error, "), 120)
         raise UserError(f"{where}{': ' + place if place else given}: {said}.{advice}") from None
     for place, number in _floats(valid):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from maskrcnn.config.bounds import Between, Cells, Count, Norm, NotNegative, Positive, Share
+from maskrcnn.errors import UserError
 
 
 @dataclass(kw_only=True, slots=True)
@@ -260,7 +261,14 @@ class FPNConfig:
 class RPNConfig:
     """Region proposal network (Ren et al. 2015)."""
 
-    anchor_sizes: tuple[tuple[Positive, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
+    # auto: training takes those that fit the data set, and the run's config has them
+    anchor_sizes: Literal["auto"] | tuple[tuple[Positive, ...], ...] = (
+        (32.0,),
+        (64.0,),
+        (128.0,),
+        (256.0,),
+        (512.0,),
+    )
     aspect_ratios: tuple[Positive, ...] = (0.5, 1.0, 2.0)  # height / width
     num_convs: int = 1  # 3x3 convolutions before the predictions
     iou_negative: Share = 0.3  # below: background
@@ -274,6 +282,19 @@ class RPNConfig:
     nms_threshold: Share = 0.7
     smooth_l1_beta: NotNegative = 0.0  # 0: plain L1
     loss_weight: NotNegative = 1.0
+
+    @property
+    def sizes(self) -> tuple[tuple[float, ...], ...]:
+        """Anchor sizes of each level, in pixels of the network.
+
+        Raises:
+            UserError: they are `auto`, which only training can tell.
+        """
+        if isinstance(self.anchor_sizes, str):
+            raise UserError(
+                "model.rpn.anchor_sizes: expected sizes, got auto, which training alone knows. Give a trained run."
+            )
+        return self.anchor_sizes
 
 
 @dataclass(kw_only=True, slots=True)

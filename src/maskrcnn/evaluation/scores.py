@@ -258,8 +258,18 @@ def _crowded(truth: Truth, max_detections: int) -> tuple[str, ...]:
     if not crowded:
         return ()
     image, most = max(crowded.items(), key=lambda item: item[1])
+    of_class = Counter(
+        (a["image_id"], a["category_id"]) for a in truth.annotations if not is_crowd(a.get("iscrowd"))
+    )
+    hidden = sum(max(n - max_detections, 0) for n in of_class.values())
+    cost = (
+        f"{hidden:,} of {sum(counts.values()):,} objects cannot be found so, which costs up to "
+        f"{100 * hidden / sum(counts.values()):.1f} points of recall. "
+        if hidden
+        else ""
+    )
     return (
         f"{len(crowded)} of {len(truth.sizes)} images have more than {max_detections} objects (image {image}: "
-        f"{most}), but only {max_detections} detections of a class count in an image. "
+        f"{most}), but only {max_detections} detections of a class count in an image. {cost}"
         f"Raise --max-detections to {most} or more.",
     )

@@ -136,9 +136,9 @@ def _check(config: ModelConfig) -> None:
             f"expected {str(one_map).lower()} for this backbone, got {str(not one_map).lower()}.",
         )
     levels = "5 levels P2 to P6" if config.fpn else "one map without a pyramid"
-    if len(config.rpn.anchor_sizes) != (5 if config.fpn else 1):
-        refuse("rpn.anchor_sizes", f"expected sizes for the {levels}, got {len(config.rpn.anchor_sizes)}.")
-    if len({len(sizes) for sizes in config.rpn.anchor_sizes}) != 1:
+    if len(config.rpn.sizes) != (5 if config.fpn else 1):
+        refuse("rpn.anchor_sizes", f"expected sizes for the {levels}, got {len(config.rpn.sizes)}.")
+    if len({len(sizes) for sizes in config.rpn.sizes}) != 1:
         refuse(
             "rpn.anchor_sizes", "expected as many sizes at each level as at the others: they share one head."
         )

@@ -67,9 +67,7 @@ class RPN(nn.Module):
         super().__init__()
         self.config, self.rules = config, rules or RulesConfig()
         self.strides = strides
-        self.head = RPNHead(
-            channels, len(config.anchor_sizes[0]) * len(config.aspect_ratios), config.num_convs
-        )
+        self.head = RPNHead(channels, len(config.sizes[0]) * len(config.aspect_ratios), config.num_convs)
 
     def anchors(self, features: list[Tensor]) -> list[Tensor]:
         """Anchors of each level, in the network's pixels: L x (H * W * A, 4).
@@ -80,7 +78,7 @@ class RPN(nn.Module):
         dtype = torch.promote_types(features[0].dtype, torch.float32)
         height, width = (side * self.strides[0] for side in features[0].shape[2:])
         anchors = []
-        for feature, stride, sizes in zip(features, self.strides, self.config.anchor_sizes, strict=True):
+        for feature, stride, sizes in zip(features, self.strides, self.config.sizes, strict=True):
             cell = cell_anchors(sizes, self.config.aspect_ratios).to(feature.device, dtype)
             size = (feature.shape[2], feature.shape[3])
             if self.rules.anchors == "torchvision":

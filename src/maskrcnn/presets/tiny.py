@@ -17,7 +17,7 @@ def shrink(config: Config) -> Config:
         model.fpn.out_channels = 16
     model.rpn = dataclasses.replace(
         model.rpn,
-        anchor_sizes=tuple(tuple(size / 4 for size in sizes) for sizes in model.rpn.anchor_sizes),
+        anchor_sizes=tuple(tuple(size / 4 for size in sizes) for sizes in model.rpn.sizes),
         pre_nms_topk_train=200,
         pre_nms_topk_test=100,
         post_nms_topk_train=100,

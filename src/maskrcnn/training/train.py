@@ -17,6 +17,7 @@ import torch
 from maskrcnn import processor
 from maskrcnn.config import AugmentConfig, Config, DataConfig, InputConfig, ModelConfig, from_file
 from maskrcnn.data.ahead import on_device_ahead
+from maskrcnn.data.anchors import fitted_sizes
 from maskrcnn.data.bands import adopt_bands, measure_bands
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.export import to_coco
@@ -90,6 +91,7 @@ def _train(config: Config, out: Path, process: Process, resume: bool, choose: Ch
     settle_precision(config, out, process, display.say)
     train_data, val_data = open_data(config.data, display.say, config.model)
     adopt_classes(config, train_data, display.say)
+    adopt_anchors(config, train_data, display.say)
     train_data = adopt_keypoints(config, train_data, display.say)
     weights = read_weights(config.train.weights) if start is None and config.train.weights else None
     if choose is not None:
@@ -208,6 +210,15 @@ def settle_bands(c: InputConfig, data: CocoData, say: Callable[[str], object]) -
     adopt_bands(c, bands)
     for number, band in enumerate(bands):
         say(f"band {number}: {band.line()}")
+
+
+def adopt_anchors(config: Config, data: CocoData, say: Callable[[str], object]) -> None:
+    """Put anchor sizes that fit the data set into the model's config, where it asks for them by `auto`."""
+    if config.model.rpn.anchor_sizes == "auto":
+        sizes = config.model.rpn.anchor_sizes = fitted_sizes(config.model, data)
+        say(
+            f"anchors from the data set, in pixels of the network: {' '.join(f'{s:g}' for of in sizes for s in of)}"
+        )
 
 
 def adopt_keypoints(config: Config, data: CocoData, say: Callable[[str], object]) -> CocoData:

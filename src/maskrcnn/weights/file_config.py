@@ -25,7 +25,7 @@ def check_config(file: WeightFile) -> None:
         return
     where = f"{file.path}: its config"
     largest = max((max(tensor.shape, default=0) for tensor in state.values()), default=0)
-    anchors = max(map(len, config.rpn.anchor_sizes), default=0) * len(config.rpn.aspect_ratios)
+    anchors = max(map(len, config.rpn.sizes), default=0) * len(config.rpn.aspect_ratios)
     if _num_layers(config) > len(state) or anchors > largest:
         raise UserError(f"{where} is of a larger model than its {len(state)} weights. Copy the file again.")
     try:

@@ -20,7 +20,8 @@ class LabelledObject:
     """Object of a picture, drawn or predicted.
 
     label: 0..K-1; box: x0, y0, x1, y1; segmentation: polygons as rings x, y, x, y, ..., COCO's RLE with its counts, or
-    None; score: of a prediction; crowd: a region with many objects; keypoints: flat x, y, v as COCO has them.
+    None; score: of a prediction; crowd: a region with many objects; keypoints: flat x, y, v as COCO has them;
+    track: the object's number in a film.
     """
 
     label: int
@@ -29,6 +30,7 @@ class LabelledObject:
     score: float | None = None
     crowd: bool = False
     keypoints: list[float] | None = None
+    track: int | None = None
 
     def parts(self, tolerance: float = 0.0) -> list[list[Ring]]:
         """Parts of the object, [outline, hole, hole, ...] each: drawn polygons as they are, a mask's outlines.
@@ -80,7 +82,7 @@ class LabelledPicture:
     """Picture with its objects.
 
     path: its file; name: what the labels call it, below the folder of the pictures; size: (H, W);
-    error: why it could not be read, of a prediction.
+    error: why it could not be read, of a prediction; image_id: what results call it, by default the file's stem.
     """
 
     path: Path
@@ -88,6 +90,10 @@ class LabelledPicture:
     size: tuple[int, int]
     objects: list[LabelledObject]
     error: str | None = None
+    image_id: str = ""
+
+    def __post_init__(self) -> None:
+        self.image_id = self.image_id or self.path.stem
 
 
 @dataclass(frozen=True, slots=True)

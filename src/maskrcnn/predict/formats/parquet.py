@@ -1,9 +1,9 @@
 """Parquet: predictions.parquet/, one row a picture, also of an empty or a failed one, in parts that are whole.
 
 Columns: image (its path), image_id (its stem), height, width, error (null, or the sentence), and lists of the
-detections, best first: boxes (x0, y0, x1, y1), scores, labels (the class index from 0), categories (its name),
-rle_counts (COCO's compressed counts at the picture's size; null without masks). `pyarrow.dataset`, pandas, Spark and
-DuckDB read the folder as one table.
+detections, best first: boxes (x0, y0, x1, y1), scores, labels (the class index from 0), categories (its name), tracks
+(the numbers of a film's objects, else null), rle_counts (COCO's compressed counts at the picture's size; null without
+masks). `pyarrow.dataset`, pandas, Spark and DuckDB read the folder as one table.
 
 A part has up to `ROWS` pictures and is written at least once in `SECONDS`, so that what is killed loses no more. Each
 names the settings that it was made with: a run that is started again skips what it finds (`done`).
@@ -34,13 +34,14 @@ def encode(picture: LabelledPicture, job: Job) -> dict[str, Any]:
     failed = picture.error is not None
     return {
         "image": str(picture.path),
-        "image_id": picture.path.stem,
+        "image_id": picture.image_id,
         "height": None if failed else picture.size[0],
         "width": None if failed else picture.size[1],
         "error": picture.error,
         "boxes": None if failed else [list(o.box) for o in objects],
         "scores": None if failed else [o.score for o in objects],
         "labels": None if failed else [o.label for o in objects],
+        "tracks": None if failed else [o.track for o in objects],
         "categories": None if failed else [job.name_of(o.label) for o in objects],
         "rle_counts": masks if len(masks) == len(objects) and not failed else None,
     }
@@ -124,6 +125,7 @@ def table_schema() -> Any:
         "boxes": pyarrow.list_(pyarrow.float64(), 4),
         "scores": pyarrow.float64(),
         "labels": number,
+        "tracks": number,
         "categories": text,
         "rle_counts": text,
     }

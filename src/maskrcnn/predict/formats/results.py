@@ -31,7 +31,7 @@ def encode(picture: LabelledPicture, job: Job) -> list[str]:
             )
         x0, y0, x1, y1 = o.box
         entry: dict[str, Any] = {
-            "image_id": picture.path.stem,
+            "image_id": picture.image_id,
             "category_id": job.category_ids[o.label] if job.category_ids else o.label,
             "bbox": [x0, y0, x1 - x0, y1 - y0],
             "score": o.score,
@@ -40,6 +40,8 @@ def encode(picture: LabelledPicture, job: Job) -> list[str]:
             entry["segmentation"] = o.segmentation
         if o.keypoints is not None:
             entry["keypoints"] = o.keypoints
+        if o.track is not None:
+            entry["track_id"] = o.track
         entries.append(json.dumps(entry))
     return entries
 
