@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from maskrcnn.config import InputConfig
 from maskrcnn.data import advise, checked, find_data, pictures, read_coco, read_data
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.pictures import Picture, StillReadable, look_at
 from maskrcnn.data.quality.check import check
 from maskrcnn.errors import UserError
-from maskrcnn.images import read as image_io
+from maskrcnn.images import bands
 from tests.data.data_sets import write_set
 
 NAMES = ("a.jpg", "b.png", "c.jpg")
@@ -43,13 +44,13 @@ def data(tmp_path: Path) -> CocoData:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Names of the pictures that were decoded."""
     names: list[str] = []
-    read = image_io.read_image
+    read = bands.read_input
 
-    def counted(path: Any) -> np.ndarray:
+    def counted(path: Any, config: InputConfig) -> np.ndarray:
         names.append(Path(path).name)
-        return read(path)
+        return read(path, config)
 
-    monkeypatch.setattr(image_io, "read_image", counted)
+    monkeypatch.setattr(bands, "read_input", counted)
     return names  # pyright: ignore[reportReturnType]
 
 
@@ -95,10 +96,10 @@ def test_what_was_found_before_an_interruption_is_kept(
 ) -> None:
     look = pictures._look
 
-    def interrupted(path: Path, brightest: int | None) -> Any:
+    def interrupted(path: Path, brightest: int | None, input: InputConfig | None) -> Any:
         if path.name == "c.jpg":
             raise KeyboardInterrupt
-        return look(path, brightest)
+        return look(path, brightest, input)
 
     with monkeypatch.context() as patched:
         patched.setattr(pictures, "_look", interrupted)

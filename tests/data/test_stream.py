@@ -64,9 +64,9 @@ def test_paths_are_read_little_by_little(paths):
 
 
 def test_a_bug_is_not_taken_for_a_broken_file(paths, monkeypatch):
-    def bug(path):
+    def bug(path, config):
         raise ZeroDivisionError
 
-    monkeypatch.setattr(stream, "read_image", bug)
+    monkeypatch.setattr(stream, "read_input", bug)
     with pytest.raises(ZeroDivisionError):
         list(stream_images(paths, 40, 100))

@@ -2,7 +2,8 @@
 
 A family's module has
 
-- `build(config)`, its body: `out_channels: dict[str, int]`, `strides: dict[str, int]`, forward -> dict[str, Tensor];
+- `build(config, in_channels)`, its body: `out_channels: dict[str, int]`, `strides: dict[str, int]`, forward ->
+  dict[str, Tensor];
 - `layer_of(name, config)` where rates may fall from layer to layer (`optim.layer_decay`): the number of the layer that
   the body's parameter `name` belongs to, from 0 at the input, None for what is not in the trunk; and the number of
   all layers.

@@ -24,12 +24,12 @@ class ConvNeXt(nn.Module):
     What a stage hands to the pyramid is normalised; what it hands to the next stage is not.
     """
 
-    def __init__(self, config: ConvNeXtConfig) -> None:
+    def __init__(self, config: ConvNeXtConfig, in_channels: int = 3) -> None:
         super().__init__()
         channels = [config.channels * 2**i for i in range(4)]
         total = sum(config.depths)
         rates = [config.drop_path * i / max(1, total - 1) for i in range(total)]
-        stem = nn.Sequential(nn.Conv2d(3, channels[0], 4, stride=4), LayerNorm2d(channels[0]))
+        stem = nn.Sequential(nn.Conv2d(in_channels, channels[0], 4, stride=4), LayerNorm2d(channels[0]))
         downs = (nn.Sequential(LayerNorm2d(c), nn.Conv2d(c, 2 * c, 2, stride=2)) for c in channels[:3])
         self.downsample_layers = nn.ModuleList([stem, *downs])
         self.stages = nn.ModuleList(

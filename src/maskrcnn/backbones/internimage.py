@@ -24,10 +24,10 @@ KERNEL_SIZE = 3
 class InternImage(nn.Module):
     """InternImage's stem and four levels. forward: (B, 3, H, W) -> {"level0": ..., "level3": (B, 8 C, H/32, W/32)}."""
 
-    def __init__(self, config: InternImageConfig) -> None:
+    def __init__(self, config: InternImageConfig, in_channels: int = 3) -> None:
         super().__init__()
         channels = [config.channels * 2**i for i in range(4)]
-        self.patch_embed = Stem(config.channels)
+        self.patch_embed = Stem(config.channels, in_channels)
         num_layers = sum(config.depths)
         rates = [config.drop_path * i / max(1, num_layers - 1) for i in range(num_layers)]
         self.levels = nn.ModuleList(
@@ -56,9 +56,9 @@ class InternImage(nn.Module):
 class Stem(nn.Module):
     """Two 3x3 convolutions of stride 2, each with its LayerNorm: (B, 3, H, W) -> (B, H/4, W/4, C)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, in_channels: int = 3) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(3, channels // 2, 3, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(in_channels, channels // 2, 3, stride=2, padding=1)
         self.norm1 = _norm(channels // 2, place=1)
         self.conv2 = nn.Conv2d(channels // 2, channels, 3, stride=2, padding=1)
         self.norm2 = _norm(channels, place=1)

@@ -87,7 +87,7 @@ class MobileNetV2(nn.Module):
     (B, C, H/32, W/32)}.
     """
 
-    def __init__(self, config: MobileNetV2Config) -> None:
+    def __init__(self, config: MobileNetV2Config, in_channels: int = 3) -> None:
         super().__init__()
 
         def scaled(channels: int) -> int:
@@ -97,7 +97,9 @@ class MobileNetV2(nn.Module):
             return rounded + 8 if rounded < 0.9 * wanted else rounded
 
         channels = scaled(32)
-        features: list[nn.Module] = [ConvBlock(_conv(3, channels, 3, config.norm, stride=2), config.norm)]
+        features: list[nn.Module] = [
+            ConvBlock(_conv(in_channels, channels, 3, config.norm, stride=2), config.norm)
+        ]
         for expansion, out_channels, repeats, stride in INVERTED_RESIDUALS:
             for i in range(repeats):
                 out = scaled(out_channels)

@@ -61,9 +61,9 @@ class RegNet(nn.Module):
     W/32)}.
     """
 
-    def __init__(self, config: RegNetConfig) -> None:
+    def __init__(self, config: RegNetConfig, in_channels: int = 3) -> None:
         super().__init__()
-        self.stem = Conv(3, config.stem_channels, 3, stride=2, norm=config.norm, relu=True)
+        self.stem = Conv(in_channels, config.stem_channels, 3, stride=2, norm=config.norm, relu=True)
         self.out_channels = {f"s{k}": width for k, width in enumerate(config.widths, 1)}
         self.strides = {name: 2 ** (k + 1) for k, name in enumerate(self.out_channels, 1)}
         channels = itertools.pairwise((config.stem_channels, *config.widths))

@@ -23,9 +23,9 @@ NUM_BLOCKS = {
 
 
 class Stem(nn.Module):
-    def __init__(self, out_channels: int, norm: Norm) -> None:
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm) -> None:
         super().__init__()
-        self.conv = Conv(3, out_channels, 7, stride=2, norm=norm, relu=True)
+        self.conv = Conv(in_channels, out_channels, 7, stride=2, norm=norm, relu=True)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.max_pool2d(self.conv(x), kernel_size=3, stride=2, padding=1)
@@ -140,9 +140,9 @@ class ResNet(nn.Module):
     W/32)}.
     """
 
-    def __init__(self, config: ResNetConfig) -> None:
+    def __init__(self, config: ResNetConfig, in_channels: int = 3) -> None:
         super().__init__()
-        self.stem = Stem(stage_channels(config, 1), config.norm)
+        self.stem = Stem(in_channels, stage_channels(config, 1), config.norm)
         self.out_channels: dict[str, int] = {}
         self.strides: dict[str, int] = {}
         for stage in range(2, 5 if config.last_stage == "res4" else 6):

@@ -27,12 +27,12 @@ class Swin(nn.Module):
     What a stage hands to the pyramid is normalised; what it hands to the next stage is not.
     """
 
-    def __init__(self, config: SwinConfig) -> None:
+    def __init__(self, config: SwinConfig, in_channels: int = 3) -> None:
         super().__init__()
         channels = [config.channels * 2**i for i in range(4)]
         total = sum(config.depths)
         rates = [config.drop_path * i / max(1, total - 1) for i in range(total)]
-        self.patch_embed = PatchEmbed(channels[0])
+        self.patch_embed = PatchEmbed(channels[0], in_channels)
         self.layers = nn.ModuleList(
             Stage(c, heads, config.window_size, [rates.pop(0) for _ in range(depth)], downsample=i < 3)
             for i, (c, heads, depth) in enumerate(zip(channels, config.num_heads, config.depths, strict=True))
@@ -56,9 +56,9 @@ class Swin(nn.Module):
 class PatchEmbed(nn.Module):
     """Linear embedding of patches of 4 x 4 pixels, normalised: (B, 3, H, W) -> (B, H/4, W/4, C)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, in_channels: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, channels, 4, stride=4)
+        self.proj = nn.Conv2d(in_channels, channels, 4, stride=4)
         self.norm = nn.LayerNorm(channels, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:

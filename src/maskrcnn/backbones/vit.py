@@ -32,7 +32,12 @@ class Trunk(nn.Module):
     attention: makes a block's from its window, None for a global one; by default `Attention`.
     """
 
-    def __init__(self, config: ViTConfig, attention: Callable[[int | None], nn.Module] | None = None) -> None:
+    def __init__(
+        self,
+        config: ViTConfig,
+        in_channels: int = 3,
+        attention: Callable[[int | None], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         _check(config)
         self.config = config
@@ -54,9 +59,9 @@ class Trunk(nn.Module):
             )
         grid = config.pretrain_size // config.patch_size
         if config.uni_perceiver:
-            self.visual_embed = UniPerceiverEmbed(config.dim, config.patch_size, grid, self.eps)
+            self.visual_embed = UniPerceiverEmbed(config.dim, config.patch_size, grid, self.eps, in_channels)
         else:
-            self.patch_embed = PatchEmbed(config.dim, config.patch_size)
+            self.patch_embed = PatchEmbed(config.dim, config.patch_size, in_channels)
             self.pos_embed = nn.Parameter(
                 torch.zeros(1, 1 + grid**2, config.dim)
             )  # first: a class token's, unused
@@ -89,8 +94,8 @@ class ViT(Trunk):
     forward: (B, 3, h, w) -> {"c2": (B, C, h/4, w/4), ..., "c5": (B, C, h/32, w/32)}.
     """
 
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: ViTConfig, in_channels: int = 3) -> None:
+        super().__init__(config, in_channels)
         dim = config.dim
         self.norm1, self.norm2, self.norm3, self.norm4 = (nn.LayerNorm(dim, eps=self.eps) for _ in range(4))
         self.up1 = nn.Sequential(
@@ -122,9 +127,9 @@ class ViT(Trunk):
 class PatchEmbed(nn.Module):
     """Linear embedding of patches: (B, 3, h, w) -> (B, N, C)."""
 
-    def __init__(self, dim: int, patch_size: int) -> None:
+    def __init__(self, dim: int, patch_size: int, in_channels: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
         return as_tokens(self.proj(pixels))
@@ -133,9 +138,9 @@ class PatchEmbed(nn.Module):
 class UniPerceiverEmbed(nn.Module):
     """Uni-Perceiver's embedding of patches and places, normalised: (B, 3, h, w) -> (B, N, C)."""
 
-    def __init__(self, dim: int, patch_size: int, grid: int, eps: float) -> None:
+    def __init__(self, dim: int, patch_size: int, grid: int, eps: float, in_channels: int) -> None:
         super().__init__()
-        self.patch_embed = UniPerceiverPatchEmbed(dim, patch_size, grid)
+        self.patch_embed = UniPerceiverPatchEmbed(dim, patch_size, grid, in_channels)
         self.embeddings_norm = nn.LayerNorm(dim, eps=eps)
 
     def forward(self, pixels: Tensor, size: Size) -> Tensor:
@@ -145,9 +150,9 @@ class UniPerceiverEmbed(nn.Module):
 class UniPerceiverPatchEmbed(nn.Module):
     """Uni-Perceiver's embedding of the patches of a video of up to eight frames; an image is the first frame of one."""
 
-    def __init__(self, dim: int, patch_size: int, grid: int) -> None:
+    def __init__(self, dim: int, patch_size: int, grid: int, in_channels: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, dim, patch_size, stride=patch_size)
+        self.proj = nn.Conv2d(in_channels, dim, patch_size, stride=patch_size)
         self.spatial_pos_embed = nn.Embedding(grid**2, dim)
         self.temporal_pos_embed = nn.Embedding(8, dim)
 

@@ -30,12 +30,12 @@ class ViTAdapter(Trunk):
     h/32, w/32)}; h and w multiples of 32.
     """
 
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__(config)
+    def __init__(self, config: ViTConfig, in_channels: int = 3) -> None:
+        super().__init__(config, in_channels)
         assert config.adapter is not None
         adapter, dim = config.adapter, config.dim
         self.level_embed = nn.Parameter(torch.zeros(3, dim))
-        self.spm = SpatialPrior(dim, adapter.conv_channels)
+        self.spm = SpatialPrior(dim, adapter.conv_channels, in_channels)
         last = len(adapter.interactions) - 1
         self.interactions = nn.ModuleList(
             Interaction(dim, adapter, drop_path=config.drop_path, eps=self.eps, num_extra=2 * (i == last))
@@ -85,10 +85,10 @@ class SpatialPrior(nn.Module):
     strides 8, 16 and 32.
     """
 
-    def __init__(self, dim: int, channels: int) -> None:
+    def __init__(self, dim: int, channels: int, in_channels: int = 3) -> None:
         super().__init__()
         self.stem = nn.Sequential(
-            *_conv_norm_relu(3, channels, stride=2),
+            *_conv_norm_relu(in_channels, channels, stride=2),
             *_conv_norm_relu(channels, channels, stride=1),
             *_conv_norm_relu(channels, channels, stride=1),
             nn.MaxPool2d(3, stride=2, padding=1),
@@ -274,10 +274,10 @@ def _start_deformable_attention(module: nn.Module) -> None:
         nn.init.xavier_uniform_(linear.weight)
 
 
-def build(config: ViTConfig) -> Trunk:
+def build(config: ViTConfig, in_channels: int = 3) -> Trunk:
     """Build the plain ViT, ViTDet's, or the one with an adapter."""
     if config.relative_positions:
         from maskrcnn.backbones.vitdet import ViTDet
 
-        return ViTDet(config)
-    return ViT(config) if config.adapter is None else ViTAdapter(config)
+        return ViTDet(config, in_channels)
+    return (ViT if config.adapter is None else ViTAdapter)(config, in_channels)

@@ -21,10 +21,12 @@ from maskrcnn.config import FPNConfig, ViTConfig
 class ViTDet(Trunk):
     """ViT with relative positions. forward: (B, 3, h, w) -> {"c4": (B, C, h/16, w/16)}."""
 
-    def __init__(self, config: ViTConfig) -> None:
+    def __init__(self, config: ViTConfig, in_channels: int = 3) -> None:
         grid = config.image_size // config.patch_size
         super().__init__(
-            config, lambda window: RelativeAttention(config.dim, config.num_heads, window, window or grid)
+            config,
+            in_channels,
+            lambda window: RelativeAttention(config.dim, config.num_heads, window, window or grid),
         )
         self.out_channels, self.strides = {"c4": config.dim}, {"c4": config.patch_size}
         self.apply(initialize)

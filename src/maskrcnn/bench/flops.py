@@ -42,7 +42,11 @@ def count_macs(model: MaskRCNN, size: tuple[int, int] = (800, 1280)) -> dict[str
     with torch.inference_mode():
         body = getattr(model.backbone, "body", model.backbone)
         with _counting(body) as in_body, _counting(model.backbone) as in_all:
-            features = model.backbone(torch.empty(1, 3, height, width, device="meta", dtype=model.dtype))
+            features = model.backbone(
+                torch.empty(
+                    1, model.config.input.num_channels, height, width, device="meta", dtype=model.dtype
+                )
+            )
         macs["backbone"] = sum(in_body)
         macs["neck"] = sum(in_all) - sum(in_body)
         places = sum(f.shape[2] * f.shape[3] for f in features)

@@ -168,7 +168,8 @@ def _batch(model: MaskRCNN, task: Task) -> ImageBatch:
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (3, *task.size), generator=generator, dtype=torch.uint8)
+    shape = (model.config.input.num_channels, *task.size)
+    image = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
     return model.preprocess([image] * task.batch)
 
 

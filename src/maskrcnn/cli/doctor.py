@@ -1,11 +1,12 @@
 """Check a data set before training: what is in it, what is wrong with it, and what training will do about that.
 
-  maskrcnn doctor DATA [--out DIR]
+  maskrcnn doctor DATA [--out DIR] [--channels N [--band-files PATTERNS]]
 
 DATA is a folder or a label file of any format (docs/data.md). Defects come with the rule by which training repairs
 them or refuses the set; after them, what is worth a look though training takes it as it is: pictures that both parts
 share, classes that a part lacks, boxes that do not fit their masks, holes, and more. With --out, DIR/index.html
-shows the worst of each, drawn.
+shows the worst of each, drawn. With --channels the pictures are files of bands: depth, range and stretch of each are
+told, and pictures in which one is empty.
 
 Exit status: 0 if training would take the set, with the repairs that are listed; 1 if it would refuse it.
 """
@@ -16,9 +17,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from maskrcnn.cli.model_options import whole_number
 from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
+    from maskrcnn.config import InputConfig
     from maskrcnn.data import CocoData, Report, Source
     from maskrcnn.report.defects import Chapter
 
@@ -39,6 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--format", metavar="FORMAT", default="", help="found out without it")
     add("--out", type=Path, metavar="DIR", help="write a page with pictures there")
     add("--limit", type=int, metavar="N", default=10, help="findings listed of each kind; 0: all (10)")
+    add(
+        "--channels",
+        type=whole_number,
+        metavar="N",
+        help="the pictures are files of N bands, in their own depth",
+    )
+    add(
+        "--band-files",
+        metavar="PATTERNS",
+        default="",
+        help="of pictures in several files, as '*_red.tif,*_nir.tif'",
+    )
     add("--no-files", action="store_true", help="check the labels only, and open no image")
 
 
@@ -81,10 +96,12 @@ def _part(
     from maskrcnn.data import advise, read_data
     from maskrcnn.data.quality.check import check
 
+    input = _input(args)
+
     data = read_data(source, *classes)
     if data.num_keypoints and not data.num_objects.any():  # boxes and key points alone
         data = data.without_masks()
-    report = check(data, images=not args.no_files)
+    report = check(data, images=not args.no_files, input=input)
     print(f"{role}: {source.labels} ({source.format}), images in {source.images}")
     for line in _contents(data):
         print(f"  {line}")
@@ -97,6 +114,11 @@ def _part(
         return _chapter(role, [report]), None
     objects = f"{left.num_images:,} images and {left.num_objects.sum():,} objects"
     print(f"  usable: {objects if len(report) else 'as it is'}")
+    if input.channels and not args.no_files:
+        from maskrcnn.data.bands import measure_bands
+
+        for number, band in enumerate(measure_bands(left, input)):
+            print(f"  band {number}: {band.line()}")
     advice = advise(left, images=not args.no_files, brightest=report.brightest)
     if role == "val":  # said of both parts together
         advice.groups = [g for g in advice.groups if g.kind != "class_without_objects"]
@@ -104,6 +126,17 @@ def _part(
         print("  worth a look:")
         _print(advice, args.limit, indent="    ")
     return _chapter(role, [report, advice]), left
+
+
+def _input(args: argparse.Namespace) -> InputConfig:
+    """Input of a model that takes the pictures: of bands, if that was asked for."""
+    from maskrcnn.config import InputConfig
+    from maskrcnn.images.bands import check_band_files
+
+    patterns = tuple(p.strip() for p in args.band_files.split(",") if p.strip())
+    input = InputConfig(channels=args.channels or 0, band_files=patterns)
+    check_band_files(input)
+    return input
 
 
 def _chapter(title: str, reports: list[Report]) -> Chapter:

@@ -29,10 +29,12 @@ from maskrcnn.cli.model_options import add_model_options, given_options, load_mo
 from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
+    from maskrcnn.config import InputConfig
     from maskrcnn.data.coco import CocoData
     from maskrcnn.evaluation.calibration import Calibration
     from maskrcnn.evaluation.scores import EvaluationResult
     from maskrcnn.evaluation.truth import Truth
+    from maskrcnn.images.bands import BandsFile
     from maskrcnn.models.mask_rcnn import MaskRCNN
 
 _TITLES = {"bbox": "boxes", "segm": "masks", "keypoints": "key points"}
@@ -137,7 +139,7 @@ def main(args: argparse.Namespace) -> int:
 
         write_atomic(args.curves, pr_curves_svg(scores))
     if analysed:
-        _analyse(args, truth, results, scores, data, other)
+        _analyse(args, truth, results, scores, data, other, None if model is None else model.config.input)
     return 0
 
 
@@ -195,7 +197,8 @@ def _read_part(args: argparse.Namespace, model: MaskRCNN | None) -> CocoData:
         like = model.config
     else:
         like = read_data(sources.train)
-    report = check(read_data(source, like.class_names, like.category_ids or range(len(like.class_names))))
+    data = read_data(source, like.class_names, like.category_ids or range(len(like.class_names)))
+    report = check(data, input=None if model is None else model.config.input)
     print(f"{split} part: {source.labels} ({source.format})", file=sys.stderr)
     if len(report):
         print(f"{source.labels}: {report.summary()} (see `maskrcnn doctor`)", file=sys.stderr)
@@ -262,6 +265,7 @@ def _analyse(
     scores: EvaluationResult,
     data: CocoData | None,
     other: list[Any] | MaskRCNN | None,
+    input: InputConfig | None,
 ) -> None:
     """Write the report, and keep the temperature."""
     from maskrcnn.evaluation.analysis import analyse
@@ -278,7 +282,7 @@ def _analyse(
             analysis,
             title=f"{Path(args.model or args.results).name} on {args.data.name}",
             lead=f"{args.model or args.results}, scored on {truth.name if data is None else data.json_path}.",
-            paths=_image_paths(args, truth, data),
+            paths=_image_paths(args, truth, data, input),
             against=args.against or "",
         )
         print(f"report: {page}")
@@ -286,8 +290,12 @@ def _analyse(
         _calibrate(args, analysis.calibration)
 
 
-def _image_paths(args: argparse.Namespace, truth: Truth, data: CocoData | None) -> dict[int, Path]:
+def _image_paths(
+    args: argparse.Namespace, truth: Truth, data: CocoData | None, input: InputConfig | None
+) -> dict[int, Path | BandsFile]:
     """Paths of the images by their numbers; none where results are scored without the images at hand."""
+    from maskrcnn.images.bands import for_people
+
     if data is None:
         try:
             data = _read_json(args)
@@ -297,7 +305,8 @@ def _image_paths(args: argparse.Namespace, truth: Truth, data: CocoData | None) 
             print(f"warning: no pictures in the report: {e}", file=sys.stderr)
             return {}
     numbers = (truth.image_number.get(i) for i in data.image_ids.tolist())
-    return {n: data.image_path(i) for i, n in enumerate(numbers) if n is not None}
+    paths = {n: data.image_path(i) for i, n in enumerate(numbers) if n is not None}
+    return {n: path if input is None else for_people(path, input) for n, path in paths.items()}
 
 
 def _calibrate(args: argparse.Namespace, found: Calibration) -> None:

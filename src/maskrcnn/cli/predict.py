@@ -134,6 +134,10 @@ def main(args: argparse.Namespace) -> int:
         check_writable(args.out / PREDICTIONS)
     check_outputs(images, args.out, formats=formats, draw=not args.no_draw and not args.tile)
     model = _load_model(args)
+    if args.tile:
+        from maskrcnn.images.bands import refuse_bands
+
+        refuse_bands(model.config.input, "--tile")
     settings = _settings(args, model)
     if formats == ("parquet",):
         images = _not_done(images, args.out, settings)
@@ -248,6 +252,7 @@ def _are_films(args: argparse.Namespace, formats: tuple[str, ...]) -> bool:
 def _films(args: argparse.Namespace, formats: tuple[str, ...]) -> int:
     """Predict films, each into a folder of its own where there are several; returns the exit status."""
     from maskrcnn.files import check_writable_folder
+    from maskrcnn.images.bands import refuse_bands
     from maskrcnn.predict.films import is_live, name_of, predict_film
 
     check_writable_folder(args.out)
@@ -258,6 +263,7 @@ def _films(args: argparse.Namespace, formats: tuple[str, ...]) -> int:
         if (args.out / f"{name}.mp4").resolve() == Path(given).resolve() and not args.no_draw:
             raise UserError(f"{given}: the film drawn would replace it. Choose another folder to write in.")
     model = _load_model(args)
+    refuse_bands(model.config.input, "predict: a film")
     status = 0
     for given, name in zip(args.images, names, strict=True):
         started = time.perf_counter()

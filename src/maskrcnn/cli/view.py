@@ -26,6 +26,7 @@ from maskrcnn.cli.model_options import add_model_options, given_options
 from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
+    from maskrcnn.config import InputConfig
     from maskrcnn.data import CocoData
 
 PARTS = ("train", "val")
@@ -85,8 +86,8 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_parts(args: argparse.Namespace) -> dict[str, CocoData]:
-    """The parts that were asked for, repaired as far as that is possible."""
+def read_parts(args: argparse.Namespace, input: InputConfig | None = None) -> dict[str, CocoData]:
+    """The parts that were asked for, repaired as far as that is possible. input: the model's, if there is one."""
     from maskrcnn.data import find_data, read_data
     from maskrcnn.data.quality.check import check
 
@@ -101,7 +102,7 @@ def read_parts(args: argparse.Namespace) -> dict[str, CocoData]:
         if data.num_keypoints and not data.num_objects.any():  # boxes and key points alone
             data = data.without_masks()
         if args.split in (None, part):
-            report = check(data)
+            report = check(data, input=input)
             if len(report):
                 print(f"{part}: {report.summary()} (see `maskrcnn doctor`)")
             parts[part] = report.repaired()
@@ -119,10 +120,11 @@ def _compare(args: argparse.Namespace) -> int:
     from maskrcnn.evaluation.pairs import pair
     from maskrcnn.evaluation.scores import scored_kinds
     from maskrcnn.evaluation.truth import load_truth
+    from maskrcnn.images.bands import for_people
     from maskrcnn.report.compare import write_comparison
 
     model = load_model(args)
-    parts = read_parts(args)
+    parts = read_parts(args, model.config.input)
     part = args.split or ("val" if "val" in parts else "train")
     data = parts[part]
     if args.coco:
@@ -146,7 +148,7 @@ def _compare(args: argparse.Namespace) -> int:
             args.out,
             f"{Path(args.model).name} on {Path(args.data).resolve().name}",
             pair(truth, results, kind),
-            {n: data.image_path(i) for i, n in enumerate(numbers)},
+            {n: for_people(data.image_path(i), model.config.input) for i, n in enumerate(numbers)},
             0.5 if args.score_threshold is None else args.score_threshold,
             args.limit or 0,
             progress,

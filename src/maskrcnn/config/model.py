@@ -14,14 +14,30 @@ from maskrcnn.errors import UserError
 class InputConfig:
     """Image format that the network expects, and the test-time size."""
 
-    pixel_mean: tuple[float, float, float] = (103.530, 116.280, 123.675)  # in channel_order
-    pixel_std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
+    # Bands of a file, in its own depth (`images.bands`); 0: colour pictures of 8 bits. What follows is for each band,
+    # in the file's order; of colours in channel_order.
+    channels: Annotated[int, Between(0, 1024)] = 0
+    pixel_mean: tuple[float, ...] = (103.530, 116.280, 123.675)  # of bands when they are stretched
+    pixel_std: tuple[Positive, ...] = (1.0, 1.0, 1.0)
     channel_order: Literal["BGR", "RGB"] = "BGR"
+    # Values that become 0 and 255 in each band. Empty: training measures them, at these percentiles.
+    stretch: tuple[tuple[float, float], ...] = ()
+    stretch_percentiles: tuple[float, float] = (0.1, 99.9)
+    # Type of all bands, others are refused. Empty: training takes the first picture's.
+    depth: Literal["", "uint8", "uint16", "float32"] = ""
+    # Names of the files of one image, as ("*_red.tif", "*_nir.tif"); labels and commands have the first.
+    band_files: tuple[str, ...] = ()
+    shown_bands: tuple[int, ...] = ()  # in drawings, from 0: one for grey, three for RGB; empty: the first
     min_size: Annotated[int, Between(1, 2**14)] = 800  # shortest side at test time
     max_size: Annotated[int, Between(1, 2**20)] = 1333  # longest side at test time
     size_divisor: Annotated[int, Between(1, 1024)] = 32  # padded height and width are multiples of this
     # Whose bilinear resize, and whose rule for the size.
     resize: Literal["pillow", "opencv", "torchvision"] = "pillow"
+
+    @property
+    def num_channels(self) -> int:
+        """Channels of the network's input."""
+        return self.channels or 3
 
 
 @dataclass(kw_only=True, slots=True)

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from maskrcnn.config import AugmentConfig, DataConfig
+from maskrcnn.config import AugmentConfig, DataConfig, InputConfig
 from maskrcnn.data.pixel_steps import Noted
 from maskrcnn.data.sampler import BatchSampler, repeat_factors, view_seed
 from maskrcnn.data.transforms import Pairs, augment
 from maskrcnn.errors import UserError
-from maskrcnn.images.read import read_image
+from maskrcnn.images.bands import read_input
 from maskrcnn.structures import GroundTruth
 
 TrainBatch = tuple[list[Tensor], list[GroundTruth], list[Any]]
@@ -60,6 +60,7 @@ class TrainLoader:
     truth in the same pixels, with a seed each; image ids: the data set's.
 
     flip_pairs: the key points that change places when an image is mirrored.
+    input: what the model takes; of one with bands images are float32 (C, h, w), stretched to 0..255.
     noted: images come as they were read, with the steps to take noted (`pixel_steps.Noted`), for a GPU to take.
 
     Batch n is a function of the data, `config.augment`, the seed and batch_size * world_size: the number of
@@ -82,6 +83,7 @@ class TrainLoader:
         start_batch: int = 0,
         flip_pairs: Pairs = (),
         noted: bool = False,
+        input: InputConfig | None = None,
     ) -> None:
         images = np.flatnonzero(data.num_objects) if config.skip_empty else np.arange(data.num_images)
         if len(images) == 0:
@@ -94,7 +96,7 @@ class TrainLoader:
         self.num_images = len(images)  # an epoch
         self.state = start_batch
         self._num_workers = config.num_workers
-        self._views = _Views(data, config.augment, seed, flip_pairs, noted)
+        self._views = _Views(data, config.augment, seed, flip_pairs, noted, input or InputConfig())
         self._order = (images, wide, batch_size, seed, rank, world_size)
         self._repeats = None
         if config.repeat_threshold:
@@ -136,13 +138,14 @@ class _Views(Dataset):
     augment: AugmentConfig
     seed: int
     flip_pairs: Pairs
-    noted: bool = False
+    noted: bool
+    input: InputConfig
 
     def __getitem__(self, place_and_image: tuple[int, int]) -> tuple[Any, GroundTruth] | UserError:
         place, i = place_and_image
         path = self.data.image_path(i)
         try:
-            image = read_image(path)
+            image = read_input(path, self.input)
         except UserError as e:
             return e
         height, width = np.asarray(self.data.sizes[i]).tolist()

@@ -8,15 +8,17 @@ Of several processes that ask at once one does the work and the others wait.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from maskrcnn.config import InputConfig
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.shared_arrays import cache_name, keep, kept, locked
 from maskrcnn.errors import UserError
@@ -33,10 +35,17 @@ class Picture(NamedTuple):
     brightest: int
 
 
-def look_at(data: CocoData, num_threads: int = 8) -> list[Picture | str]:
-    """Yield a `Picture` for each image of the set, or a reason why there is none: "no file ..." where it is missing."""
+def look_at(data: CocoData, num_threads: int = 8, input: InputConfig | None = None) -> list[Picture | str]:
+    """Yield a `Picture` for each image of the set, or a reason why there is none: "no file ..." where it is missing.
+
+    input: whose bands, if any, the pictures are to have, all in one depth; nothing is kept of bands.
+    """
+    input = input or InputConfig()
     paths = [data.image_path(i) if data.file_name(i) else None for i in range(data.num_images)]
     keys, sizes = _keys(paths)
+    if input.channels:
+        input = dataclasses.replace(input, depth=input.depth or _first_depth(paths, input))
+        return list(_decoded(paths, keys, {}, num_threads, input))
     folder = data.images_dir.resolve()
     name = f"{cache_name(folder.name, folder)}.pictures"  # for all sets and parts with pictures there
     known = _known(name)
@@ -50,8 +59,8 @@ def look_at(data: CocoData, num_threads: int = 8) -> list[Picture | str]:
 class StillReadable:
     """Pictures of a checked set that have become unreadable since: only those that have changed are decoded again."""
 
-    def __init__(self, data: CocoData) -> None:
-        self._data = data
+    def __init__(self, data: CocoData, input: InputConfig | None = None) -> None:
+        self._data, self._input = data, input or InputConfig()
         self._paths = [data.image_path(i) for i in range(data.num_images)]
         self._keys = _keys(self._paths)[0]
 
@@ -59,7 +68,7 @@ class StillReadable:
         """Image numbers of the lost pictures, and the fault of each."""
         now = _keys(self._paths)[0]
         changed = [i for i, (old, new) in enumerate(zip(self._keys, now)) if old != new]
-        found = ((i, _look(self._paths[i], None)) for i in changed)
+        found = ((i, _look(self._paths[i], None, self._input)) for i in changed)
         sizes = self._data.sizes
         return {
             i: p if isinstance(p, str) else f"{self._paths[i]}: its size has changed to {p.size}"
@@ -114,15 +123,31 @@ def _known(name: str) -> dict[int, int]:
 
 
 def _decoded(
-    paths: Sequence[Path | None], keys: Sequence[int], known: dict[int, int], num_threads: int
+    paths: Sequence[Path | None],
+    keys: Sequence[int],
+    known: dict[int, int],
+    num_threads: int,
+    input: InputConfig | None = None,
 ) -> Iterator[Picture | str]:
     with ThreadPoolExecutor(num_threads) as pool:
-        yield from pool.map(lambda path, key: _look(path, known.get(key)), paths, keys)
+        yield from pool.map(lambda path, key: _look(path, known.get(key), input), paths, keys)
 
 
-def _look(path: Path | None, brightest: int | None) -> Picture | str:
+def _first_depth(paths: Sequence[Path | None], input: InputConfig) -> Any:
+    """Depth of the first picture that can be read; none if none can."""
+    from maskrcnn.images.bands import read_bands
+
+    for path in paths:
+        with contextlib.suppress(UserError):
+            if path is not None:
+                return read_bands(path, input).dtype.name
+    return ""
+
+
+def _look(path: Path | None, brightest: int | None, input: InputConfig | None = None) -> Picture | str:
     """Decode a picture, or read its header alone where its brightest value is known."""
-    from maskrcnn.images.read import image_size, read_image
+    from maskrcnn.images.bands import read_input
+    from maskrcnn.images.read import image_size
 
     if path is None:
         return "no file name in the labels"
@@ -131,10 +156,13 @@ def _look(path: Path | None, brightest: int | None) -> Picture | str:
     try:
         if brightest is not None:
             return Picture(image_size(path), brightest)
-        pixels = read_image(path)
+        pixels = read_input(path, input or InputConfig())
     except UserError as e:
         return str(e).rstrip(".")
-    return Picture((pixels.shape[0], pixels.shape[1]), int(pixels.max(initial=0)))
+    brightest = int(pixels.max(initial=0))
+    if input is not None and input.channels and brightest:
+        brightest = 255  # what is dark in a range that was not measured yet may be bright when stretched
+    return Picture((pixels.shape[0], pixels.shape[1]), brightest)
 
 
 @contextlib.contextmanager

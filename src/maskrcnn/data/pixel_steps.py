@@ -1,4 +1,4 @@
-"""Steps of augmentation on pixels alone, (3, h, w) uint8 RGB: taken at once, or noted to be taken on a GPU.
+"""Steps of augmentation on pixels alone, (3, h, w) uint8 or bands (C, h, w) float32: taken at once, or noted for a GPU.
 
 What a step does to boxes and masks depends on sizes only. So a worker process can decide a view and change its ground
 truth while the pixels travel as they were read; the GPU takes the steps. It resizes in float32 and rounds once: at most
@@ -20,11 +20,11 @@ Step = Callable[[Tensor], Tensor]
 
 
 class Noted:
-    """Picture (3, h, w) uint8 with steps that `taken` takes; `shape` is what comes of them."""
+    """Picture (3, h, w) uint8, or bands (C, h, w) float32, with steps for `taken`; `shape` is what comes of them."""
 
     def __init__(self, pixels: Tensor) -> None:
         self.pixels = pixels
-        self.shape = pixels.shape
+        self.shape, self.dtype = pixels.shape, pixels.dtype
         self.steps: list[Step] = []
 
     def taken(self, device: torch.device) -> Tensor:
@@ -70,7 +70,7 @@ def coloured(image: Image, step: Step) -> Image:
 
 
 def compact(image: Image) -> Image:
-    """Lay the pixels out as (h, w, 3) memory of their own, no view of a larger image."""
+    """Lay the pixels out as (h, w, C) memory of their own, no view of a larger image."""
     return _take(image, _compact, image.shape[1:])
 
 
@@ -78,7 +78,7 @@ def _take(image: Image, step: Step, size: Any) -> Image:
     if isinstance(image, Tensor):
         return step(image)
     image.steps.append(step)
-    image.shape = torch.Size((3, *size))
+    image.shape = torch.Size((image.shape[0], *size))
     return image
 
 

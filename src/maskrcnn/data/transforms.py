@@ -1,8 +1,9 @@
 """Augmentation of a training image together with its boxes, masks and key points.
 
-Every function here takes and returns an image (3, h, w) uint8 RGB and its `GroundTruth`. Images are views
-of (h, w, 3) memory, for which torchvision's uint8 kernels are twice as fast, or `pixel_steps.Noted`, whose pixels
-follow on a GPU. Masks only have their affine map changed (`InstanceMasks`); nothing is rasterised.
+Every function here takes and returns an image (3, h, w) uint8 RGB, or bands (C, h, w) float32 of 0..255, and its
+`GroundTruth`. Images are views of (h, w, C) memory, for which torchvision's uint8 kernels are twice as fast, or
+`pixel_steps.Noted`, whose pixels follow on a GPU. Masks only have their affine map changed (`InstanceMasks`);
+nothing is rasterised.
 
 `augment` follows detectron2 where it has the transform: shortest-edge resize, large-scale jitter as
 ResizeScale and FixedSizeCrop, boxes recomputed from the masks where a crop cuts them. Differences: an
@@ -57,8 +58,8 @@ def augment(
     if rng.random() < config.rotate90:
         sample = rotate90(*sample, turns=1 if rng.random() < 0.5 else 3)
     image, truth = sample
-    image = _jitter_colour(image, config, rng)
-    return compact(image), _without_specks(truth)
+    jitter = _jitter_bands if image.dtype.is_floating_point else _jitter_colour
+    return compact(jitter(image, config, rng)), _without_specks(truth)
 
 
 def resize(
@@ -225,6 +226,30 @@ def _jitter_colour(image: Image, config: AugmentConfig, rng: np.random.Generator
     if rng.random() < config.grayscale:
         image = coloured(image, partial(F.rgb_to_grayscale, num_output_channels=3))
     return image
+
+
+def _jitter_bands(image: Image, config: AugmentConfig, rng: np.random.Generator) -> Image:
+    """Change brightness and contrast of each band by a factor of its own: bands are exposed and stained one by one.
+
+    Saturation, hue and grey are a colour picture's, and left out.
+    """
+    count = image.shape[0]
+    for strength, adjust in ((config.brightness, _scaled), (config.contrast, _spread)):
+        if strength > 0:
+            factors = np.maximum(0.0, 1 + strength * (2 * rng.random(count) - 1)).tolist()
+            image = coloured(image, partial(adjust, by=factors))
+    return image
+
+
+def _scaled(image: Tensor, by: list[float]) -> Tensor:
+    """Multiply each band of an image (C, h, w) by its factor, within 0..255."""
+    return (image * image.new_tensor(by)[:, None, None]).clamp_(0, 255)
+
+
+def _spread(image: Tensor, by: list[float]) -> Tensor:
+    """Multiply each band's distance from its mean by its factor, within 0..255."""
+    mean = image.mean((1, 2), keepdim=True)
+    return torch.lerp(mean, image, image.new_tensor(by)[:, None, None]).clamp_(0, 255)
 
 
 def _changed(image: Tensor, adjust: Callable[[Tensor, float], Tensor], by: float) -> Tensor:

@@ -105,7 +105,7 @@ class Maps(list[Tensor]):
 
 
 class _Dense(nn.Module):
-    """Backbone and RPN head: pixels (B, H, W, 3) -> L maps, L objectness_logits, L box_deltas."""
+    """Backbone and RPN head: pixels (B, H, W, C) -> L maps, L objectness_logits, L box_deltas."""
 
     def __init__(self, model: MaskRCNN) -> None:
         super().__init__()
@@ -138,7 +138,9 @@ def _dense(model: MaskRCNN) -> Seam:
         _bind(model.backbone, "forward", backbone)
         _bind(model.rpn.head, "forward", rpn_head)
 
-    return Seam("dense", _Dense(model), (torch.rand(2, *example, 3),), (dims,), put)
+    return Seam(
+        "dense", _Dense(model), (torch.rand(2, *example, model.config.input.num_channels),), (dims,), put
+    )
 
 
 def picture_sides(divisor: int) -> tuple[tuple[int, int], tuple[Any, Any]]:

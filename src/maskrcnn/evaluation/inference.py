@@ -15,6 +15,7 @@ import torch
 from maskrcnn.data.classes import ids_of_model, unknown
 from maskrcnn.data.stream import StreamedImage, stream_images
 from maskrcnn.errors import UserError, check_number
+from maskrcnn.images.bands import for_people
 from maskrcnn.models.tta import detect_in_views
 from maskrcnn.processor import DTYPES, let_forks_compute
 from maskrcnn.structures import Instances
@@ -22,7 +23,7 @@ from maskrcnn.structures import Instances
 _WINDOW = 4  # batches whose images are looked at together, to find some of one size
 
 if TYPE_CHECKING:
-    from maskrcnn.config import ModelConfig, TTAConfig
+    from maskrcnn.config import InputConfig, ModelConfig, TTAConfig
     from maskrcnn.data.coco import CocoData
     from maskrcnn.models.mask_rcnn import MaskRCNN
 
@@ -74,14 +75,14 @@ def predict_stream(
     window = batch_size * _WINDOW if batch_size > 1 else 1
     sizes = (None, None) if tta else (min_size or c.min_size, max_size or c.max_size)
     try:
-        stream = stream_images(paths, *sizes, window, num_threads, c.resize)
+        stream = stream_images(paths, *sizes, window, num_threads, c)
         for images, errors in stream:
             results: dict[int, tuple[str | Path, Instances | UserError]] = {
                 e.index: (e.path, e.error) for e in errors
             }
             for batch in _batches_of_one_size(images, batch_size, c.size_divisor):
                 for image, instances in zip(batch, detect_images(model, batch, tta), strict=True):
-                    results[image.index] = (image.path, _on_cpu(instances, image.path))
+                    results[image.index] = (image.path, _on_cpu(instances, image.path, c))
             yield from (results.pop(index) for index in sorted(results))
     finally:
         model.train(was_training)
@@ -99,9 +100,9 @@ def _batches_of_one_size(
             yield group[first : first + batch_size]
 
 
-def _on_cpu(instances: Instances, path: str | Path) -> Instances:
+def _on_cpu(instances: Instances, path: str | Path, input: InputConfig) -> Instances:
     """Move detections off the GPU. The picture is read again when drawn: a path waits in less memory than pixels."""
-    return dataclasses.replace(instances.to("cpu"), image=path)
+    return dataclasses.replace(instances.to("cpu"), image=for_people(path, input))
 
 
 def run_inference(

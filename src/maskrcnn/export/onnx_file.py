@@ -15,6 +15,7 @@ from maskrcnn.engines.seams import picture_sides, without_graph
 from maskrcnn.errors import UserError
 from maskrcnn.export.graph import Graph
 from maskrcnn.export.onnx_operators import translations
+from maskrcnn.images.bands import refuse_bands
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.runtime.sessions import FORM
 
@@ -82,6 +83,7 @@ def check_exportable(config: ModelConfig) -> None:
     Raises:
         UserError: it has such a part, which is named.
     """
+    refuse_bands(config.input, "export")
     if what := without_graph(config):
         raise UserError(f"export: {config.name}: {what} has no ONNX form here. Take a model without.")
 

@@ -8,13 +8,15 @@ from typing import IO, TYPE_CHECKING, Any, TypeGuard, cast
 
 import numpy as np
 
+from maskrcnn.config import InputConfig
 from maskrcnn.errors import UserError
+from maskrcnn.images.bands import BandsFile, check_bands, read_input, stretched
 from maskrcnn.images.read import pillow_pixels, read_image
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    Picture = str | Path | np.ndarray | Image.Image | IO[bytes]
+    Picture = str | Path | np.ndarray | Image.Image | IO[bytes] | BandsFile
 else:
     Picture = Any
 
@@ -37,6 +39,8 @@ def pixels_of(picture: Picture, where: str) -> np.ndarray:
         return pillow_pixels(picture)
     if isinstance(picture, str | Path):
         return read_image(picture)
+    if isinstance(picture, BandsFile):
+        return picture.pixels()
     if hasattr(picture, "read"):
         return read_image(cast("IO[bytes]", picture))
     advice = ""
@@ -46,6 +50,25 @@ def pixels_of(picture: Picture, where: str) -> np.ndarray:
         advice = " Give io.BytesIO(...) for the bytes of a file."
     what = "a path, an open file, a Pillow image, an (H, W, 3) uint8 RGB array or a list of these"
     raise UserError(f"{where}: expected {what}, got {type(picture).__name__}.{advice}")
+
+
+def input_of(picture: Picture, where: str, config: InputConfig) -> np.ndarray:
+    """Read a picture as a model takes it: as `pixels_of`, or bands (H, W, C) float32, stretched to 0..255.
+
+    Bands come from a path, an open file or an array (H, W, C) of the model's bands and depth.
+
+    Raises:
+        UserError: a file that cannot be read, other bands than the model's, anything else; `where` leads.
+    """
+    if not config.channels:
+        return pixels_of(picture, where)
+    if isinstance(picture, np.ndarray):
+        check_bands(picture, config, where)
+        return stretched(picture, config)
+    if isinstance(picture, str | Path) or hasattr(picture, "read"):
+        return read_input(cast("str | Path | IO[bytes]", picture), config)
+    what = f"a path, an open file or an (H, W, {config.channels}) array"
+    raise UserError(f"{where}: expected {what} for a model of bands, got {type(picture).__name__}.")
 
 
 def checked_pixels(pixels: np.ndarray, where: str) -> np.ndarray:

@@ -33,19 +33,24 @@ def resize_size(
 
 
 def resize_image(image: np.ndarray, size: tuple[int, int], resize: Resize = "pillow") -> np.ndarray:
-    """Resize (H, W, 3) uint8 to (*size, 3), by Pillow's antialiased bilinear filter or OpenCV's plain one, both
-    uint8, or by torchvision's detectors' plain one, float32.
+    """Resize (H, W, C) uint8 or float32 to (*size, C), by Pillow's antialiased bilinear filter or OpenCV's plain one,
+    both uint8, or by torchvision's detectors' plain one, float32.
 
-    The original models were evaluated with one of these on uint8; torchvision's differ by up to 2 levels.
+    The original models were evaluated with one of these on uint8; torchvision's differ by up to 2 levels. Bands in
+    float32, which no original has, are resized by Pillow's filter in place of OpenCV's.
     """
     from PIL import Image
 
     if image.shape[:2] == tuple(size):
         return image
-    if resize == "opencv":
-        return resize_bilinear(image, size)
     if resize == "torchvision":
         return _interpolated(_interpolated(image.astype(np.float32), size[0], 0), size[1], 1)
+    if image.dtype == np.float32:
+        bands = (Image.fromarray(image[..., k]) for k in range(image.shape[2]))
+        how = ((size[1], size[0]), Image.Resampling.BILINEAR)
+        return np.stack([np.asarray(band.resize(*how)) for band in bands], axis=2)
+    if resize == "opencv":
+        return resize_bilinear(image, size)
     resized = Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR)
     return np.array(resized)
 

@@ -10,8 +10,9 @@ from torch import nn
 from maskrcnn.backbones import family_of
 from maskrcnn.backbones.fpn import FPN, FPNBackbone, LastMap
 from maskrcnn.backbones.level_convs import LevelConvs
-from maskrcnn.config import FPNConfig, ModelConfig, ResNetConfig, ViTConfig
+from maskrcnn.config import FPNConfig, InputConfig, ModelConfig, ResNetConfig, ViTConfig
 from maskrcnn.errors import UserError
+from maskrcnn.images.bands import check_band_files
 from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.cascade import CascadeHead
 from maskrcnn.models.keypoint_head import KeypointHead
@@ -91,7 +92,7 @@ def build_shared_res5(config: ModelConfig) -> tuple[nn.Module, int] | None:
 
 def build_body(config: ModelConfig) -> tuple[nn.Module, dict[str, int]]:
     """Build the backbone's body: the body and the channels of its maps by name, finest first."""
-    body = family_of(config.backbone).build(config.backbone)
+    body = family_of(config.backbone).build(config.backbone, config.input.num_channels)
     return body, body.out_channels
 
 
@@ -150,9 +151,27 @@ def _check(config: ModelConfig) -> None:
         refuse(
             "rpn.anchor_sizes", "expected as many sizes at each level as at the others: they share one head."
         )
+    _check_input(config.input, refuse)
     if config.fpn is not None and config.input.size_divisor % 32:
         refuse(
             "input.size_divisor", f"expected a multiple of 32 for a pyramid, got {config.input.size_divisor}."
+        )
+
+
+def _check_input(c: InputConfig, refuse: Callable[[str, str], None]) -> None:
+    for name in ("pixel_mean", "pixel_std"):
+        if (n := len(getattr(c, name))) != c.num_channels:
+            refuse(f"input.{name}", f"expected one a channel, {c.num_channels}, got {n}.")
+    if c.stretch and len(c.stretch) != c.channels:
+        refuse("input.stretch", f"expected a range for each of {c.channels} bands, got {len(c.stretch)}.")
+    for low, high in c.stretch:
+        if not low < high:
+            refuse("input.stretch", f"expected ranges from low to high, got {low:g} to {high:g}.")
+    check_band_files(c)
+    if len(c.shown_bands) not in (0, 1, 3) or not all(0 <= k < c.num_channels for k in c.shown_bands):
+        refuse(
+            "input.shown_bands",
+            f"expected one or three of the {c.num_channels} bands, from 0, got {list(c.shown_bands)}.",
         )
 
 

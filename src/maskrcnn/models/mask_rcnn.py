@@ -164,7 +164,8 @@ class MaskRCNN(nn.Module):
     def preprocess(
         self, images: Sequence[Tensor], original_sizes: Sequence[tuple[int, int]] | None = None
     ) -> ImageBatch:
-        """Normalise and pad uint8 RGB images (3, h, w), already at the network's size, on the model's device.
+        """Normalise and pad uint8 RGB images (3, h, w), or bands (C, h, w) stretched to 0..255, already at the
+        network's size, on the model's device.
 
         `original_sizes` are the sizes to report detections in; by default the images' own.
         """
@@ -180,11 +181,11 @@ class MaskRCNN(nn.Module):
             torch.tensor(value).to(self.device, non_blocking=True)[:, None, None].to(dtype)
             for value in (c.pixel_mean, c.pixel_std)
         )
-        shape = (len(images), 3, height, width)
+        shape = (len(images), c.num_channels, height, width)
         pixels = torch.zeros(shape, device=self.device, dtype=dtype).to(memory_format=torch.channels_last)
         for image, (h, w), out in zip(images, sizes, pixels, strict=True):
             image = image.to(self.device, non_blocking=True)
-            if c.channel_order == "BGR":
+            if c.channel_order == "BGR" and not c.channels:
                 image = image.flip(0)
             out[:, :h, :w] = (image.to(dtype) - mean) / std
         return ImageBatch(pixels.to(self.dtype), sizes, list(original_sizes or sizes))

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskrcnn.config import TTAConfig
+from maskrcnn.config import InputConfig, TTAConfig
 from maskrcnn.errors import UserError, check_number, described
-from maskrcnn.images.pictures import Picture, is_picture, pixels_of
+from maskrcnn.images.bands import for_people, refuse_bands, shown
+from maskrcnn.images.pictures import Picture, input_of, is_picture
 from maskrcnn.images.resize import resize_image, resize_size
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.models.tta import detect_in_views
@@ -72,7 +73,8 @@ class Predictor(MaskRCNN):
         """Detect the objects of a picture, or of each of several.
 
         images: a path, a file opened for reading bytes, an (H, W, 3) uint8 RGB array or a Pillow image, whose pixels
-        are taken as they are, without its EXIF orientation; a list of these gives a list.
+        are taken as they are, without its EXIF orientation; for a model of bands a path, an open file or an (H, W, C)
+        array of them; a list of these gives a list.
         min_size, max_size: shortest and longest side that the network sees, by default the model's own.
         score_threshold: only detections of a score above it; by default the model's own threshold, 0.05.
         tta: look at each picture in these sizes and mirrored, instead of once, and merge what is found.
@@ -102,6 +104,7 @@ class Predictor(MaskRCNN):
             return predict(self, images, tta=tta, **sizes)
         if tta is not None or not isinstance(images, str | Path | np.ndarray):
             raise UserError("predict: tile: expected one path or array and no tta with it.")
+        refuse_bands(self.config.input, "predict: tile")
         from maskrcnn.tiles.tiled import predict_tiled, usual_overlap
 
         shared = usual_overlap(tile) if overlap is None else overlap
@@ -145,7 +148,7 @@ def predict(
             raise UserError("predict: expected sizes in tta or as min_size and max_size, got both.")
 
     def one(picture: Picture, where: str) -> Instances:
-        image = pixels_of(picture, where)
+        image = input_of(picture, where, network.config.input)
         let_forks_compute()
         was_training = network.training
         network.train(False)
@@ -156,7 +159,7 @@ def predict(
                 instances = detect_in_views(network, image, tta, score_threshold)
         finally:
             network.train(was_training)
-        instances.image = picture if isinstance(picture, str | Path) else image
+        instances.image = _picture_of(picture, image, network.config.input)
         return instances
 
     given: Any = images
@@ -176,6 +179,13 @@ def _seen_once(
     size = resize_size(*original, min_size or c.min_size, max_size or c.max_size, c.resize)
     resized = torch.from_numpy(np.ascontiguousarray(resize_image(image, size, c.resize))).permute(2, 0, 1)
     return network.detect(network.preprocess([resized], [original]), score_threshold)[0]
+
+
+def _picture_of(given: Picture, pixels: np.ndarray, config: InputConfig) -> Picture:
+    """Picture for people, a path where one was given: it waits in less memory than pixels."""
+    if isinstance(given, str | Path):
+        return for_people(given, config)
+    return shown(pixels, config) if config.channels else pixels
 
 
 def _are_several(images: object) -> bool:

@@ -16,9 +16,9 @@ from maskrcnn.tiles.windows import is_zarr
 def find_images(inputs: str | Path | Iterable[str | Path]) -> list[Path]:
     """List the image files that `inputs` name: files, folders and patterns with `*`, each file once, in this order.
 
-    Of a folder, the files in it that end in one of IMAGE_SUFFIXES, by name; not those of its subfolders
-    (`folder/**/*.jpg` finds them). Of a pattern, likewise. A file named by itself may end in anything. A folder that is
-    Zarr is a picture.
+    Of a folder, the files in it that end in one of IMAGE_SUFFIXES, by name, or without any those that end in .npy; not
+    those of its subfolders (`folder/**/*.jpg` finds them). Of a pattern, likewise. A file named by itself may end in
+    anything. A folder that is Zarr is a picture.
 
     Raises:
         UserError: a file that does not exist, a folder or pattern without an image.
@@ -102,6 +102,6 @@ def _matches(given: str) -> list[Path]:
 
 
 def _images_among(paths: Iterable[Path]) -> list[Path]:
-    return sorted(
-        p for p in paths if p.suffix.lower() in IMAGE_SUFFIXES and not is_junk(p.name) and p.is_file()
-    )
+    files = sorted(p for p in paths if not is_junk(p.name) and p.is_file())
+    images = [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+    return images or [p for p in files if p.suffix.lower() == ".npy"]  # bands

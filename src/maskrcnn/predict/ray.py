@@ -15,14 +15,17 @@ import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from maskrcnn.config import InputConfig
 from maskrcnn.data.writers import Job
 from maskrcnn.errors import UserError, one_line
 from maskrcnn.files import check_writable_folder
+from maskrcnn.images.bands import read_bands
 from maskrcnn.images.read import read_image
 from maskrcnn.predict.formats import parquet
 from maskrcnn.predict.write import labelled
@@ -156,7 +159,8 @@ class Worker:
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[int]]:
         """Write a part of these pictures, and return how many they were and how many failed."""
         names = [str(name) for name in batch[self.name]]
-        found: list[Any] = list(self.readers.map(_read, batch[self.image], names))
+        read = partial(_read, input=self.model.config.input)
+        found: list[Any] = list(self.readers.map(read, batch[self.image], names))
         good = [k for k, picture in enumerate(found) if isinstance(picture, np.ndarray)]
         for first in range(0, len(good), self.batch_size):
             chosen = good[first : first + self.batch_size]
@@ -173,14 +177,16 @@ class Worker:
         return {"images": [len(good)], "failed": [len(rows) - len(good)]}
 
 
-def _read(source: Any, name: str) -> np.ndarray | UserError:
-    """Decode a picture, by the rules and limits of `images.read`."""
+def _read(source: Any, name: str, input: InputConfig) -> np.ndarray | UserError:
+    """Decode a picture, by the rules and limits of `images.read`, or its bands, by those of `images.bands`."""
     try:
         if isinstance(source, bytes):
-            return read_image(_Named(source, name))
-        if str(source).startswith(("http://", "https://")):
-            return read_image(_Named(_fetched(str(source)), name))
-        return read_image(str(source))
+            source = _Named(source, name)
+        elif str(source).startswith(("http://", "https://")):
+            source = _Named(_fetched(str(source)), name)
+        else:
+            source = str(source)
+        return read_bands(source, input) if input.channels else read_image(source)
     except UserError as e:
         return e
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from maskrcnn.evaluation.causes import CAUSES, NONE, find_causes
 from maskrcnn.evaluation.pairs import IOUS, WRONG, Pairs
+from maskrcnn.images.bands import BandsFile
 from maskrcnn.report.mistakes import draw_shapes, picture_image
 from maskrcnn.report.page import Panel, cards_of, gallery, section, write_page
 
@@ -59,7 +60,7 @@ def write_comparison(
     out: Path,
     title: str,
     pairs: Pairs,
-    paths: Mapping[int, Path],
+    paths: Mapping[int, Path | BandsFile],
     threshold: float,
     limit: int = 0,
     progress: Callable[[int, int], object] | None = None,
@@ -97,7 +98,7 @@ def write_comparison(
     return out / _name(0)
 
 
-def _panel(pairs: Pairs, j: Judged, paths: Mapping[int, Path]) -> Panel | None:
+def _panel(pairs: Pairs, j: Judged, paths: Mapping[int, Path | BandsFile]) -> Panel | None:
     p = pairs.pictures[j.picture]
     if (image := picture_image(p, paths)) is None:
         return None

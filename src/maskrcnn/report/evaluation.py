@@ -20,6 +20,7 @@ from maskrcnn.evaluation.calibration import MIN_DETECTIONS
 from maskrcnn.evaluation.causes import CAUSES
 from maskrcnn.evaluation.thresholds import GRID, Operating
 from maskrcnn.files import atomic_folder, write_atomic
+from maskrcnn.images.bands import BandsFile
 from maskrcnn.report.mistakes import draw_causes
 from maskrcnn.report.page import bar, bar_table, cards_of, chart, figures, section, write_page
 from maskrcnn.report.scores_table import KIND_TITLES, score, scores_table
@@ -48,7 +49,7 @@ def write_evaluation(
     *,
     title: str,
     lead: str = "",
-    paths: Mapping[int, Path] | None = None,
+    paths: Mapping[int, Path | BandsFile] | None = None,
     against: str = "",
 ) -> Path:
     """Write the page of an analysis and its numbers into a folder, whole or not at all; the page's path comes back.

@@ -12,7 +12,8 @@ from maskrcnn.errors import UserError
 from maskrcnn.evaluation.analysis import Analysis
 from maskrcnn.evaluation.causes import CAUSES, MISSED
 from maskrcnn.evaluation.pairs import Picture
-from maskrcnn.images.read import read_image
+from maskrcnn.images.bands import BandsFile
+from maskrcnn.images.pictures import pixels_of
 from maskrcnn.masks import rle_decode
 from maskrcnn.visualize import draw, tight
 
@@ -21,7 +22,7 @@ _OBJECT, _ERROR = (0, 150, 230), (240, 130, 0)
 
 
 def draw_causes(
-    analysis: Analysis, paths: Mapping[int, Path], limit: int
+    analysis: Analysis, paths: Mapping[int, Path | BandsFile], limit: int
 ) -> dict[str, list[tuple[np.ndarray, str]]]:
     """Draw the worst `limit` pictures of each cause, with captions; `paths`: of the images, by number (see `Truth`), as
     far as known.
@@ -47,10 +48,10 @@ def _noun(cause: str, count: int) -> str:
     return f"object{'s' * (count != 1)} missed" if cause == "missed" else f"error{'s' * (count != 1)}"
 
 
-def picture_image(p: Picture, paths: Mapping[int, Path]) -> np.ndarray | None:
+def picture_image(p: Picture, paths: Mapping[int, Path | BandsFile]) -> np.ndarray | None:
     """Read the picture; None where it cannot be, or is not of the size that the data set says."""
     try:
-        image = read_image(paths[p.number]) if p.number in paths else None
+        image = pixels_of(paths[p.number], "report") if p.number in paths else None
     except UserError:
         return None
     return image if image is None or p.size in (None, image.shape[:2]) else None

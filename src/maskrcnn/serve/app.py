@@ -24,6 +24,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from maskrcnn.errors import UserError, described
+from maskrcnn.images.bands import refuse_bands
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.serve import schema
 from maskrcnn.serve.answers import Segmentation, as_json, as_png, decode
@@ -315,6 +316,7 @@ def _by_name(models: MaskRCNN | Mapping[str, MaskRCNN]) -> dict[str, MaskRCNN]:
     for name in named:
         if not isinstance(name, str) or not name:
             raise UserError(f"create_app: models: expected names, got {described(name)}.")
+        refuse_bands(named[name].config.input, f"create_app: {name}")
     return named
 
 

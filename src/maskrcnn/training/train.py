@@ -15,9 +15,10 @@ import numpy as np
 import torch
 
 from maskrcnn import processor
-from maskrcnn.config import AugmentConfig, Config, DataConfig, ModelConfig, from_file
+from maskrcnn.config import AugmentConfig, Config, DataConfig, InputConfig, ModelConfig, from_file
 from maskrcnn.data.ahead import on_device_ahead
 from maskrcnn.data.anchors import fitted_sizes
+from maskrcnn.data.bands import adopt_bands, measure_bands
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.export import to_coco
 from maskrcnn.data.find import find_data, read_data
@@ -32,6 +33,7 @@ from maskrcnn.errors import UserError
 from maskrcnn.evaluation.inference import autocast, begin_inference, predict_stream, run_inference
 from maskrcnn.evaluation.scores import EvaluationResult, evaluate_results, scored_kinds
 from maskrcnn.evaluation.truth import Truth, load_truth
+from maskrcnn.images.bands import check_band_files
 from maskrcnn.models.build import build_model
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.training import checkpoint as disk
@@ -139,20 +141,23 @@ def open_data(
 ) -> tuple[CocoData, CocoData | None]:
     """The training and the validation set for the model's heads, checked; defects are repaired and told, or refused.
 
-    A folder given as `train` may hold the validation set too; `val` overrides it. Without either, `val_fraction` of
+    What a model of bands lacks to know of them is measured on the training set. A folder given as `train` may hold the
+    validation set too; `val` overrides it. Without either, `val_fraction` of
     the images is split off, always the same ones.
     """
     if not config.train:
         raise UserError("--data: expected a data set's folder or label file, got none. Give its path.")
-    keypoints, masks = model.keypoint_head is not None, model.mask_head is not None
+    check_band_files(model.input)
+    keypoints = model.keypoint_head is not None
     sources = find_data(config.train, config.train_images, config.format, keypoints)
-    train = _open(sources.train, config, "training", say, masks)
+    train = _open(sources.train, config, "training", say, model)
+    settle_bands(model.input, train, say)
     source = sources.val
     if config.val:
         found = find_data(config.val, config.val_images, config.format, keypoints)
         source = found.val or found.train
     if source is not None:
-        return train, _open(source, config, "validation", say, masks, train)
+        return train, _open(source, config, "validation", say, model, train)
     if not config.val_fraction:
         return train, None
     rest, val = split_off(train, config.val_fraction)
@@ -171,12 +176,13 @@ def _open(
     config: DataConfig,
     role: str,
     say: Callable[[str], object],
-    masks: bool,
+    model: ModelConfig,
     like: CocoData | None = None,
 ) -> CocoData:
     """Open and check one part; with the classes of `like`, the training set."""
     data = read_data(source, like.class_names, like.category_ids) if like else read_data(source)
-    data, report = checked(data if masks else data.without_masks(), config.on_error)
+    masks = model.mask_head is not None
+    data, report = checked(data if masks else data.without_masks(), config.on_error, input=model.input)
     say(
         f"{role}: {data.num_images} images, {int(data.num_objects.sum())} objects from {source.labels} "
         f"({source.format})"
@@ -193,6 +199,17 @@ def adopt_classes(config: Config, data: CocoData, say: Callable[[str], object]) 
     say(f"{len(names)} class{'es' * (len(names) > 1)} from the data set: {shown}")
     config.model.num_classes = len(names)
     config.model.class_names, config.model.category_ids = names, data.category_ids
+
+
+def settle_bands(c: InputConfig, data: CocoData, say: Callable[[str], object]) -> None:
+    """Measure what a model of bands needs to know of them, unless its settings say it all."""
+    given = len(c.stretch) == len(c.pixel_mean) == len(c.pixel_std) == c.channels
+    if not c.channels or (given and c.depth):
+        return
+    bands = distributed.on_main(lambda: measure_bands(data, c))
+    adopt_bands(c, bands)
+    for number, band in enumerate(bands):
+        say(f"band {number}: {band.line()}")
 
 
 def adopt_anchors(config: Config, data: CocoData, say: Callable[[str], object]) -> None:
@@ -260,7 +277,9 @@ def batches_of(config: Config, data: CocoData, process: Process) -> Callable[[in
         seed, rank, world = config.train.seed, process.rank, process.world_size
         source: Any = data  # its cached properties are properties, whatever pyright says
         noted = process.device.type == "cuda"  # which resizes and colours the pictures itself
-        loader = TrainLoader(source, config.data, seed, share, rank, world, iteration, pairs, noted)
+        loader = TrainLoader(
+            source, config.data, seed, share, rank, world, iteration, pairs, noted, config.model.input
+        )
         return on_device_ahead(iter(loader), process.device)
 
     return batches
@@ -289,7 +308,7 @@ def validation(
         )
     if beside is None:
         beside = process.device.type == "cuda" and process.world_size == 1
-    pictures, told = StillReadable(data), set[str]()
+    pictures, told = StillReadable(data, config.model.input), set[str]()
     # What is scored against, by the images that are lost, made when it is first needed and where it is needed
     truths: dict[tuple[int, ...], Truth] = {}
 
@@ -361,7 +380,8 @@ def validation_losses(model: MaskRCNN, config: Config, data: CocoData, process: 
     plain = AugmentConfig(min_sizes=(size.min_size,), max_size=size.max_size, horizontal_flip=0.0)
     settings = dataclasses.replace(config.data, augment=plain, num_workers=0)
     source: Any = data
-    loader = TrainLoader(source, settings, config.train.seed, 1, process.rank, process.world_size)
+    rank, world = process.rank, process.world_size
+    loader = TrainLoader(source, settings, config.train.seed, 1, rank, world, input=size)
     count = max(1, min(loader.num_images, VALIDATION_LOSS_IMAGES) // process.world_size)
     sums: dict[str, torch.Tensor] = {}
     for images, targets, _ in islice(loader, count):

@@ -50,7 +50,9 @@ from maskrcnn.training.runlog import Display, RunLog, Stopwatch, Window
 from maskrcnn.training.settings import check_settings, compare_configs
 from maskrcnn.weights.write import write_weights
 
-Batch = tuple[list[Tensor], list[GroundTruth], list[Any]]  # (3, h, w) uint8 images, their objects, image ids
+Batch = tuple[
+    list[Tensor], list[GroundTruth], list[Any]
+]  # (3, h, w) uint8 images or (C, h, w) float32 bands, their objects, image ids
 
 
 @dataclass(frozen=True)
@@ -604,7 +606,7 @@ def compile_backbone(model: Any, device: torch.device, say: Callable[[str], obje
     model.backbone.compile(dynamic=True)
     model.eval()  # the trial must not move running statistics
     try:
-        features = model.backbone(torch.zeros(1, 3, 64, 64, device=device))
+        features = model.backbone(torch.zeros(1, model.config.input.num_channels, 64, 64, device=device))
         torch.stack([f.sum() for f in features]).sum().backward()
     except (
         Exception

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from maskrcnn.config import ModelConfig, from_dict
+from maskrcnn.config import InputConfig, ModelConfig, from_dict
 from maskrcnn.data.classes import places
 from maskrcnn.errors import UserError, shown
 from maskrcnn.models.mask_rcnn import MaskRCNN
@@ -96,9 +96,10 @@ def read_weights(path: str | Path) -> WeightFile:
 def load_weights(model: nn.Module, file: WeightFile | str | Path, *, new_head: bool = False) -> list[str]:
     """Copy a file's weights into a model of ours; everything has to fit, by name and by shape.
 
-    A backbone's file fills the backbone alone. With `new_head` the heads' last layers are left as they are
-    (random) where their shape differs because the file has another number of classes or of key points; so is a
-    head of masks or of key points that the file lacks, and one that the model lacks is not used.
+    A backbone's file fills the backbone alone. Weights for colours fill a model of bands too (`_widen`).
+    With `new_head` the heads' last layers are left as they are (random) where their shape differs because the file has
+    another number of classes or of key points; so is a head of masks or of key points that the file lacks, and one that
+    the model lacks is not used.
 
     Returns:
         What was not loaded and why, as sentences for the user; empty when all of the model was.
@@ -109,6 +110,8 @@ def load_weights(model: nn.Module, file: WeightFile | str | Path, *, new_head: b
     if not isinstance(file, WeightFile):
         file = read_weights(file)
     wanted, state, notes = without_counters(model.state_dict()), without_counters(file.state), []
+    if isinstance(model, MaskRCNN) and model.config.input.channels:
+        notes += _widen(state, wanted, file, model.config.input)
     if file.kind == "backbone":
         if "res5.0.conv1.weight" in wanted:  # C4: the last stage belongs to the heads
             state = {k.replace("backbone.body.res5.", "res5."): v for k, v in state.items()}
@@ -137,6 +140,43 @@ def load_weights(model: nn.Module, file: WeightFile | str | Path, *, new_head: b
     _refuse_mismatch(file, state, wanted)
     model.load_state_dict(state, strict=False)
     return notes
+
+
+def _widen(
+    state: dict[str, Tensor], wanted: Mapping[str, Tensor], file: WeightFile, input: InputConfig
+) -> list[str]:
+    """Fit the first convolutions of a model of colours to a model of C bands; a sentence on it.
+
+    One band gets the sum of the three kernels, so that it is seen as a grey picture was. Otherwise band i gets the
+    kernel of red, green or blue by i modulo 3, all times 3 / C, so that signals stay as strong (as timm does).
+    """
+    theirs = input if file.config is None else file.config.input
+    if file.config is not None and theirs.channels:
+        return []
+    widened = [
+        k
+        for k in wanted
+        if k.startswith("backbone.body.") and _takes_pixels(k, state, wanted, input.channels)
+    ]
+    for name in widened:
+        kernels = state[name] if theirs.channel_order == "RGB" else state[name].flip(1)
+        if input.channels == 1:
+            state[name] = kernels.sum(1, keepdim=True)
+        else:
+            bands = torch.arange(input.channels) % 3
+            state[name] = kernels[:, bands] * (3 / input.channels)
+    bands = "1 band" if input.channels == 1 else f"{input.channels} bands"
+    return [f"{file.path}: made for colours; its first convolution is fitted to {bands}."] if widened else []
+
+
+def _takes_pixels(
+    name: str, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], channels: int
+) -> bool:
+    """Return True for a convolution of colours in the file that is one of so many bands in the model."""
+    if name not in state or not state[name].ndim == wanted[name].ndim == 4:
+        return False
+    theirs, ours = state[name].shape, wanted[name].shape
+    return theirs[0] == ours[0] and theirs[1] == 3 and ours[1] == channels
 
 
 def without_counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

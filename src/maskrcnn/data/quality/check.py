@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from maskrcnn.config import InputConfig
 from maskrcnn.data.coco import CocoData
 from maskrcnn.data.coco_arrays import NO_MASK, POLYGONS, RLE, UNREADABLE
 from maskrcnn.data.file_names import near
@@ -32,19 +33,28 @@ _RING_PROBLEM = (
 
 
 def checked(
-    data: CocoData, on_error: Literal["repair", "refuse"] = "repair", *, images: bool = True
+    data: CocoData,
+    on_error: Literal["repair", "refuse"] = "repair",
+    *,
+    images: bool = True,
+    input: InputConfig | None = None,
 ) -> tuple[CocoData, Report]:
     """Check a data set and repair its defects by `RULES`: the set, and the findings. `images`: look at the files too.
 
     Raises:
         UserError: a defect that has no repair; any defect, with on_error "refuse"; or nothing is left to learn from.
     """
-    report = check(data, images=images)
+    report = check(data, images=images, input=input)
     return report.usable(on_error), report
 
 
-def check(data: CocoData, *, images: bool = True, num_threads: int = 8) -> Report:
-    """Find all defects of the data set: in its whole JSON, and in the files of its images unless `images` is False."""
+def check(
+    data: CocoData, *, images: bool = True, num_threads: int = 8, input: InputConfig | None = None
+) -> Report:
+    """Find all defects of the data set: in its whole JSON, and in the files of its images unless `images` is False.
+
+    input: whose bands, if any, the files are to have.
+    """
     report = Report(data)
     if not len(data.arrays["image_ids"]):
         report.add("no_images", -1, -1, "the labels list no images")
@@ -55,7 +65,7 @@ def check(data: CocoData, *, images: bool = True, num_threads: int = 8) -> Repor
     _check_classes(report)
     _check_entries(report)
     if images:
-        _check_files(report, num_threads)
+        _check_files(report, num_threads, input)
     _check_references(report)
     extents = _check_masks(report) if data.masks else data.arrays["boxes"]
     _check_boxes(report, extents)
@@ -112,12 +122,13 @@ def _check_entries(report: Report) -> None:
             by_name[name] = first if later == i else i
 
 
-def _check_files(report: Report, num_threads: int) -> None:
+def _check_files(report: Report, num_threads: int, input: InputConfig | None) -> None:
     data, sizes = report.data, report.data.arrays["sizes"]
     report.brightest = np.full(len(sizes), 255, np.uint8)
     filled: list[tuple[int, tuple[int, int]]] = []
     told = 0
-    for i, (row, picture) in enumerate(zip(data.rows.tolist(), look_at(data, num_threads), strict=True)):
+    pictures = look_at(data, num_threads, input)
+    for i, (row, picture) in enumerate(zip(data.rows.tolist(), pictures, strict=True)):
         if isinstance(picture, str):
             kind = "image_missing" if picture.startswith("no file") else "image_unreadable"
             if kind == "image_missing" and told < _HINTS:
