@@ -67,7 +67,7 @@ def test_pages_can_be_leafed_through(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(compare, "PER_PAGE", 1)
     truth, results = case()
     for i in (1, 2, 3):
-        Image.new("RGB", SIZE[::-1], (90, 90, 90)).save(tmp_path / f"{i}.png")
+        Image.new("RGB", (SIZE[1], SIZE[0]), (90, 90, 90)).save(tmp_path / f"{i}.png")
     pairs = pair(load_truth(truth), results, "segm")
     paths = {i: tmp_path / f"{i}.png" for i in (1, 2, 3)}
     first = write_comparison(tmp_path / "out", "a <model>", pairs, paths, 0.5)
