@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskrcnn.convertible import Convertible
 from maskrcnn.errors import UserError, check_number, check_shape
 from maskrcnn.images.pictures import Picture
-from maskrcnn.interchange import Convertible
 from maskrcnn.masks import InstanceMasks, PredictedMasks
 from maskrcnn.ops.indexing import chosen
 from maskrcnn.visualize import (

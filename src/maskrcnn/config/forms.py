@@ -74,7 +74,8 @@ def override(config: Any, name: str, value: Any) -> None:
     parsed = _parse(value)
     if isinstance(getattr(target, leaf), tuple) and isinstance(parsed, int | float):
         parsed = (parsed,)
-    words = [w for option in typing.get_args(hints[leaf]) for w in typing.get_args(option)]  # of `Literal`s
+    options = () if typing.get_origin(hints[leaf]) is tuple else typing.get_args(hints[leaf])
+    words = [w for option in options for w in typing.get_args(option)]  # that stand for themselves
     if isinstance(getattr(target, leaf), tuple) and isinstance(parsed, str) and parsed not in words:
         parsed = tuple(part.strip() for part in parsed.split(",") if part.strip())
     form = f" Write it like {getattr(target, leaf)!r}." if isinstance(getattr(target, leaf), tuple) else ""
