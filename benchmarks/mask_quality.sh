@@ -14,7 +14,8 @@ for run in "28:--model.mask_head.pool_size 14" "56_pooled:--model.mask_head.pool
     name=${run%%:*}
     # shellcheck disable=SC2086
     maskrcnn train --config "$here/nuclei.json" --data "$nuclei" --out "$out/$name" --weights "$weights" --num-threads 1 \
-        --train.max_minutes null --train.iterations "$iterations" --optim.milestones "[$((iterations * 2 / 3)),$((iterations * 9 / 10))]" --train.evaluate_every 0 ${run#*:}
+        --train.max_minutes null --train.iterations "$iterations" \
+        --train.evaluate_every 0 ${run#*:}
     maskrcnn evaluate --data "$nuclei/annotations/val.json" --images "$nuclei/val" --model "$out/$name" --num-threads 1 \
         --report "$out/$name/report" --json "$out/$name/scores.json"
 done
