@@ -24,6 +24,7 @@ pytestmark = pytest.mark.slow
 JOB = """
 import json, os, sys, threading, time
 import psutil, ray
+from maskrcnn.errors import UserError
 from maskrcnn.predict.formats import parquet
 from maskrcnn.predict.ray import ModelSpec, predict_dataset
 
@@ -53,7 +54,12 @@ first = job(paths, "/out")
 again = job(paths, "/out")
 rows = [{"content": open(path, "rb").read(), "key": os.path.basename(path)} for path in paths[:12]]
 of_bytes = job(ray.data.from_items(rows), "/bytes", image="content", name="key")
-told = {"killed": len(killed), "first": first, "again": again, "bytes": of_bytes}
+os.utime(folder + "/model.safetensors", (0, 0))
+try:
+    refused = str(job(paths, "/out"))
+except UserError as e:
+    refused = str(e)
+told = {"killed": len(killed), "first": first, "again": again, "bytes": of_bytes, "another model": refused}
 json.dump(told, open(folder + "/told.json", "w"))
 """
 
@@ -87,6 +93,7 @@ def test_each_picture_once_whatever_dies_and_nothing_twice(job: Path) -> None:
     assert told["first"][2] == 0
     assert told["again"] == [0, 0, 60]
     assert told["bytes"] == [11, 1, 0]
+    assert "was written by another version or with other settings" in told["another model"]
     rows = table(job / "out")
     assert sorted(row["image"] for row in rows) == paths
     by_name = {row["image"]: row for row in rows}

@@ -185,8 +185,10 @@ def test_every_parameter_has_the_rate_and_decay_of_detectron2(shared, name):
     names = {p: to_detectron2(n) for n, p in model.named_parameters()}
     groups = parameter_groups(model, config.optim)
     ours = {names[p]: [g["lr"], g["weight_decay"]] for g in groups for p in g["params"]}
-    assert ours.keys() == published["lr_wd"].keys()
-    assert all(ours[n] == pytest.approx(both) for n, both in published["lr_wd"].items())
+    if "vitdet" in name:  # whose rate is a power of a rate: ours and theirs multiply in another order
+        assert ours == {n: pytest.approx(both, rel=1e-15) for n, both in published["lr_wd"].items()}
+    else:
+        assert ours == published["lr_wd"]
     assert config.train.iterations == published["max_iter"]
 
 

@@ -12,11 +12,10 @@ them. Masks are written exactly unless --tolerance lets outlines have fewer corn
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from maskrcnn.cli.progress import counted
 from maskrcnn.errors import UserError, check_number
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def main(args: argparse.Namespace) -> int:
             parts.setdefault(part, []).append(data)
     if args.verb == "split":
         parts = divided_anew([data for of_part in parts.values() for data in of_part], share)
-    with _bar() as progress:
+    with counted("data", "pictures") as progress:
         done = rewrite(parts, args.out, to, link=args.link, tolerance=args.tolerance, progress=progress)
     for part, count in done.num_images.items():
         print(f"{part}: {count:,} images, {done.num_objects[part]:,} objects")
@@ -89,16 +88,3 @@ def _parts(source: str, args: argparse.Namespace) -> dict[str, CocoData]:
             print(f"{source} {part}: {report.summary()} (see `maskrcnn doctor`)")
         parts[part] = report.repaired()
     return parts
-
-
-@contextlib.contextmanager
-def _bar() -> Iterator[Callable[[int, int], object]]:
-    """Bar on standard error that counts pictures."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("data"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("data", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskrcnn.cli.model_options import add_model_options, given_options, load_model, tta_of, whole_number
+from maskrcnn.cli.progress import counted
 from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
@@ -208,26 +209,20 @@ def _read_part(args: argparse.Namespace, model: MaskRCNN | None) -> CocoData:
 
 def _run_model(model: MaskRCNN, data: CocoData, args: argparse.Namespace) -> list[dict[str, Any]]:
     """The detections of the model on the data set, with progress on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from maskrcnn.evaluation.inference import run_inference
 
     if args.detections_per_image is None:
         head = model.config.box_head
         head.detections_per_image = max(head.detections_per_image, args.max_detections)
     threads = min(4, args.num_threads or 2)
-    console = Console(stderr=True)
-    columns = (TextColumn("evaluate"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("evaluate", total=data.num_images)
+    with counted("evaluate", "images") as progress:
         return run_inference(
             model,
             data,
             batch_size=args.batch_size,
             num_threads=threads,
             tta=tta_of(args),
-            progress=lambda done: progress.update(task, completed=done),
+            progress=lambda done: progress(done, data.num_images),
         )
 
 

@@ -26,15 +26,15 @@ tiles that an interrupted run finished are not looked at again.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskrcnn.cli.model_options import add_model_options, load_model, tta_of, whole_number
+from maskrcnn.cli.progress import counted
 from maskrcnn.errors import UserError, check_number, did_you_mean
 
 if TYPE_CHECKING:
@@ -268,7 +268,7 @@ def _films(args: argparse.Namespace, formats: tuple[str, ...]) -> int:
     for given, name in zip(args.images, names, strict=True):
         started = time.perf_counter()
         try:
-            with _count_bar(name, "frames") as progress:
+            with counted(name, "frames") as progress:
                 done = predict_film(
                     model,
                     given,
@@ -307,6 +307,8 @@ def _films(args: argparse.Namespace, formats: tuple[str, ...]) -> int:
 
 def _settings(args: argparse.Namespace, model: Predictor) -> str:
     """Everything that says what is found in a picture: the command but for what does not touch it, and the model."""
+    from maskrcnn.predict.write import changed
+
     others = (
         "images",
         "out",
@@ -321,9 +323,7 @@ def _settings(args: argparse.Namespace, model: Predictor) -> str:
         "num_threads",
     )
     chosen = {k: str(v) for k, v in vars(args).items() if k not in others}
-    files = (Path(args.model), Path(args.model, "model.safetensors"), Path(args.weights or args.model))
-    chosen["changed"] = str([file.stat().st_mtime_ns for file in files if file.is_file()])
-    return json.dumps(chosen)
+    return json.dumps(chosen | {"changed": changed(args.model, args.weights)})
 
 
 def _not_done(images: Sequence[Path], out: Path, settings: str) -> list[Path]:
@@ -388,7 +388,7 @@ def _tiles(
     settings = _settings(args, model)
     for path in images:
         try:
-            with _count_bar(path.name, "tiles") as progress:
+            with counted(path.name, "tiles") as progress:
                 yield (
                     path,
                     predict_tiled(
@@ -405,25 +405,6 @@ def _tiles(
         except UserError as e:
             print(f"skipped: {e}", file=sys.stderr)
             yield path, e
-
-
-@contextlib.contextmanager
-def _count_bar(name: str, noun: str) -> Iterator[Callable[[int, int], object]]:
-    """Bar on standard error that counts tiles or frames."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn(name, markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(noun),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(name, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
 def _load_model(args: argparse.Namespace) -> Predictor:

@@ -16,13 +16,12 @@ validation part where there is one.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from maskrcnn.cli.model_options import add_model_options, given_options
+from maskrcnn.cli.progress import counted
 from maskrcnn.errors import UserError
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ def _compare(args: argparse.Namespace) -> int:
     if kind == "bbox":
         data = data.without_masks()
     threads = min(4, args.num_threads or 2)
-    with _bar("pictures") as progress:
+    with counted("view", "pictures") as progress:
         results = run_inference(
             model,
             data,
@@ -143,7 +142,7 @@ def _compare(args: argparse.Namespace) -> int:
         )
     truth = load_truth(to_coco(data))
     numbers = [truth.image_number[i] for i in data.image_ids.tolist()]
-    with _bar("pages") as progress:
+    with counted("view", "pages") as progress:
         page = write_comparison(
             args.out,
             f"{Path(args.model).name} on {Path(args.data).resolve().name}",
@@ -156,19 +155,6 @@ def _compare(args: argparse.Namespace) -> int:
     print(f"{part}: {data.num_images:,} images, {len(results):,} detections")
     print(f"page: {page}")
     return 0
-
-
-@contextlib.contextmanager
-def _bar(noun: str) -> Iterator[Callable[[int, int], object]]:
-    """Bar on standard error that counts."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn(noun), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task(noun, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _write_coco(path: Path, data: CocoData) -> None:

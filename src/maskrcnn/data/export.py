@@ -8,6 +8,26 @@ from typing import Any
 import numpy as np
 
 from maskrcnn.data.coco import CocoData
+from maskrcnn.data.coco_arrays import POLYGONS, RLE
+
+
+def read_object(
+    data: CocoData, j: int
+) -> tuple[tuple[float, float, float, float], list[list[float]] | dict[str, Any] | None, list[float] | None]:
+    """Read annotation j of the arrays: its box x0, y0, x1, y1, its mask as COCO has it, polygons or RLE, and its key
+    points x, y, v; the last two None where there are none. Numbers are rounded to a thousandth of a pixel.
+    """
+    a = data.arrays
+    x0, y0, x1, y1 = a["boxes"][j].astype(float).round(3).tolist()
+    mask: Any = None
+    if data.masks and a["mask_kind"][j] in (POLYGONS, RLE):
+        (mask,) = data.segmentations(np.array([j]))
+        mask = mask if isinstance(mask, dict) else [ring.tolist() for ring in mask]
+    points = None
+    if a["keep_keypoints"][j] and data.num_keypoints:
+        first, last = a["keypoint_offsets"][j : j + 2]
+        points = a["keypoints"][first:last].astype(float).round(3).tolist()
+    return (x0, y0, x1, y1), mask, points
 
 
 def to_coco(data: CocoData) -> dict[str, Any]:
@@ -22,9 +42,8 @@ def to_coco(data: CocoData) -> dict[str, Any]:
         identity = data.image_ids[i].item()
         images.append({"id": identity, "file_name": data.file_name(i), "height": height, "width": width})
         index = np.sort(np.concatenate([data.annotations(i), data.annotations(i, crowd=True)]))
-        masks = data.segmentations(index) if data.masks else [None] * len(index)
-        for j, mask in zip(index.tolist(), masks, strict=True):
-            x0, y0, x1, y1 = (round(v, 3) for v in a["boxes"][j].astype(float).tolist())
+        for j in index.tolist():
+            (x0, y0, x1, y1), mask, points = read_object(data, j)
             entry: dict[str, Any] = {
                 "id": int(a["ids"][j]) if a["ids"][j] >= 0 else len(annotations) + 1,
                 "image_id": identity,
@@ -33,12 +52,10 @@ def to_coco(data: CocoData) -> dict[str, Any]:
                 "iscrowd": int(a["crowd"][j]),
             }
             if mask is not None:
-                entry["segmentation"] = mask if isinstance(mask, dict) else [ring.tolist() for ring in mask]
+                entry["segmentation"] = mask
             if not math.isnan(a["area"][j]):
                 entry["area"] = round(float(a["area"][j]), 4)
-            if a["keep_keypoints"][j]:
-                first, last = a["keypoint_offsets"][j : j + 2]
-                points = a["keypoints"][first:last].astype(float).round(3).tolist()
+            if points is not None:
                 entry |= {"keypoints": points, "num_keypoints": sum(v > 0 for v in points[2::3])}
             annotations.append(entry)
     names = zip(data.category_ids, data.class_names, strict=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from maskrcnn.data.coco import CocoData
-from maskrcnn.data.coco_arrays import POLYGONS, RLE
+from maskrcnn.data.export import read_object
 from maskrcnn.data.split import stratified
 from maskrcnn.data.writers import WRITERS, Job, LabelledObject, LabelledPicture, Writer
 from maskrcnn.errors import UserError
@@ -104,16 +104,7 @@ def labelled(data: CocoData, i: int) -> LabelledPicture:
     index = np.sort(np.concatenate([data.annotations(i), data.annotations(i, crowd=True)]))
     objects = []
     for j in index.tolist():
-        x0, y0, x1, y1 = a["boxes"][j].astype(float).round(3).tolist()
-        mask: Any = None
-        if a["mask_kind"][j] in (POLYGONS, RLE):
-            (mask,) = data.segmentations(np.array([j]))
-            mask = mask if isinstance(mask, dict) else [ring.tolist() for ring in mask]
-        points = None
-        if a["keep_keypoints"][j] and data.num_keypoints:
-            first, last = a["keypoint_offsets"][j : j + 2]
-            points = a["keypoints"][first:last].astype(float).round(3).tolist()
-        box = (x0, y0, x1, y1)
+        box, mask, points = read_object(data, j)
         objects.append(LabelledObject(int(a["labels"][j]), box, mask, None, bool(a["crowd"][j]), points))
     height, width = data.sizes[i].tolist()
     return LabelledPicture(data.image_path(i), data.file_name(i), (height, width), objects)

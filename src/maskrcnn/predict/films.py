@@ -52,7 +52,8 @@ class FilmResult:
 
 def is_film(given: str) -> bool:
     """Recognize a film's file, a stream's address, or a camera's number."""
-    return given.isdigit() or given.startswith(_ADDRESSES) or Path(given).suffix.lower() in SUFFIXES
+    camera = given.isdigit() and not Path(given).exists()
+    return camera or given.startswith(_ADDRESSES) or Path(given).suffix.lower() in SUFFIXES
 
 
 def is_live(given: str) -> bool:
@@ -133,7 +134,7 @@ def predict_film(
             why = f": {result.broken[0]}" if result.broken else ""
             raise UserError(f"{source}: expected a film with frames, got none{why}.")
     for f in formats:
-        FORMATS[f].finish(replace(job), ())
+        FORMATS[f].finish(job, ())
     return result
 
 

@@ -28,7 +28,7 @@ from maskrcnn.files import check_writable_folder
 from maskrcnn.images.bands import read_bands
 from maskrcnn.images.read import read_image
 from maskrcnn.predict.formats import parquet
-from maskrcnn.predict.write import labelled
+from maskrcnn.predict.write import changed, labelled
 
 _SECONDS = 60  # for a server to answer
 _MOST_BYTES = 1 << 30  # of a picture from a server
@@ -96,7 +96,7 @@ def predict_dataset(
         if f in ("model", "weights") and v and Path(v).exists()
     }
     model = replace(model, **here)  # workers have folders of their own
-    settings = json.dumps(asdict(model))
+    settings = json.dumps(asdict(model) | {"changed": changed(model.model, model.weights)})
     done = parquet.done(out, settings)
     key = name or image
     if isinstance(source, ray.data.Dataset):

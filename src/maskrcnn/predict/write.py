@@ -45,6 +45,14 @@ class Written:
     not_drawn: list[str] = field(default_factory=list)  # pictures that could not be, a line each
 
 
+def changed(model: str, weights: str | None = None) -> list[int]:
+    """Times at which the files of a model were last written, of those that are files and no names: results of others
+    are not to be mixed with its own.
+    """
+    files = (Path(model), Path(model, "model.safetensors"), Path(weights or model))
+    return [file.stat().st_mtime_ns for file in files if file.is_file()]
+
+
 def write_predictions(
     results: Iterable[tuple[str | Path, Found | UserError]],
     out_dir: str | Path,

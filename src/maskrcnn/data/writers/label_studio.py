@@ -29,7 +29,7 @@ def encode(picture: LabelledPicture, job: Job) -> str:
     scores = [o.score for o in kept if o.score is not None]
     where = PurePath(job.part, picture.name) if job.part else picture.path
     task: dict[str, Any] = {"data": {"image": f"/data/local-files/?d={quote(where.as_posix())}"}}
-    if scores or not kept:
+    if not job.part:  # a data set's parts have names, predictions have none
         mean = sum(scores) / max(len(scores), 1)
         task["predictions"] = [{"model_version": "maskrcnn", "score": mean, "result": regions}]
     else:
