@@ -323,6 +323,10 @@ class BoxHeadConfig:
     num_fcs: int = 2  # 0: the mean over the pooled cells (C4)
     fc_channels: int = 1024
     norm: Norm = "none"
+    # softmax: a box is of one class or background; sigmoid: each class has a score by itself (LVIS v1).
+    class_scores: Literal["softmax", "sigmoid"] = "softmax"
+    # Of sigmoid scores: classes in a loss, those of the batch and others, drawn by how many images have them; 0: all.
+    federated_classes: Annotated[int, Between(0, 1_000_000)] = 0
     class_agnostic: bool = False  # one box for all classes
     box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
     num_samples: Count = 512  # RoIs per image in the loss

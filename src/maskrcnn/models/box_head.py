@@ -19,6 +19,7 @@ from maskrcnn.models.places import NOTHING, RoIs, best, take
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import Proposals
 from maskrcnn.ops.boxes import clip_boxes, decode_boxes, encode_boxes, nonempty, scale_boxes
+from maskrcnn.ops.class_scores import class_loss, class_scores, federated_classes
 from maskrcnn.ops.giou import paired_giou
 from maskrcnn.ops.matching import Matches, match_boxes, subsample
 from maskrcnn.ops.processes import mean_over_processes
@@ -103,8 +104,7 @@ class BoxHead(nn.Module):
         self.box_weights = config.box_weights if box_weights is None else box_weights
         self.convs = conv_tower(channels, config.conv_channels, config.num_convs, config.norm)
         features = config.conv_channels if config.num_convs else channels
-        if config.num_fcs:
-            features *= config.pool_size**2
+        features *= config.pool_size**2 if config.num_fcs else 1
         self.fcs = nn.ModuleList()
         for _ in range(config.num_fcs):
             fc = nn.Linear(features, config.fc_channels)
@@ -113,6 +113,7 @@ class BoxHead(nn.Module):
             self.fcs.append(fc)
             features = config.fc_channels
         self.class_predictor = nn.Linear(features, num_classes + 1)
+        self.register_buffer("frequency", torch.ones(num_classes), persistent=False)  # images of each class
         self.box_predictor = nn.Linear(features, 4 * (1 if config.class_agnostic else num_classes))
         for predictor, std in ((self.class_predictor, 0.01), (self.box_predictor, 0.001)):
             nn.init.normal_(predictor.weight, std=std)
@@ -146,7 +147,9 @@ class BoxHead(nn.Module):
         """
         rois = features.rois(proposals.boxes, proposals.valid)
         logits, deltas = self.predict_rois(features, rois)
-        scores = torch.where(proposals.valid[..., None], rois.spread(logits.softmax(1)), 0)
+        scores = torch.where(
+            proposals.valid[..., None], rois.spread(class_scores(logits, self.config.class_scores)), 0
+        )
         how = (image_sizes, score_threshold, original_sizes, features.fixed_size)
         return self.detect(proposals.boxes, scores, rois.spread(deltas), *how)
 
@@ -239,7 +242,7 @@ class BoxHead(nn.Module):
         """
         rois = features.rois(sampled.boxes, sampled.valid)
         logits, deltas = self.predict_rois(features, rois)
-        losses = self.losses(logits, deltas, rois, sampled)
+        losses = self.losses(logits, deltas, rois, sampled, targets[0].seed)
         if self.config.train_on_pred_boxes:
             own = rois.spread(self.own_deltas(deltas.detach(), rois.at(sampled.labels)))
             moved = decode_boxes(own, sampled.boxes, self.box_weights, self.rules.limit_shrinking)
@@ -252,12 +255,15 @@ class BoxHead(nn.Module):
         column = torch.zeros_like(labels) if agnostic else labels.clamp(0, self.num_classes - 1)
         return deltas.gather(1, column[:, None, None].expand(-1, 1, 4))[:, 0]
 
-    def losses(self, logits: Tensor, deltas: Tensor, rois: RoIs, sampled: SampledRoIs) -> dict[str, Tensor]:
-        """Compute loss_cls and loss_box_reg from the class_logits and box_deltas of the RoIs among the sampled."""
+    def losses(
+        self, logits: Tensor, deltas: Tensor, rois: RoIs, sampled: SampledRoIs, seed: int
+    ) -> dict[str, Tensor]:
+        """Compute loss_cls and loss_box_reg of the RoIs among the sampled; `seed` draws a federated loss's classes."""
         c = self.config
         labels = rois.at(sampled.labels)
         normalizer = mean_over_processes((labels >= 0).sum(), logits.device).clamp(min=1)
-        loss_cls = F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
+        kept = federated_classes(labels, self.get_buffer("frequency"), c.federated_classes, seed)
+        loss_cls = class_loss(logits, labels, c.class_scores, kept)
         foreground = ((labels >= 0) & (labels < self.num_classes))[:, None]
         boxes, gt_boxes = rois.at(sampled.boxes), rois.at(sampled.gt_boxes)
         own = torch.where(foreground, self.own_deltas(deltas, labels), 0)

@@ -134,6 +134,11 @@ def _check(config: ModelConfig) -> None:
             )
         if cascade.rules == "detectron2" and not config.box_head.class_agnostic:
             refuse("box_head.class_agnostic", "expected true for detectron2's cascade.")
+    if config.box_head.federated_classes and config.box_head.class_scores == "softmax":
+        refuse(
+            "box_head.federated_classes",
+            "expected 0 with softmax scores. Give --model.box_head.class_scores sigmoid.",
+        )
     if isinstance(config.backbone, ResNetConfig):
         _check_resnet(config.backbone, config.fpn is not None, refuse)
     elif config.fpn is None:

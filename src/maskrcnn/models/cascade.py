@@ -19,6 +19,7 @@ from maskrcnn.models.box_head import BoxHead, Detections, SampledRoIs, assigned
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import Proposals
 from maskrcnn.ops.boxes import clip_boxes, decode_boxes, nonempty
+from maskrcnn.ops.class_scores import class_scores
 from maskrcnn.ops.matching import match_boxes
 from maskrcnn.structures import GroundTruth
 
@@ -49,19 +50,21 @@ class CascadeHead(nn.Module):
         original_sizes: Tensor | None = None,
     ) -> Detections:
         """Detections of each image with a score above `score_threshold`, by default the config's."""
+        kind = self.config.class_scores
         boxes, scores, deltas, own = proposals.boxes, [], torch.zeros(()), torch.zeros(())
         for k, head in enumerate(self.heads):
             if k > 0:
                 boxes = _moved(self.heads[k - 1], boxes, own, image_sizes)
             rois = features.rois(boxes, proposals.valid)
             logits, deltas = head.predict_rois(features, rois)
-            scores.append(rois.spread(logits if self.of_mmdetection else logits.softmax(1)))
+            scores.append(rois.spread(logits if self.of_mmdetection else class_scores(logits, kind)))
             if k + 1 < len(self.stages):
                 own = rois.spread(self.own_deltas(logits, deltas))
             else:
                 deltas = rois.spread(deltas)
         mean = torch.stack(scores).mean(0)
-        mean = torch.where(proposals.valid[..., None], mean.softmax(2) if self.of_mmdetection else mean, 0)
+        mean = class_scores(mean, kind) if self.of_mmdetection else mean
+        mean = torch.where(proposals.valid[..., None], mean, 0)
         how = (image_sizes, score_threshold, original_sizes, features.fixed_size)
         return self.heads[-1].detect(boxes, mean, deltas, *how)
 
@@ -93,7 +96,7 @@ class CascadeHead(nn.Module):
                 # The stages share the maps, and together have as much to say in them as one head.
                 pooled = _ScaleGradient.apply(pooled, 1 / len(self.stages))
             logits, deltas = head.predict_pooled(pooled)
-            stage_losses = head.losses(logits, deltas, rois, sampled)
+            stage_losses = head.losses(logits, deltas, rois, sampled, targets[0].seed + k)
             losses |= {f"{name}_stage{k}": loss * weight for name, loss in stage_losses.items()}
             if k + 1 < len(self.stages):
                 own = self.own_deltas(logits.detach(), deltas.detach(), rois.at(sampled.labels))

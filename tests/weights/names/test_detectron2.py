@@ -146,6 +146,33 @@ def test_deeper_models_of_lvis_have_coco_s_bodies(shapes: Shapes, wider: Shapes,
     assert shapes_of(f"{LVIS}/mask_rcnn_{body}_FPN_1x") == expected
 
 
+@pytest.mark.parametrize("kind", ["mask_rcnn", "cascade_mask_rcnn"])
+def test_vitdet_for_lvis_differs_in_its_classes_alone(kind: str) -> None:
+    coco, lvis = shapes_of(f"{kind}_vitdet_b_100ep"), shapes_of(f"LVIS/{kind}_vitdet_b_100ep")
+    assert coco.keys() == lvis.keys()
+    own = {
+        81: 1204,
+        80: 1203,
+        320: 4812,
+    }  # scores, masks, and four values of each box where a class has its own
+    classes = ("cls_score", "bbox_pred", "mask_head.predictor")
+    for name, shape in coco.items():
+        first = own.get(shape[0], shape[0]) if any(part in name for part in classes) else shape[0]
+        assert lvis[name] == [first, *shape[1:]], name
+    # 1,123 classes more: scores, boxes where a class has its own, and masks, each with its bias.
+    more = 1123 * (1025 * 5 + 257) if kind == "mask_rcnn" else 1123 * (3 * 1025 + 257)
+    parameters = [
+        sum(p.numel() for p in on_meta(f"{n}{kind}_vitdet_b_100ep").parameters()) for n in ("LVIS/", "")
+    ]
+    assert parameters[0] - parameters[1] == more
+
+
+def test_frequencies_in_lvis_s_files_are_no_weights() -> None:
+    # The training set tells them; they are in published files.
+    assert from_detectron2("roi_heads.box_predictor.fed_loss_cls_weights") is None
+    assert from_detectron2("roi_heads.box_predictor.2.fed_loss_cls_weights") is None
+
+
 @pytest.mark.parametrize("norm", ["gn", "syncbn"])
 def test_nine_times_as_long_changes_no_shape(norm: str) -> None:
     assert shapes_of(f"scratch_mask_rcnn_R_50_FPN_9x_{norm}") == shapes_of(f"mask_rcnn_R_50_FPN_3x_{norm}")

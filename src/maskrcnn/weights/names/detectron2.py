@@ -89,7 +89,7 @@ _TO_PYRAMID = {ours: theirs for theirs, ours in BEGINNINGS.items()}
 _TO_ONE_MAP = _TO_PYRAMID | {ours: theirs for theirs, ours in ONE_MAP_BEGINNINGS.items()}
 
 # In detectron2's files, but not weights: constants that we keep in the config or compute.
-_NOT_WEIGHTS = ("pixel_mean", "pixel_std", "cell_anchors", "num_batches_tracked")
+_NOT_WEIGHTS = ("pixel_mean", "pixel_std", "cell_anchors", "num_batches_tracked", "fed_loss_cls_weights")
 
 
 def from_detectron2(name: str) -> str | None:
