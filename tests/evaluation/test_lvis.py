@@ -12,13 +12,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools import mask as pycocotools_mask
 
+from maskrcnn import presets
 from maskrcnn.cli.main import main
 from maskrcnn.errors import UserError
 from maskrcnn.evaluation.pairs import pair
 from maskrcnn.evaluation.scores import RECALL_LEVELS, evaluate_results
 from maskrcnn.evaluation.truth import load_truth
+from maskrcnn.training.train import adopt_classes, open_data
 from tests.coco_cases import random_lvis_case
 from tests.evaluation.small import data_set, results
 
@@ -129,6 +132,34 @@ class TestFaults:
         data = lvis_data([], negative=(1,), unfinished=(1,))
         del data["images"][0]["height"]
         assert self.refused(data).startswith("data: image 1: expected height and width")
+
+
+def test_classes_are_counted_as_lvis_counts_them(tmp_path: Path) -> None:
+    """A training set in v1's form: pictures by `coco_url`, and `image_count`, images with the class, beside classes."""
+    data = data_set(
+        [(1, 1, (0, 0, 10, 10)), (1, 1, (20, 20, 10, 10)), (1, 2, (0, 20, 10, 10)), (2, 2, (5, 5, 9, 9))],
+        num_images=2,
+    )
+    for category, count in zip(data["categories"], (1, 2), strict=True):
+        category |= {"frequency": "r", "image_count": count, "instance_count": 2}
+    (tmp_path / "train2017").mkdir()
+    for image in data["images"]:
+        image.pop("file_name", None)
+        image |= {"neg_category_ids": [], "not_exhaustive_category_ids": []}
+        image["coco_url"] = f"http://images.cocodataset.org/train2017/{image['id']:012}.jpg"
+        Image.new("RGB", (image["width"], image["height"])).save(
+            tmp_path / "train2017" / f"{image['id']:012}.jpg"
+        )
+    (tmp_path / "lvis_v1_train.json").write_text(json.dumps(data))
+    config = presets.get("LVIS/mask_rcnn_vitdet_b_100ep", tiny=True)
+    config.data.train, config.data.train_images = str(tmp_path / "lvis_v1_train.json"), str(tmp_path)
+    config.data.val_fraction = 0.0
+    found, _ = open_data(config.data, lambda line: None, config.model)
+    adopt_classes(config, found, lambda line: None)
+    assert config.model.box_head.class_image_counts == (1, 2)
+    config.model.box_head.federated_classes = 0
+    adopt_classes(config, found, lambda line: None)
+    assert config.model.box_head.class_image_counts == ()
 
 
 def test_the_command_goes_by_the_form_of_the_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -93,8 +94,12 @@ def test_it_says_what_the_model_says_and_is_used_like_it(
 
 
 @pytest.mark.slow
-def test_a_cascade_of_one_size_without_a_detection(tmp_path: Path) -> None:
+@pytest.mark.parametrize("scores", ["softmax", "sigmoid"])
+def test_a_cascade_of_one_size_without_a_detection(
+    tmp_path: Path, scores: Literal["softmax", "sigmoid"]
+) -> None:
     model = sure("cascade_mask_rcnn_R_50_FPN_1x")
+    model.box_head.config.scores = scores
     write_onnx(model, tmp_path / "a.onnx", size=(96, 128), batch=1)
     exported = ExportedPredictor(tmp_path / "a.onnx")
     for difference in compare(model, exported, picture(), (96, 128), 1):

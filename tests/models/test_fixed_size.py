@@ -25,12 +25,23 @@ NAMES = (
     "mask_rcnn_R_50_C4_1x",
     "mask_rcnn_R_50_DC5_1x",
     "pointrend_rcnn_R_50_FPN_1x_coco",
+    f"{FPN} federated",
+    "cascade_mask_rcnn_R_50_FPN_1x federated",
 )
 SIZES = [(61, 90), (80, 96)]
 
 
+def made(name: str) -> MaskRCNN:
+    """Tiny model of a preset; with sigmoid scores and a federated loss of three of four labels where `name` says so."""
+    model = tiny(name.removesuffix(" federated"))
+    if name.endswith(" federated"):
+        head = model.config.box_head
+        head.scores, head.federated_classes, head.class_image_counts = "sigmoid", 3, (2, 1, 1)
+    return model
+
+
 def fixed(name: str) -> MaskRCNN:
-    model = tiny(name)
+    model = made(name)
     model.fixed_size = True
     return model
 
@@ -56,7 +67,7 @@ def test_no_shape_depends_on_data(name: str) -> None:
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
         for device in ("cpu", "cuda"):
             with torch.device(device):
-                graph = Graph(tiny(name).eval())
+                graph = Graph(made(name).eval())
                 found = graph(torch.rand(2, 3, 96, 128), torch.tensor([[96, 128], [80, 100]]))
             assert {x.device.type for x in found.values()} == {device}
             assert found["boxes"].shape == (2, 100, 4)
@@ -64,7 +75,7 @@ def test_no_shape_depends_on_data(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_says_what_the_free_form_says(name: str) -> None:
-    free = tiny(name)
+    free = made(name)
     model = copy.deepcopy(free)
     model.fixed_size = True
     batch, targets = learnt(free)
@@ -88,9 +99,10 @@ def test_it_says_what_the_free_form_says(name: str) -> None:
             torch.testing.assert_close(other.masks.probs, one.masks.probs, rtol=0, atol=1e-4)
 
 
-def test_it_compiles_without_a_break() -> None:
+@pytest.mark.parametrize("name", [FPN, f"{FPN} federated"])
+def test_it_compiles_without_a_break(name: str) -> None:
     """Inference and the losses, each as one graph (`fullgraph=True`)."""
-    model = fixed(FPN).eval()
+    model = fixed(name).eval()
     images, sizes = torch.rand(2, 3, 96, 128) * 255, torch.tensor([[96, 128], [80, 100]])
     graph = Graph(model)
     with torch.no_grad():

@@ -74,14 +74,15 @@ def test_two_processes_stop_together_at_a_loss_that_is_not_finite(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "preset",
+    ("preset", "federated_classes"),
     [
-        "mask_rcnn_R_50_FPN_1x",
-        "cascade_mask_rcnn_R_50_FPN_1x",
-        "mask_rcnn_deit_adapter_tiny_fpn_1x_coco",  # batch norms over both
+        ("mask_rcnn_R_50_FPN_1x", 0),
+        ("cascade_mask_rcnn_R_50_FPN_1x", 0),
+        ("cascade_mask_rcnn_R_50_FPN_1x", 3),  # of three and background, which each image draws
+        ("mask_rcnn_deit_adapter_tiny_fpn_1x_coco", 0),  # batch norms over both
     ],
 )
-def test_two_processes_train_mask_rcnn_like_one(tmp_path, preset):
+def test_two_processes_train_mask_rcnn_like_one(tmp_path, preset, federated_classes):
     """All images have one size: a rank pads its own images only, and padding is part of what the model sees."""
     make_synthetic(tmp_path / "data", num_train=8, num_val=1, size=(96, 96), seed=1)
     config = presets.get(preset, tiny=True)
@@ -97,6 +98,9 @@ def test_two_processes_train_mask_rcnn_like_one(tmp_path, preset):
     config.optim.optimizer, config.optim.layer_decay = "sgd", 1.0
     if isinstance(config.model.backbone, ViTConfig):
         config.model.backbone.drop_path = 0.0  # each process draws its own
+    if federated_classes:
+        config.model.box_head.scores = "sigmoid"
+        config.model.box_head.federated_classes = federated_classes
     torch.set_num_threads(1)
     train_mask_rcnn(tmp_path / "one", copy.deepcopy(config))
     run_ranks(mask_rcnn_rank, tmp_path / "two", config)

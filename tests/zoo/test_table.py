@@ -123,6 +123,24 @@ def test_published_rows_beyond_the_first(shared: Path, name: str) -> None:
     assert (ours["data"] == "COCO val2017") == (row["note"] == "")
 
 
+# projects/ViTDet/README.md of detectron2, its LVIS tables.
+@pytest.mark.parametrize(
+    ("name", "box_ap", "mask_ap", "file"),
+    [
+        ("mask_rcnn_vitdet_b", 40.2, 38.2, "329225748/model_final_5251c5.pkl"),
+        ("mask_rcnn_vitdet_l", 46.1, 43.6, "329211570/model_final_021b3a.pkl"),
+        ("mask_rcnn_vitdet_h", 49.1, 46.0, "332434656/model_final_866730.pkl"),
+        ("cascade_mask_rcnn_vitdet_b", 43.0, 38.9, "329226874/model_final_df306f.pkl"),
+        ("cascade_mask_rcnn_vitdet_l", 49.2, 44.5, "329042206/model_final_3e81c2.pkl"),
+        ("cascade_mask_rcnn_vitdet_h", 51.5, 46.6, "332552778/model_final_11bbb7.pkl"),
+    ],
+)
+def test_published_rows_of_vitdet_for_lvis(name: str, box_ap: float, mask_ap: float, file: str) -> None:
+    row = ROWS[f"LVIS/{name}_100ep"]
+    assert (row["box_ap"], row["mask_ap"], row["data"]) == (box_ap, mask_ap, "LVIS v1 val")
+    assert row["weights"] == f"https://dl.fbaipublicfiles.com/detectron2/ViTDet/LVIS/{name}/{file}"
+
+
 # detectron2's MODEL_ZOO.md and ViT-Adapter's detection/configs/mask_rcnn/README.md.
 @pytest.mark.parametrize(
     ("name", "box_ap", "mask_ap"),

@@ -323,15 +323,18 @@ class BoxHeadConfig:
     num_fcs: int = 2  # 0: the mean over the pooled cells (C4)
     fc_channels: int = 1024
     norm: Norm = "none"
-    # softmax: a box is of one class or background; sigmoid: each class has a score by itself (LVIS v1).
-    class_scores: Literal["softmax", "sigmoid"] = "softmax"
-    # Of sigmoid scores: classes in a loss, those of the batch and others, drawn by how many images have them; 0: all.
-    federated_classes: Annotated[int, Between(0, 1_000_000)] = 0
     class_agnostic: bool = False  # one box for all classes
     box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
     num_samples: Count = 512  # RoIs per image in the loss
     positive_fraction: Share = 0.25
     iou_positive: Share = 0.5
+    scores: Literal["softmax", "sigmoid"] = "softmax"  # sigmoid: of each class by itself, without background
+    # Classes that the loss of an image's sigmoid scores is of (federated loss, Zhou et al. 2021): those of its RoIs,
+    # background as one of them, and others drawn by the square root of class_image_counts. 0: all.
+    federated_classes: Annotated[int, Between(0)] = 0
+    class_image_counts: tuple[
+        Annotated[int, Between(0)], ...
+    ] = ()  # training images that have each class: training counts them
     smooth_l1_beta: NotNegative = 0.0
     box_loss: Literal["smooth_l1", "giou"] = (
         "smooth_l1"  # of deltas; giou: of decoded boxes (Rezatofighi et al. 2019)

@@ -19,7 +19,7 @@ from maskrcnn.models.places import NOTHING, RoIs, best, take
 from maskrcnn.models.pooling import RoIFeatures
 from maskrcnn.models.rpn import Proposals
 from maskrcnn.ops.boxes import clip_boxes, decode_boxes, encode_boxes, nonempty, scale_boxes
-from maskrcnn.ops.class_scores import class_loss, class_scores, federated_classes
+from maskrcnn.ops.class_scores import class_loss, class_scores
 from maskrcnn.ops.giou import paired_giou
 from maskrcnn.ops.matching import Matches, match_boxes, subsample
 from maskrcnn.ops.processes import mean_over_processes
@@ -104,7 +104,8 @@ class BoxHead(nn.Module):
         self.box_weights = config.box_weights if box_weights is None else box_weights
         self.convs = conv_tower(channels, config.conv_channels, config.num_convs, config.norm)
         features = config.conv_channels if config.num_convs else channels
-        features *= config.pool_size**2 if config.num_fcs else 1
+        if config.num_fcs:
+            features *= config.pool_size**2
         self.fcs = nn.ModuleList()
         for _ in range(config.num_fcs):
             fc = nn.Linear(features, config.fc_channels)
@@ -113,7 +114,6 @@ class BoxHead(nn.Module):
             self.fcs.append(fc)
             features = config.fc_channels
         self.class_predictor = nn.Linear(features, num_classes + 1)
-        self.register_buffer("frequency", torch.ones(num_classes), persistent=False)  # images of each class
         self.box_predictor = nn.Linear(features, 4 * (1 if config.class_agnostic else num_classes))
         for predictor, std in ((self.class_predictor, 0.01), (self.box_predictor, 0.001)):
             nn.init.normal_(predictor.weight, std=std)
@@ -147,9 +147,8 @@ class BoxHead(nn.Module):
         """
         rois = features.rois(proposals.boxes, proposals.valid)
         logits, deltas = self.predict_rois(features, rois)
-        scores = torch.where(
-            proposals.valid[..., None], rois.spread(class_scores(logits, self.config.class_scores)), 0
-        )
+        scores = rois.spread(class_scores(logits, self.config.scores))
+        scores = torch.where(proposals.valid[..., None], scores, 0)
         how = (image_sizes, score_threshold, original_sizes, features.fixed_size)
         return self.detect(proposals.boxes, scores, rois.spread(deltas), *how)
 
@@ -242,7 +241,7 @@ class BoxHead(nn.Module):
         """
         rois = features.rois(sampled.boxes, sampled.valid)
         logits, deltas = self.predict_rois(features, rois)
-        losses = self.losses(logits, deltas, rois, sampled, targets[0].seed)
+        losses = self.losses(logits, deltas, rois, sampled, [target.seed for target in targets])
         if self.config.train_on_pred_boxes:
             own = rois.spread(self.own_deltas(deltas.detach(), rois.at(sampled.labels)))
             moved = decode_boxes(own, sampled.boxes, self.box_weights, self.rules.limit_shrinking)
@@ -251,19 +250,18 @@ class BoxHead(nn.Module):
 
     def own_deltas(self, deltas: Tensor, labels: Tensor) -> Tensor:
         """Choose the box_deltas of the class labels (R,): (R, K or 1, 4) -> (R, 4), any of background."""
-        agnostic = self.config.class_agnostic
-        column = torch.zeros_like(labels) if agnostic else labels.clamp(0, self.num_classes - 1)
+        column = labels.clamp(0, 0 if self.config.class_agnostic else self.num_classes - 1)
         return deltas.gather(1, column[:, None, None].expand(-1, 1, 4))[:, 0]
 
     def losses(
-        self, logits: Tensor, deltas: Tensor, rois: RoIs, sampled: SampledRoIs, seed: int
+        self, logits: Tensor, deltas: Tensor, rois: RoIs, sampled: SampledRoIs, seeds: list[int]
     ) -> dict[str, Tensor]:
-        """Compute loss_cls and loss_box_reg of the RoIs among the sampled; `seed` draws a federated loss's classes."""
+        """Compute loss_cls and loss_box_reg from the class_logits and box_deltas of the RoIs among the sampled."""
         c = self.config
         labels = rois.at(sampled.labels)
         normalizer = mean_over_processes((labels >= 0).sum(), logits.device).clamp(min=1)
-        kept = federated_classes(labels, self.get_buffer("frequency"), c.federated_classes, seed)
-        loss_cls = class_loss(logits, labels, c.class_scores, kept)
+        draw = (rois.rows // sampled.labels.shape[1], c.federated_classes, c.class_image_counts, seeds)
+        loss_cls = class_loss(logits, labels, c.scores, *draw)
         foreground = ((labels >= 0) & (labels < self.num_classes))[:, None]
         boxes, gt_boxes = rois.at(sampled.boxes), rois.at(sampled.gt_boxes)
         own = torch.where(foreground, self.own_deltas(deltas, labels), 0)

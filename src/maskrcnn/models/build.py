@@ -120,6 +120,15 @@ def _check(config: ModelConfig) -> None:
                         f"keypoint_head.{name}",
                         f"expected numbers of the {head.num_keypoints} key points, from 0, got {list(pair)}.",
                     )
+    if config.box_head.federated_classes and config.box_head.scores != "sigmoid":
+        refuse(
+            "box_head.federated_classes",
+            "expected 0 for scores by softmax. Set model.box_head.scores sigmoid.",
+        )
+    if (n := len(config.box_head.class_image_counts)) not in (0, config.num_classes):
+        refuse(
+            "box_head.class_image_counts", f"expected one a class, {config.num_classes}, or none, got {n}."
+        )
     if (cascade := config.box_head.cascade) is not None:
         if config.box_head.train_on_pred_boxes:
             refuse(
@@ -134,11 +143,6 @@ def _check(config: ModelConfig) -> None:
             )
         if cascade.rules == "detectron2" and not config.box_head.class_agnostic:
             refuse("box_head.class_agnostic", "expected true for detectron2's cascade.")
-    if config.box_head.federated_classes and config.box_head.class_scores == "softmax":
-        refuse(
-            "box_head.federated_classes",
-            "expected 0 with softmax scores. Give --model.box_head.class_scores sigmoid.",
-        )
     if isinstance(config.backbone, ResNetConfig):
         _check_resnet(config.backbone, config.fpn is not None, refuse)
     elif config.fpn is None:

@@ -1,8 +1,8 @@
 """Cascade R-CNN: Cai and Vasconcelos 2017 (arXiv 1712.00726), with detectron2's semantics or MMDetection's.
 
 Each stage is a box head of its own, which sees the boxes of the stage before it and learns from objects that these
-overlap better and better. At test time the classes' probabilities are the mean of all stages', MMDetection's the
-softmax of their mean logits, and the boxes the last stage's.
+overlap better and better. At test time the classes' probabilities are the mean of all stages', MMDetection's
+those of their mean logits, and the boxes the last stage's.
 
 Shape letters: B images, R RoIs over the batch, P or S RoIs of an image, K classes.
 """
@@ -50,7 +50,7 @@ class CascadeHead(nn.Module):
         original_sizes: Tensor | None = None,
     ) -> Detections:
         """Detections of each image with a score above `score_threshold`, by default the config's."""
-        kind = self.config.class_scores
+        kind = self.config.scores
         boxes, scores, deltas, own = proposals.boxes, [], torch.zeros(()), torch.zeros(())
         for k, head in enumerate(self.heads):
             if k > 0:
@@ -96,7 +96,8 @@ class CascadeHead(nn.Module):
                 # The stages share the maps, and together have as much to say in them as one head.
                 pooled = _ScaleGradient.apply(pooled, 1 / len(self.stages))
             logits, deltas = head.predict_pooled(pooled)
-            stage_losses = head.losses(logits, deltas, rois, sampled, targets[0].seed + k)
+            seeds = [target.seed + k for target in targets]
+            stage_losses = head.losses(logits, deltas, rois, sampled, seeds)
             losses |= {f"{name}_stage{k}": loss * weight for name, loss in stage_losses.items()}
             if k + 1 < len(self.stages):
                 own = self.own_deltas(logits.detach(), deltas.detach(), rois.at(sampled.labels))

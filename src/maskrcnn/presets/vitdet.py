@@ -1,19 +1,18 @@
-"""Models of detectron2's ViTDet project, by its names; those for LVIS v1 have its folder before them.
+"""Models of detectron2's ViTDet project, by its names.
 
 torchrun --nproc-per-node 64 -m maskrcnn train --data coco/ --model NAME --weights mae_pretrain_vit_base.pth --out run
 
 starts from a masked autoencoder (He et al. 2021) of the same size, whose weights are CC BY-NC 4.0. Images are resized
 to 1024 pixels on their longer side and padded to a square. AdamW with a rate that falls from layer to layer, 64 images
-a step, large-scale jitter, half precision. Published AP is COCO val2017's: box / mask.
-
-LVIS v1's models have 1,203 classes by its ids, a sigmoid score for each, a federated loss of 50 at a time, drawn by how
-many images of the training set have each (published for LVIS's), and 300 detections above 0.02. Published AP is LVIS v1
-val's. No output of an original of theirs is compared.
+a step, large-scale jitter, half precision. Published AP is COCO val2017's: box / mask. The models `LVIS/...` are for
+LVIS v1, whose val AP theirs is: sigmoid scores of 1,203 classes, a federated loss over 50 of them, 300 detections above
+0.02. Their classes' names, `lvis_v1.txt`, are LVIS's by its ids from 1 (CC BY 4.0).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from maskrcnn.config import (
     AugmentConfig,
@@ -92,6 +91,29 @@ def _vitdet(size: str, *, cascade: bool) -> Config:
     )
 
 
+def _lvis(size: str, *, cascade: bool) -> Config:
+    """Set LVIS v1 for the network of a COCO model."""
+    config = _vitdet(size, cascade=cascade)
+    model, backbone = config.model, config.model.backbone
+    model.name = f"LVIS/{'cascade_' if cascade else ''}mask_rcnn_vitdet_{size}_100ep"
+    model.class_names = tuple(
+        (Path(__file__).parent / "lvis_v1.txt").read_text(encoding="utf-8").splitlines()
+    )
+    model.num_classes = len(model.class_names)
+    model.category_ids = tuple(range(1, model.num_classes + 1))
+    model.box_head.scores, model.box_head.federated_classes = "sigmoid", 50
+    model.box_head.score_threshold, model.box_head.detections_per_image = 0.02, 300
+    config.data.repeat_threshold = 0.001
+    config.optim.milestones, config.train.iterations = (138_889, 150_463), 156_250
+    config.train.evaluate_max_detections = 300
+    if size == "h":
+        assert isinstance(backbone, ViTConfig)
+        backbone.drop_path = 0.4
+    else:
+        config.optim.lr = 2e-4
+    return config
+
+
 def mask_rcnn_vitdet_b_100ep() -> Config:
     """ViT-B, 111 million parameters. mae_pretrain_vit_base. Published: 51.6 / 45.9."""
     return _vitdet("b", cascade=False)
@@ -122,58 +144,38 @@ def cascade_mask_rcnn_vitdet_h_75ep() -> Config:
     return _vitdet("h", cascade=True)
 
 
-def _lvis(size: str, *, cascade: bool) -> Config:
-    config = _vitdet(size, cascade=cascade)
-    kind = "cascade_mask_rcnn" if cascade else "mask_rcnn"
-    model, box_head = config.model, config.model.box_head
-    model.name = f"LVIS/{kind}_vitdet_{size}_100ep"
-    model.num_classes, model.category_ids = 1203, tuple(range(1, 1204))
-    box_head.class_scores, box_head.federated_classes = "sigmoid", 50
-    box_head.score_threshold, box_head.detections_per_image = 0.02, 300
-    assert isinstance(model.backbone, ViTConfig)
-    if size == "h":
-        model.backbone.drop_path = 0.4
-    else:
-        config.optim.lr = 2e-4
-    config.data.repeat_threshold = 0.001
-    config.optim.milestones = (138_889, 150_463)
-    config.train.iterations = 156_250
-    config.train.evaluate_max_detections = 300
-    return config
-
-
 def lvis_mask_rcnn_vitdet_b_100ep() -> Config:
-    """ViT-B on LVIS v1. Published: 40.2 / 38.2."""
+    """ViT-B for LVIS v1, 117 million parameters. Published: 40.2 / 38.2."""
     return _lvis("b", cascade=False)
 
 
 def lvis_mask_rcnn_vitdet_l_100ep() -> Config:
-    """ViT-L on LVIS v1. Published: 46.1 / 43.6."""
+    """ViT-L for LVIS v1. Published: 46.1 / 43.6."""
     return _lvis("l", cascade=False)
 
 
 def lvis_mask_rcnn_vitdet_h_100ep() -> Config:
-    """ViT-H on LVIS v1. Published: 49.1 / 46.0."""
+    """ViT-H for LVIS v1. Published: 49.1 / 46.0."""
     return _lvis("h", cascade=False)
 
 
 def lvis_cascade_mask_rcnn_vitdet_b_100ep() -> Config:
-    """ViT-B with a cascade on LVIS v1. Published: 43.0 / 38.9."""
+    """ViT-B for LVIS v1 with a cascade, 145 million parameters. Published: 43.0 / 38.9."""
     return _lvis("b", cascade=True)
 
 
 def lvis_cascade_mask_rcnn_vitdet_l_100ep() -> Config:
-    """ViT-L with a cascade on LVIS v1. Published: 49.2 / 44.5."""
+    """ViT-L for LVIS v1 with a cascade. Published: 49.2 / 44.5."""
     return _lvis("l", cascade=True)
 
 
 def lvis_cascade_mask_rcnn_vitdet_h_100ep() -> Config:
-    """ViT-H with a cascade on LVIS v1. Published: 51.5 / 46.6."""
+    """ViT-H for LVIS v1 with a cascade. Published: 51.5 / 46.6."""
     return _lvis("h", cascade=True)
 
 
 PRESETS: dict[str, Callable[[], Config]] = {
-    f.__name__: f
+    f.__name__.replace("lvis_", "LVIS/"): f
     for f in (
         mask_rcnn_vitdet_b_100ep,
         mask_rcnn_vitdet_l_100ep,
@@ -181,10 +183,6 @@ PRESETS: dict[str, Callable[[], Config]] = {
         cascade_mask_rcnn_vitdet_b_100ep,
         cascade_mask_rcnn_vitdet_l_100ep,
         cascade_mask_rcnn_vitdet_h_75ep,
-    )
-} | {
-    f"LVIS/{f.__name__.removeprefix('lvis_')}": f
-    for f in (
         lvis_mask_rcnn_vitdet_b_100ep,
         lvis_mask_rcnn_vitdet_l_100ep,
         lvis_mask_rcnn_vitdet_h_100ep,

@@ -21,6 +21,7 @@ FREE_ON_RESUME = {
 FROM_THE_DATA_SET = {
     "model.class_names": "classes",
     "model.category_ids": "category ids",
+    "model.box_head.class_image_counts": "number of images of each class",
     "model.keypoint_head.names": "key points",
     "model.keypoint_head.num_keypoints": "number of key points",
 }

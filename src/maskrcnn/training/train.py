@@ -13,18 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from maskrcnn import processor
-from maskrcnn.config import (
-    AugmentConfig,
-    BoxHeadConfig,
-    Config,
-    DataConfig,
-    InputConfig,
-    ModelConfig,
-    from_file,
-)
+from maskrcnn.config import AugmentConfig, Config, DataConfig, InputConfig, ModelConfig, from_file
 from maskrcnn.data.ahead import on_device_ahead
 from maskrcnn.data.anchors import fitted_sizes
 from maskrcnn.data.bands import adopt_bands, measure_bands
@@ -43,7 +34,6 @@ from maskrcnn.evaluation.inference import autocast, begin_inference, predict_str
 from maskrcnn.evaluation.scores import EvaluationResult, evaluate_results, scored_kinds
 from maskrcnn.evaluation.truth import Truth, load_truth
 from maskrcnn.images.bands import check_band_files
-from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.build import build_model
 from maskrcnn.models.mask_rcnn import MaskRCNN
 from maskrcnn.training import checkpoint as disk
@@ -111,7 +101,6 @@ def _train(config: Config, out: Path, process: Process, resume: bool, choose: Ch
         check_settings(config, process)
     model = initial_model(config, weights, display.say if start is None else None)
     del weights  # as large as the model
-    learn_frequencies(model, config.model.box_head, train_data)
     trainer = Trainer(
         model,
         config,
@@ -204,12 +193,16 @@ def _open(
 
 
 def adopt_classes(config: Config, data: CocoData, say: Callable[[str], object]) -> None:
-    """Put the data set's classes into the model's config."""
+    """Put the data set's classes into the model's config, and for a federated loss how many images have each."""
     names = data.class_names
     shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     say(f"{len(names)} class{'es' * (len(names) > 1)} from the data set: {shown}")
     config.model.num_classes = len(names)
     config.model.class_names, config.model.category_ids = names, data.category_ids
+    counts = ()
+    if config.model.box_head.federated_classes:
+        counts = tuple(np.bincount(data.classes_of_images()[:, 1], minlength=len(names)).tolist())
+    config.model.box_head.class_image_counts = counts
 
 
 def settle_bands(c: InputConfig, data: CocoData, say: Callable[[str], object]) -> None:
@@ -276,16 +269,6 @@ def initial_model(
     for line in notes or [f"initial weights: {config.train.weights}"]:
         say(line)
     return model
-
-
-def learn_frequencies(model: nn.Module, config: BoxHeadConfig, data: CocoData) -> None:
-    """Tell the box heads how many images of the training set have each class, for a federated loss."""
-    if not config.federated_classes:
-        return
-    counts = torch.from_numpy(np.bincount(data.classes_of_images()[:, 1], minlength=len(data.class_names)))
-    for head in model.modules():
-        if isinstance(head, BoxHead):
-            head.get_buffer("frequency").copy_(counts)
 
 
 def batches_of(config: Config, data: CocoData, process: Process) -> Callable[[int], Iterator[Batch]]:

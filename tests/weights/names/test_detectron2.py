@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from maskrcnn import presets
 from maskrcnn.models.build import build_model
 from maskrcnn.models.mask_rcnn import MaskRCNN
-from maskrcnn.presets import point_rend
+from maskrcnn.presets import point_rend, vitdet
 from maskrcnn.presets.detectron2 import PRESETS
 from maskrcnn.weights.load import WeightFile, load_weights
 from maskrcnn.weights.names.detectron2 import from_detectron2, to_detectron2
@@ -41,6 +43,12 @@ PARAMETERS = {
     "mask_rcnn_regnety_4gf_dds_FPN_100ep_LSJ": 41_859_336,
     "Cityscapes/mask_rcnn_R_50_FPN": 43_955_712,
     f"{LVIS}/mask_rcnn_R_50_FPN_1x": 50_532_516,
+    "mask_rcnn_vitdet_b_100ep": 110_895_792,
+    "cascade_mask_rcnn_vitdet_b_100ep": 141_160_990,
+    # By hand, over COCO's: 1,123 more classes of 1,024 features, with 4 deltas each or (cascade) without, three times
+    # in a cascade, and of 256 channels in the mask head.
+    "LVIS/mask_rcnn_vitdet_b_100ep": 110_895_792 + 1123 * (1025 + 4 * 1025 + 257),
+    "LVIS/cascade_mask_rcnn_vitdet_b_100ep": 141_160_990 + 1123 * (3 * 1025 + 257),
 }
 # A model whose shapes the list lacks has those of another.
 SAME_SHAPES = {
@@ -76,7 +84,7 @@ def test_names_and_shapes(shapes: Shapes, name: str) -> None:
     assert shapes_of(name) == shapes[SAME_SHAPES.get(name, name)]
 
 
-@pytest.mark.parametrize("name", [*PRESETS, *point_rend.PRESETS])
+@pytest.mark.parametrize("name", [*PRESETS, *point_rend.PRESETS, *vitdet.PRESETS])
 def test_every_name_there_and_back(name: str) -> None:
     model = on_meta(name)
     for ours in model.state_dict():
@@ -147,30 +155,38 @@ def test_deeper_models_of_lvis_have_coco_s_bodies(shapes: Shapes, wider: Shapes,
 
 
 @pytest.mark.parametrize("kind", ["mask_rcnn", "cascade_mask_rcnn"])
-def test_vitdet_for_lvis_differs_in_its_classes_alone(kind: str) -> None:
-    coco, lvis = shapes_of(f"{kind}_vitdet_b_100ep"), shapes_of(f"LVIS/{kind}_vitdet_b_100ep")
-    assert coco.keys() == lvis.keys()
-    own = {
-        81: 1204,
-        80: 1203,
-        320: 4812,
-    }  # scores, masks, and four values of each box where a class has its own
-    classes = ("cls_score", "bbox_pred", "mask_head.predictor")
-    for name, shape in coco.items():
-        first = own.get(shape[0], shape[0]) if any(part in name for part in classes) else shape[0]
-        assert lvis[name] == [first, *shape[1:]], name
-    # 1,123 classes more: scores, boxes where a class has its own, and masks, each with its bias.
-    more = 1123 * (1025 * 5 + 257) if kind == "mask_rcnn" else 1123 * (3 * 1025 + 257)
-    parameters = [
-        sum(p.numel() for p in on_meta(f"{n}{kind}_vitdet_b_100ep").parameters()) for n in ("LVIS/", "")
-    ]
-    assert parameters[0] - parameters[1] == more
+def test_names_and_shapes_of_vitdet_for_coco_and_lvis(wider: Shapes, kind: str) -> None:
+    """LVIS v1's file has COCO's entries, of more classes, and the weights of classes in the federated loss, which are
+    settings here (`class_image_counts`).
+    """
+    name = f"{kind}_vitdet_b_100ep"
+    coco = wider[f"ViTDet/COCO/{name}"]
+    assert shapes_of(name) == coco
+    classes = {80: 1203, 81: 1204, 320: 4 * 1203}
+    last = ("cls_score.", "bbox_pred.", "mask_head.predictor.")
+    lvis = {
+        k: [classes.get(v[0], v[0]), *v[1:]] if any(layer in k for layer in last) else v
+        for k, v in coco.items()
+    }
+    assert shapes_of(f"LVIS/{name}") == lvis
+    stages = ("0.", "1.", "2.") if kind.startswith("cascade") else ("",)
+    for stage in stages:
+        assert from_detectron2(f"roi_heads.box_predictor.{stage}fed_loss_cls_weights") is None
 
 
-def test_frequencies_in_lvis_s_files_are_no_weights() -> None:
-    # The training set tells them; they are in published files.
-    assert from_detectron2("roi_heads.box_predictor.fed_loss_cls_weights") is None
-    assert from_detectron2("roi_heads.box_predictor.2.fed_loss_cls_weights") is None
+def test_a_file_of_a_federated_loss_is_read(tmp_path: Path) -> None:
+    """As detectron2 writes it: numpy arrays under `model`, with the weights of classes beside the parameters."""
+    model = tiny("LVIS/cascade_mask_rcnn_vitdet_b_100ep")
+    arrays = {k: v.numpy() for k, v in detectron2_state(model).items()}
+    arrays |= {f"roi_heads.box_predictor.{k}.fed_loss_cls_weights": np.ones(3, np.float32) for k in range(3)}
+    path = tmp_path / "model_final.pkl"
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "trainer"}))
+    other = tiny("LVIS/cascade_mask_rcnn_vitdet_b_100ep")
+    for p in other.parameters():
+        p.data.zero_()
+    assert load_weights(other, path) == []
+    for name, value in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
 
 
 @pytest.mark.parametrize("norm", ["gn", "syncbn"])
