@@ -5,9 +5,11 @@ agree on these pixels. A piece that reaches an inner edge of its tile is cut, an
 
 - of two whole pieces the better stays;
 - a cut piece beside a whole one of the same object goes;
-- cut pieces that are left are joined, across any number of tiles.
+- cut pieces that are left are joined, across any number of tiles, and so are pieces of which one seems whole, if they
+  agree so well that they must be parts of an object that another one hides.
 
-The result does not depend on the order of the tiles: pieces are sorted first.
+What went joins nothing: in a crowd a network has several opinions of a place, and a poor one that agrees with two good
+ones would make one object of them. The result does not depend on the order of the tiles: pieces are sorted first.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from maskrcnn.masks.rle import bitmap_runs
 
 EDGE = 4  # pixels: what ends this close to the edge of a tile is cut by it, for masks are not exact
 AGREE = 0.5  # intersection over union of two masks, on the pixels that both tiles saw
+SURE = 0.9  # the same where one piece seems whole and yet is to be joined: it was parted, not cut
 
 
 @dataclass(slots=True, frozen=True)
@@ -92,15 +95,15 @@ def merge(pieces: Sequence[Piece], tiles: Sequence[Tile], size: tuple[int, int])
             i = parent[i]
         return i
 
-    # The whole ones first: a cut piece goes only for one that stays. What goes is known by what stays for it.
+    # The whole ones first: a cut piece goes only for one that stays. What goes joins nothing.
     for with_cut in (False, True):
         for i, j, explained in pairs:  # i is the better, by score
             if explained and (cut[i] or cut[j]) == with_cut:
                 stays, goes = (j, i) if cut[i] else (i, j)
-                if not gone[stays] and not gone[goes]:
-                    gone[goes], parent[goes] = True, stays
+                if not gone[stays]:
+                    gone[goes] = True
     for i, j, explained in pairs:
-        if not explained:
+        if not explained and not gone[i] and not gone[j]:
             first, second = sorted((root(i), root(j)))
             parent[second] = first
     groups: dict[int, list[Piece]] = {}
@@ -155,13 +158,21 @@ def _explains(a: Piece, b: Piece, a_cut: bool, b_cut: bool, zone: Tile) -> bool 
     both = int((ours & theirs).sum())
     if not both:
         return None
-    if not (a_cut and b_cut):
-        all_a, all_b = int(a.mask().sum()), int(b.mask().sum())
-        beside = all_a if a_cut else all_b if b_cut else all_a + all_b - both
-        if both >= AGREE * beside:
-            return True
-    # Also two that seem whole, when something in front of the object parts it.
-    return False if both >= AGREE * int((ours | theirs).sum()) else None
+    agree = both / int((ours | theirs).sum())
+    if a_cut and b_cut:
+        return False if agree >= AGREE else None
+    if not a_cut and not b_cut:
+        explained = both >= AGREE * (int(a.mask().sum()) + int(b.mask().sum()) - both)
+    else:
+        part, seen = (a, ours) if a_cut else (b, theirs)
+        size = int(part.mask().sum())
+        # Not one that goes on where the other's tile does not reach.
+        explained = both >= AGREE * size and (agree < SURE or int(seen.sum()) >= SURE * size)
+    if explained:
+        return True
+    # What seems whole is a part, too, when something in front of the object parts it. Then what both tiles have seen of
+    # it is the same; two opinions of one place, as a crowd gives them, are no parts.
+    return False if agree >= SURE else None
 
 
 def _touching(numbers: np.ndarray, windows: np.ndarray, zone: Tile) -> np.ndarray:
