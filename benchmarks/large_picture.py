@@ -1,15 +1,17 @@
 """Prediction tile by tile: memory and time on large pictures, and what it finds beside a look at the whole.
 
-    python benchmarks/large_picture.py DEMO OUT.json [--sides 10000 20000 40000] [--objects-a-side 2.5]
+    python benchmarks/large_picture.py DEMO OUT.json [--sides 10000 20000 40000] \\
+        [--run runs/nuclei --labels nuclei/annotations/val.json --images nuclei/val]
 
 DEMO is the folder of `maskrcnn demo`: its model, and its pictures, from which larger ones are put together.
 
 - Large pictures: squares of `side` pixels, in which demo pictures with 100,000 objects on 40,000 x 40,000 pixels
   (and as many a pixel on smaller ones) lie on grey ground, as a TIFF of compressed tiles. `maskrcnn predict --tile 512`
   runs in a process of its own, whose largest resident memory is told by the kernel.
-- Small ones: 3 x 3 demo pictures each, looked at as a whole, with nine times the proposals and detections that the
-  model has for one, and in tiles of 256 pixels; both have their APs. Pairs of detections of one class whose masks agree
-  by half are doubled: some of them one tile found alone, the others are of seams.
+- Small ones: 3 x 3 demo pictures each, and a data set's pictures that are larger than a tile. They are looked at as a
+  whole, with nine times the proposals and detections that the model has for one, and in tiles of 256 pixels; both have
+  their APs. Pairs of detections of one class whose masks agree by half are doubled: some of them one tile found alone,
+  the others are of seams.
 """
 
 from __future__ import annotations
@@ -24,11 +26,21 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 DENSITY = 100_000 / 40_000**2  # objects a pixel
+TILE, OVERLAP = 256, 64  # of the small pictures
+
+
+class Looked(NamedTuple):
+    """Model, and pictures that are small enough to look at as a whole, with their truth as COCO's dict."""
+
+    model: Any
+    canvases: list[np.ndarray]
+    truth: dict[str, Any]
+    category_ids: tuple[int, ...]
 
 
 def main() -> None:
@@ -39,11 +51,15 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--sides", type=int, nargs="*", default=[10_000, 20_000, 40_000])
     parser.add_argument("--mosaics", type=int, default=40)
+    for name in ("run", "labels", "images"):
+        parser.add_argument(f"--{name}", type=Path, help="model, labels and pictures of a data set")
     args = parser.parse_args()
     from maskrcnn.processor import describe
 
     rows: dict[str, Any] = {"machine": describe().line(), "large": [], "small": {}}
-    rows["small"] = small(args.demo, args.mosaics)
+    rows["small"]["demo"] = small(mosaics(args.demo, args.mosaics))
+    if args.run:
+        rows["small"]["data set"] = small(of_data(args.run, args.labels, args.images))
     args.out.write_text(json.dumps(rows, indent=1) + "\n")
     for side in args.sides:
         rows["large"].append(large(args.demo, side))
@@ -71,19 +87,15 @@ def pictures(demo: Path) -> tuple[list[np.ndarray], list[list[tuple[int, np.ndar
     return shown, objects
 
 
-def small(demo: Path, count: int) -> dict[str, Any]:
-    """AP of whole pictures and of tiles, on mosaics of 3 x 3 pictures; objects found and doubled."""
+def mosaics(demo: Path, count: int) -> Looked:
+    """Put 3 x 3 pictures of the demo together, `count` times."""
     from maskrcnn import zoo
-    from maskrcnn.evaluation.scores import evaluate_results
     from maskrcnn.masks import rle_encode
-    from maskrcnn.predict import predict_tiled
 
     shown, objects = pictures(demo)
     model = zoo.load(demo / "run", device="cpu")
     rng = np.random.default_rng(0)
-    images, annotations = [], []
-    results: dict[str, list[dict[str, Any]]] = {"whole": [], "tiles": []}
-    seconds, at_seams = {"whole": 0.0, "tiles": 0.0}, 0
+    canvases, annotations = [], []
     for number in range(count):
         canvas = np.zeros((480, 672, 3), np.uint8)
         for cell in range(9):
@@ -95,37 +107,67 @@ def small(demo: Path, count: int) -> dict[str, Any]:
                 full[y : y + 160, x : x + 224] = mask
                 rows, columns = np.flatnonzero(full.any(1)), np.flatnonzero(full.any(0))
                 box = [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]
-                entry = {"id": len(annotations) + 1, "image_id": number, "category_id": label, "iscrowd": 0}
                 annotations.append(
-                    entry
+                    {"id": len(annotations) + 1, "image_id": number, "category_id": label, "iscrowd": 0}
                     | {
                         "bbox": [int(v) for v in box],
                         "area": int(full.sum()),
                         "segmentation": rle_encode(full),
                     }
                 )
-        images.append({"id": number, "file_name": f"{number}.png", "height": 480, "width": 672})
+        canvases.append(canvas)
+    images = [{"id": k, "file_name": f"{k}.png", "height": 480, "width": 672} for k in range(count)]
+    categories = [{"id": k, "name": name} for k, name in enumerate(model.config.class_names)]
+    truth = {"images": images, "annotations": annotations, "categories": categories}
+    return Looked(model, canvases, truth, tuple(range(len(categories))))
+
+
+def of_data(run: Path, labels: Path, folder: Path) -> Looked:
+    """Take the pictures of a data set that are larger than a tile by a quarter at least."""
+    from maskrcnn import zoo
+    from maskrcnn.data import find_data, read_data
+    from maskrcnn.data.export import to_coco
+    from maskrcnn.images.read import read_image
+
+    source = find_data(labels, folder).train
+    data = read_data(source)
+    data = data.subset(data.sizes.min(1) >= TILE * 1.25)
+    canvases = [read_image(data.image_path(i)) for i in range(data.num_images)]
+    return Looked(zoo.load(run, device="cpu"), canvases, to_coco(data), data.category_ids)
+
+
+def small(looked: Looked) -> dict[str, Any]:
+    """AP of whole pictures and of tiles; objects found and doubled."""
+    from maskrcnn.evaluation.scores import evaluate_results
+    from maskrcnn.predict import predict_tiled
+
+    model, ids = looked.model, looked.category_ids
+    results: dict[str, list[dict[str, Any]]] = {"whole": [], "tiles": []}
+    seconds, at_seams = {"whole": 0.0, "tiles": 0.0}, 0
+    for image, canvas in zip(looked.truth["images"], looked.canvases, strict=True):
+        number = image["id"]
         started = time.perf_counter()
         with nine_times(model.config):
-            whole = model.predict(canvas, min_size=480, max_size=672)
+            whole = model.predict(canvas, min_size=min(canvas.shape[:2]), max_size=max(canvas.shape[:2]))
         seconds["whole"] += time.perf_counter() - started
-        results["whole"] += whole.to_coco(number)
+        results["whole"] += whole.to_coco(number, ids)
         started = time.perf_counter()
         with noted_groups() as groups:
-            tiled = predict_tiled(Sized(model), canvas, 256, 64)
+            tiled = predict_tiled(Sized(model), canvas, TILE, OVERLAP).to_coco(number, ids)
         seconds["tiles"] += time.perf_counter() - started
-        results["tiles"] += tiled.to_coco(number)
-        at_seams += sum(not groups[a] & groups[b] for a, b in doubled(tiled.to_coco(number)))
-    truth = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": k, "name": name} for k, name in enumerate(model.config.class_names)],
+        results["tiles"] += tiled
+        at_seams += sum(not groups[a] & groups[b] for a, b in doubled(tiled))
+    told: dict[str, Any] = {
+        "pictures": len(looked.canvases),
+        "objects": len(looked.truth["annotations"]),
+        "tile": TILE,
+        "overlap": OVERLAP,
     }
-    told: dict[str, Any] = {"pictures": count, "objects": len(annotations)}
     for name, found in results.items():
-        numbers = evaluate_results(truth, found).numbers
+        numbers = evaluate_results(looked.truth, found, max_detections=1000).numbers
         told[name] = {
             "mask AP": numbers["segm"]["AP"],
+            "mask AP of medium size": numbers["segm"]["APm"],
             "box AP": numbers["bbox"]["AP"],
             "detections from 0.5": sum(r["score"] >= 0.5 for r in found),
             "doubled": sum(len(doubled(own)) for own in of_picture(found)),
@@ -155,15 +197,15 @@ def overlaps(first: list[dict[str, Any]], second: list[dict[str, Any]]) -> np.nd
 
     if not first or not second:
         return np.zeros((len(first), len(second)))
-    return np.asarray(mask.iou(rles(first), rles(second), [False] * len(second)))
+    return np.asarray(mask.iou(rles(first), rles(second), [0] * len(second)))
 
 
 def of_picture(results: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Detections of each picture, by its number."""
-    groups: list[list[dict[str, Any]]] = [[] for _ in range(1 + max(r["image_id"] for r in results))]
+    """Detections of each picture that has some, by its id."""
+    groups: dict[Any, list[dict[str, Any]]] = {}
     for r in results:
-        groups[r["image_id"]].append(r)
-    return groups
+        groups.setdefault(r["image_id"], []).append(r)
+    return list(groups.values())
 
 
 def doubled(found: list[dict[str, Any]]) -> list[tuple[int, int]]:
@@ -211,7 +253,9 @@ def noted_groups() -> Iterator[list[set[int]]]:
 def shared(whole: list[dict[str, Any]], tiles: list[dict[str, Any]]) -> float:
     """Share of the detections of whole pictures, from 0.5 on, that tiles have too, by mask IoU of a half and class."""
     hits = count = 0
-    for found, others in zip(of_picture(whole), of_picture(tiles), strict=True):
+    by_id = {own[0]["image_id"]: own for own in of_picture(tiles)}
+    for found in of_picture(whole):
+        others = by_id.get(found[0]["image_id"], [])
         found = [r for r in found if r["score"] >= 0.5]
         same = np.equal.outer([r["category_id"] for r in found], [r["category_id"] for r in others])
         hits += int(((overlaps(found, others) >= 0.5) & same).any(1).sum()) if found and others else 0
