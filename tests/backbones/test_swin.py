@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from maskrcnn.backbones.swin import Swin, WindowAttention, _distances
+from maskrcnn.backbones.swin import Swin, WindowAttention, relative_positions
 from maskrcnn.config import SwinConfig
 
 
 def test_distances_number_each_pair_of_places_alike() -> None:
-    index = _distances(2)  # places 00, 01, 10, 11; distances from -1 to 1
+    index = relative_positions(2)  # places 00, 01, 10, 11; distances from -1 to 1
     assert index.tolist() == [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
 
 

@@ -192,6 +192,44 @@ def test_every_parameter_has_the_rate_and_decay_of_detectron2(shared, name):
     assert config.train.iterations == published["max_iter"]
 
 
+def test_the_upgraded_model_s_rates_and_decay():
+    """Of ViT-Adapter's upgraded Mask R-CNN, by its settings: what is named norm or bias there does not decay, and the
+    norms of pyramid and heads are named bn."""
+    from maskrcnn.models.build import build_model
+
+    config = presets.get("mask_rcnn_mae_adapter_base_lsj_fpn_25ep_coco")
+    with torch.device("meta"):
+        model = build_model(config.model)
+    names = {p: n for n, p in model.named_parameters()}
+    groups = parameter_groups(model, config.optim)
+    decay = {names[p]: g["weight_decay"] for g in groups for p in g["params"]}
+    body = "backbone.body."
+    for name in (
+        *(f"{body}{n}" for n in ("pos_embed", "level_embed", "blocks.0.norm1.weight", "norm4.weight")),
+        *(f"{body}interactions.3.{n}.weight" for n in ("injector.feat_norm", "extractor.ffn_norm")),
+        *("backbone.fpn.output.0.norm.bias", "box_head.fcs.0.bias", "rpn.head.conv.1.bias"),
+    ):
+        assert decay[name] == 0, name
+    for name in (
+        *(
+            f"{body}{n}"
+            for n in ("blocks.0.mlp.fc1.weight", "spm.stem.1.weight", "interactions.0.injector.gamma")
+        ),
+        *(
+            "backbone.fpn.lateral.3.norm.weight",
+            "box_head.convs.0.norm.weight",
+            "mask_head.convs.3.norm.weight",
+        ),
+    ):
+        assert decay[name] == 0.05, name
+    rate = schedule(config.optim, config.train.iterations)
+    assert config.train.iterations == 25 * 7330
+    assert rate(0) == pytest.approx(1e-7)
+    assert rate(1000) == pytest.approx(1e-4 * 0.5005, rel=1e-3)  # half-way through the warm-up
+    assert rate(25 * 7330 // 2) == pytest.approx(1e-4 * (1 + 0.01) / 2)
+    assert rate(25 * 7330) == pytest.approx(1e-6)
+
+
 def test_layers_of_internimage_and_of_a_vit():
     internimage = presets.get("mask_rcnn_internimage_t_fpn_1x_coco").model.backbone
     vit = presets.get("mask_rcnn_augreg_large_fpn_3x_coco").model.backbone

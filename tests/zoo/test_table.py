@@ -141,7 +141,7 @@ def test_published_rows_of_vitdet_for_lvis(name: str, box_ap: float, mask_ap: fl
     assert row["weights"] == f"https://dl.fbaipublicfiles.com/detectron2/ViTDet/LVIS/{name}/{file}"
 
 
-# detectron2's MODEL_ZOO.md and ViT-Adapter's detection/configs/mask_rcnn/README.md.
+# detectron2's MODEL_ZOO.md and ViT-Adapter's detection/configs/{mask_rcnn,upgraded_mask_rcnn}/README.md.
 @pytest.mark.parametrize(
     ("name", "box_ap", "mask_ap"),
     [
@@ -149,10 +149,17 @@ def test_published_rows_of_vitdet_for_lvis(name: str, box_ap: float, mask_ap: fl
         ("mask_rcnn_deit_adapter_small_fpn_1x_coco", 44.7, 39.9),
         ("mask_rcnn_deit_adapter_base_fpn_1x_coco", 47.0, 41.8),
         ("mask_rcnn_augreg_adapter_large_fpn_1x_coco", 48.7, 43.3),
+        ("mask_rcnn_mae_adapter_base_lsj_fpn_25ep_coco", 50.3, 44.7),
+        ("mask_rcnn_mae_adapter_base_lsj_fpn_50ep_coco", 50.8, 45.1),
     ],
 )
 def test_published_scores(name: str, box_ap: float, mask_ap: float) -> None:
     assert (ROWS[name]["box_ap"], ROWS[name]["mask_ap"]) == (box_ap, mask_ap)
+
+
+def test_weights_that_began_as_an_autoencoder_s_have_its_licence_too() -> None:
+    from_mae = {name for name, row in ROWS.items() if "CC BY-NC" in (row["licence"] or "")}
+    assert from_mae == {name for name in ROWS if "vitdet" in name or "_mae_" in name}
 
 
 def test_every_model_but_our_own_has_its_published_scores() -> None:

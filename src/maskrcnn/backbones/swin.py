@@ -142,7 +142,7 @@ class WindowAttention(nn.Module):
         super().__init__()
         self.num_heads, self.window, self.shift = num_heads, window, shift
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
-        self.register_buffer("relative_position_index", _distances(window))
+        self.register_buffer("relative_position_index", relative_positions(window))
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
@@ -193,7 +193,7 @@ def _region(length: int, window: int, shift: int, device: torch.device) -> Tenso
     return (place >= length - window).long() + (place >= length - shift).long()
 
 
-def _distances(window: int) -> Tensor:
+def relative_positions(window: int) -> Tensor:
     """Index into the table of biases of each pair of places of a window, row by row: (T * T, T * T) int64."""
     places = torch.tensor(list(itertools.product(range(window), range(window))))
     distance = places[:, None] - places[None, :] + window - 1

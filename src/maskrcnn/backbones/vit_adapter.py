@@ -36,10 +36,10 @@ class ViTAdapter(Trunk):
         adapter, dim = config.adapter, config.dim
         self.level_embed = nn.Parameter(torch.zeros(3, dim))
         self.spm = SpatialPrior(dim, adapter.conv_channels, in_channels)
-        last = len(adapter.interactions) - 1
+        extra = [0] * (len(adapter.interactions) - 1) + [adapter.extra_extractors]
         self.interactions = nn.ModuleList(
-            Interaction(dim, adapter, drop_path=config.drop_path, eps=self.eps, num_extra=2 * (i == last))
-            for i in range(last + 1)
+            Interaction(dim, adapter, drop_path=config.drop_path, eps=self.eps, num_extra=num_extra)
+            for num_extra in extra
         )
         self.up = nn.ConvTranspose2d(dim, dim, 2, stride=2)
         self.norm1, self.norm2, self.norm3, self.norm4 = (_batch_norm(dim) for _ in range(4))
@@ -122,7 +122,7 @@ def _batch_norm(channels: int) -> nn.Module:
 
 
 class Interaction(nn.Module):
-    """Injector before and extractor after a few blocks of the ViT; after the last ones two more extractors."""
+    """Injector before and extractor after a few blocks of the ViT; after the last ones usually two more extractors."""
 
     def __init__(
         self, dim: int, config: AdapterConfig, *, drop_path: float, eps: float, num_extra: int

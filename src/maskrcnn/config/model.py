@@ -140,6 +140,7 @@ class AdapterConfig:
         (6, 8),
         (9, 11),
     )  # first and last block of each
+    extra_extractors: Annotated[int, Between(0)] = 2  # after the last interaction's
 
 
 @dataclass(kw_only=True, slots=True)

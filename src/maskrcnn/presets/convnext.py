@@ -2,7 +2,8 @@
 
 torchrun --nproc-per-node 8 -m maskrcnn train --data coco/ --model NAME --out run --weights WEIGHTS.pth
 
-starts from the classification weights of the same size (convnext_tiny_1k_224_ema.pth and so on; 22k: of ImageNet-22K).
+starts from the classification weights of the same size (convnext_tiny_1k_224_ema.pth and so on; 22k: of ImageNet-22K),
+the authors', timm's or torchvision's.
 AdamW with layer-wise decay, no clipping; the original trained in mixed precision, all but XL.
 """
 

@@ -91,13 +91,14 @@ def mmdetection_recipe(
     """MMDetection's recipe: 12 epochs (1x) or 36 (3x) of COCO, 16 images a step, AdamW; a tenth of the rate at two
     thirds to three quarters of the run and again near its end.
 
-    optim: the rate and the decay; the schedule and the optimiser are set here.
+    optim: the rate and the decay, and the schedule where it has no steps; the optimiser is set here.
     """
     optim = optim or OptimConfig(lr=1e-4, weight_decay=0.05)
-    milestones = {12: (8, 11), 36: (27, 33)}[epochs]
     optim.optimizer = "adamw"
-    optim.milestones = tuple(e * ITERATIONS_PER_EPOCH for e in milestones)
-    optim.warmup_iterations = 500
+    if optim.schedule == "step":
+        milestones = {12: (8, 11), 36: (27, 33)}[epochs]
+        optim.milestones = tuple(e * ITERATIONS_PER_EPOCH for e in milestones)
+        optim.warmup_iterations = 500
     return Config(
         model=model,
         data=DataConfig(batch_size=16, augment=augment),

@@ -2,7 +2,8 @@
 
 torchrun --nproc-per-node 8 -m maskrcnn train --data coco/ --model NAME --out run --weights WEIGHTS.pth
 
-starts from the classification weights of the same size (swin_tiny_patch4_window7_224.pth, swin_small...; ImageNet-1K).
+starts from the classification weights of the same size (swin_tiny_patch4_window7_224.pth, swin_small...; ImageNet-1K),
+the authors', timm's or torchvision's.
 AdamW, no clipping, no layer-wise decay; the original trained in mixed precision.
 """
 

@@ -7,8 +7,9 @@ Which reader a file needs is seen from its first bytes, whose names it has from 
 | maskrcnn | safetensors with the model's config (`training.checkpoint` writes it); a run's or a checkpoint's folder |
 | detectron2 | `.pkl` of numpy arrays (the published files), `.pth` of its trainer |
 | MMDetection 2.x | `.pth` of its runner: InternImage's and ViT-Adapter's published files |
-| torchvision | `.pth` of its R-CNNs with a pyramid; of its ResNet and MobileNetV2 classifiers: the backbone alone |
-| InternImage, DeiT, timm, DINOv2, AugReg, Uni-Perceiver | their pretrained backbones, `.pth` and `.npz` |
+| torchvision | `.pth` of its R-CNNs with a pyramid; ResNet, MobileNetV2, Swin and ConvNeXt classifiers |
+| InternImage, Swin, ConvNeXt, DeiT, DINOv2, AugReg, Uni-Perceiver | their pretrained backbones, `.pth` and `.npz` |
+| timm | ViT, Swin and ConvNeXt classifiers, safetensors or `.pth` |
 | caffe2, detectron2 | `.pkl` of an ImageNet ResNet (`R-50.pkl`, `X-101-32x8d.pkl`): the backbone alone |
 """
 

@@ -576,6 +576,20 @@ ENTRIES: tuple[Entry, ...] = (
         f"{_ADAPTER}/v0.3.1/cascade_mask_rcnn_deit_adapter_base_fpn_3x_coco.pth",
     ),
     *(
+        replace(
+            _vit(
+                name,
+                "ViT-Adapter-B MAE FPN, BN",
+                f"{epochs} epochs, LSJ",
+                ap,
+                f"{_ADAPTER}/v0.1.4/{name}.pth.tar",
+            ),
+            licence="Apache-2.0, from MAE: CC BY-NC 4.0",
+        )
+        for epochs, ap in ((25, (50.3, 44.7)), (50, (50.8, 45.1)))
+        for name in (f"mask_rcnn_mae_adapter_base_lsj_fpn_{epochs}ep_coco",)
+    ),
+    *(
         _vit(name, backbone, "1x" if "_1x" in name else "3x", ap, weights)
         for name, backbone, ap, weights in (
             (

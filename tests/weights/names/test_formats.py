@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 import torchvision
 
@@ -16,6 +17,12 @@ def names_of() -> dict[str, list[str]]:
     with torch.device("meta"):
         resnet = torchvision.models.resnet50().state_dict()
         mobilenet = torchvision.models.mobilenet_v2().state_dict()
+        classifiers = {
+            "torchvision's Swin": torchvision.models.swin_t(),
+            "torchvision's ConvNeXt": torchvision.models.convnext_tiny(),
+            "timm's Swin": timm.create_model("swin_tiny_patch4_window7_224"),
+            "timm's ConvNeXt": timm.create_model("convnext_tiny"),
+        }
     found = {
         "torchvision's ResNet": list(resnet),
         "torchvision's MobileNetV2": list(mobilenet),
@@ -28,6 +35,7 @@ def names_of() -> dict[str, list[str]]:
             "fused_encoder.layers.0.self_attn.in_proj_weight", "video_embed.embeddings.weight",
         ],
     }  # fmt: skip
+    found |= {f"a pretrained backbone / {k}": list(v.state_dict()) for k, v in classifiers.items()}
     for preset in distinct_structures():
         model = tiny(preset)
         state = model.state_dict()

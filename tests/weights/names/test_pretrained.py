@@ -112,6 +112,17 @@ def test_deit(tmp_path: Path, name: str) -> None:
     assert "resized" not in notes
 
 
+def test_a_masked_autoencoder(tmp_path: Path) -> None:
+    """Of ViT-Adapter's upgraded model, whose blocks have no scales: only the adapter is not in the file."""
+    model = tiny("mask_rcnn_mae_adapter_base_lsj_fpn_25ep_coco")
+    state = trunk(model) | {"cls_token": torch.rand(1, 1, 32), "norm.weight": torch.rand(32)}
+    notes = check(model, saved(tmp_path / "mae_pretrain_vit_base.pth", {"model": state}))
+    assert "cls_token, norm.weight not used" in notes
+    kept = [k for k in model.state_dict() if k.startswith(BODY) and k.removeprefix(BODY) not in state]
+    assert kept
+    assert all(re.match(rf"{BODY}(spm|interactions|level_embed|up|norm[1-4])\b", k) for k in kept)
+
+
 def test_an_embedding_of_other_images_is_resized(tmp_path: Path) -> None:
     """Bicubic, corners not aligned; the class token's place stays, a distillation token's goes."""
     model = tiny(PLAIN)

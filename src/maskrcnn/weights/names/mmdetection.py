@@ -18,24 +18,40 @@ from maskrcnn.weights.names.uni_perceiver import from_uni_perceiver, to_uni_perc
 
 WRAPPER = "module."  # before every name where the model was saved together with what distributed it
 
-# MMDetection's beginning -> ours. None is the beginning of another.
+_PARTS = (("conv", ""), ("bn", "norm."))  # of a convolution with its norm
+# MMDetection's beginning -> ours. Of two that a name has, the longer one counts: a norm's is its convolution's and more
+# here, and the RPN has one convolution, or several by their numbers.
 BEGINNINGS: dict[str, str] = {
     "backbone.": "backbone.body.",
-    **{f"neck.lateral_convs.{k}.conv.": f"backbone.fpn.lateral.{k}." for k in range(4)},
-    **{f"neck.fpn_convs.{k}.conv.": f"backbone.fpn.output.{k}." for k in range(4)},
+    **{
+        f"neck.{theirs}.{k}.{part}.": f"backbone.fpn.{ours}.{k}.{ours_part}"
+        for theirs, ours in (("lateral_convs", "lateral"), ("fpn_convs", "output"))
+        for k in range(4)
+        for part, ours_part in _PARTS
+    },
     "rpn_head.rpn_conv.": "rpn.head.conv.",
+    **{f"rpn_head.rpn_conv.{k}.conv.": f"rpn.head.conv.{k}." for k in range(2)},
     "rpn_head.rpn_cls.": "rpn.head.objectness.",
     "rpn_head.rpn_reg.": "rpn.head.deltas.",
+    **{
+        f"roi_head.bbox_head.shared_convs.{k}.{part}.": f"box_head.convs.{k}.{ours_part}"
+        for k in range(4)
+        for part, ours_part in _PARTS
+    },
     **{f"roi_head.bbox_head.shared_fcs.{k}.": f"box_head.fcs.{k}." for k in range(2)},
     "roi_head.bbox_head.fc_cls.": "box_head.class_predictor.",
     "roi_head.bbox_head.fc_reg.": "box_head.box_predictor.",
-    **{f"roi_head.mask_head.convs.{k}.conv.": f"mask_head.convs.{k}." for k in range(4)},
+    **{
+        f"roi_head.mask_head.convs.{k}.{part}.": f"mask_head.convs.{k}.{ours_part}"
+        for k in range(4)
+        for part, ours_part in _PARTS
+    },
     "roi_head.mask_head.upsample.": "mask_head.deconv.",
     **{
-        f"roi_head.bbox_head.{i}.shared_convs.{k}.{theirs}.": f"box_head.stages.{i}.convs.{k}.{ours}"
+        f"roi_head.bbox_head.{i}.shared_convs.{k}.{part}.": f"box_head.stages.{i}.convs.{k}.{ours_part}"
         for i in range(3)
         for k in range(4)
-        for theirs, ours in (("conv", ""), ("bn", "norm."))
+        for part, ours_part in _PARTS
     },
     **{
         f"roi_head.bbox_head.{i}.shared_fcs.{k}.": f"box_head.stages.{i}.fcs.{k}."
@@ -70,7 +86,7 @@ def is_mmdetection(names: Iterable[str]) -> bool:
 def from_mmdetection(name: str) -> str:
     """Our name of MMDetection's `name`; `name` itself where it has no place."""
     name = from_uni_perceiver(name.removeprefix(WRAPPER))
-    ours = next((ours + name[len(k) :] for k, ours in _FROM.items() if name.startswith(k)), name)
+    ours = _renamed(name, _FROM)
     return from_resnet_name(ours) if _RESNET.match(name) else ours
 
 
@@ -79,10 +95,15 @@ def to_mmdetection(name: str, *, pyramid: bool = True, uni_perceiver: bool = Fal
     True for one with Uni-Perceiver's transformer.
     """
     name = to_uni_perceiver(name) if uni_perceiver else to_resnet_name(name)
+    # The last entry counts: without a pyramid the lateral convolutions go by their other name.
     table = BEGINNINGS if pyramid else BEGINNINGS | NO_PYRAMID_BEGINNINGS
-    # Later entries first: without a pyramid the lateral convolutions go by their other name.
-    found = ((theirs, ours) for theirs, ours in reversed(table.items()) if name.startswith(ours))
-    return next((theirs + name[len(ours) :] for theirs, ours in found), name)
+    return _renamed(name, {ours: theirs for theirs, ours in table.items()})
+
+
+def _renamed(name: str, table: Mapping[str, str]) -> str:
+    """Replace the longest beginning of a name that is in the table."""
+    beginning = max((b for b in table if name.startswith(b)), key=len, default="")
+    return table.get(beginning, "") + name[len(beginning) :]
 
 
 def _to_ours(state: Mapping[str, Tensor]) -> Renamed:

@@ -4,7 +4,7 @@
 |---|---|
 | InternImage, its classifiers | ours, after `backbone.`, `module.` or `model.`; `layer_scale1` for `gamma1` |
 | DeiT, timm's ViTs | ours |
-| Swin, ConvNeXt, their classifiers | ours |
+| Swin, ConvNeXt, their classifiers | ours; those of timm and torchvision in `classifiers` |
 | DINOv2 | ours, but `ls1.gamma` for `gamma1`; patches of 14 pixels |
 | AugReg | those of JAX, in an `.npz`; kernels are transposed, queries, keys and values apart |
 | Uni-Perceiver | `fused_encoder.layers.0.self_attn.in_proj_weight`, `fused_encoder.video_embed...` |
@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from maskrcnn.weights.names.classifiers import authors_names, with_authors_shapes
 from maskrcnn.weights.names.mmdetection import is_mmdetection
 from maskrcnn.weights.names.protocol import BODY, Names, Renamed
 from maskrcnn.weights.names.uni_perceiver import from_uni_perceiver
@@ -52,7 +53,7 @@ def from_pretrained(state: Mapping[str, Tensor]) -> Renamed:
     """Convert a pretrained backbone: its weights under our names."""
     if _is_jax(state):
         return _split(state, _from_jax(state), "vit")
-    bare = {name: _WRAPPERS.sub("", name) for name in state}
+    bare = _bare(state)
     kind = _kind(bare.values())
     assert kind is not None
     replaced = _UNI_PERCEIVER if kind == "uni_perceiver" else _SCALES
@@ -60,13 +61,19 @@ def from_pretrained(state: Mapping[str, Tensor]) -> Renamed:
         bare = {name: ours.replace(old, new) for name, ours in bare.items()}
     if kind == "uni_perceiver":
         bare = {name: from_uni_perceiver(ours) for name, ours in bare.items()}
-    return _split(state, {ours: state[name] for name, ours in bare.items()}, kind, bare)
+    ours = with_authors_shapes({ours: state[name] for name, ours in bare.items()})
+    return _split(state, ours, kind, bare)
 
 
 def _matches(names: Collection[str]) -> bool:
-    return _is_jax(names) or (
-        _kind(_WRAPPERS.sub("", name) for name in names) is not None and not is_mmdetection(names)
-    )
+    return _is_jax(names) or (_kind(_bare(names).values()) is not None and not is_mmdetection(names))
+
+
+def _bare(names: Iterable[str]) -> dict[str, str]:
+    """Map each name to the one without wrappers, of the original where timm or torchvision named it."""
+    bare = {name: _WRAPPERS.sub("", name) for name in names}
+    authors = authors_names(bare.values())
+    return {name: authors[plain] for name, plain in bare.items()}
 
 
 def _is_jax(names: Iterable[str]) -> bool:

@@ -197,6 +197,6 @@ RESNET = Names(
 MOBILENET = Names(
     name="torchvision's MobileNetV2",
     kind="backbone",
-    matches=lambda names: "features.0.0.weight" in names,
+    matches=lambda names: {"features.0.0.weight", "features.1.conv.0.0.weight"} <= set(names),
     to_ours=_from_mobilenet,
 )
