@@ -54,13 +54,32 @@ def cache(tmp_path, monkeypatch):
     return tmp_path / "engines"
 
 
+def swin() -> MaskRCNN:
+    return tiny("mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_adamw_1x_coco")
+
+
+def convnext() -> MaskRCNN:
+    return tiny("mask_rcnn_convnext_tiny_1k_3x")
+
+
+def shallow_fpn() -> MaskRCNN:
+    return shallow(presets.get(FPN, tiny=True).model)
+
+
 def shallow_c4() -> MaskRCNN:
     return shallow(presets.get(C4, tiny=True).model)
 
 
 # The runtimes compute in processes of their own: in a worker with everything else loaded one has crashed.
 @pytest.mark.parametrize(
-    "call", ["openvino_says(with_all_heads, 1e-3)", "openvino_says(shallow_c4, 2e-4)", "onnx_says()"]
+    "call",
+    [
+        *("openvino_says(with_all_heads, 1e-3)", "openvino_says(shallow_c4, 2e-4)", "onnx_says(shallow_fpn)"),
+        pytest.param("openvino_says(swin, 2e-4)", marks=pytest.mark.slow),
+        pytest.param("openvino_says(convnext, 2e-4)", marks=pytest.mark.slow),
+        pytest.param("onnx_says(swin)", marks=pytest.mark.slow),
+        pytest.param("onnx_says(convnext)", marks=pytest.mark.slow),
+    ],
 )
 def test_a_runtime_says_what_the_network_says(call):
     run_alone("tests.engines.test_graphs", call)
@@ -81,8 +100,8 @@ def openvino_says(make: Callable[[], MaskRCNN], tolerance: float) -> None:
     assert len(predict(prepared, pictures((60, 80))[0].permute(1, 2, 0).numpy())) == 0
 
 
-def onnx_says() -> None:
-    model = lively(shallow(presets.get(FPN, tiny=True).model))
+def onnx_says(make: Callable[[], MaskRCNN]) -> None:
+    model = lively(make())
     expected = said(model, SIZES)
     compare(said(prepare(copy.deepcopy(model), engine="onnx"), SIZES), expected, 2e-4)
 

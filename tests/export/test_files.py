@@ -15,11 +15,13 @@ from PIL import Image
 
 import maskrcnn
 from maskrcnn.cli.main import main
+from maskrcnn.engines.exported import ExportedPredictor
 from maskrcnn.errors import UserError
-from maskrcnn.export.check import _padded
+from maskrcnn.export.check import _padded, compare
+from maskrcnn.export.openvino_file import write_openvino
 from maskrcnn.models.predictor import Predictor
 from maskrcnn.weights.write import write_weights
-from tests.export.test_onnx import sure
+from tests.export.test_onnx import picture, sure
 from tests.models.tiny import pictures
 
 pytest.importorskip("openvino")
@@ -70,6 +72,14 @@ def test_it_says_what_the_model_says(
     np.testing.assert_allclose(found.scores, expected.scores, atol=1e-3)
     assert float(torch.cdist(found.boxes, expected.boxes, p=float("inf")).amin(1).max()) < 0.05
     assert len(exported.predict(folder / "pictures" / "0.png").to_coco()) > 0
+
+
+@pytest.mark.slow
+def test_convnext_in_openvino(tmp_path: Path) -> None:
+    model = sure("mask_rcnn_convnext_tiny_1k_3x")
+    write_openvino(model, tmp_path / "a.xml", size=(96, 128), batch=1)
+    for difference in compare(model, ExportedPredictor(tmp_path / "a.xml"), picture(), (96, 128), 1):
+        assert difference.passed(), difference.line()
 
 
 @pytest.mark.slow
