@@ -13,6 +13,9 @@ one of 1,700 key points is at another place than the original's, of the same sco
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -159,14 +162,21 @@ def case(shared: Path, name: str) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def model(shared: Path, case: dict[str, np.ndarray], name: str) -> MaskRCNN:
-    preset, eager = name.removesuffix(", eager"), name.endswith(", eager")
-    model, sha256 = filled_detectron2_model(shared / "reference" / "detectron2", preset, eager=eager)
+    model, sha256 = filled(shared / "reference" / "detectron2", name)
     assert sha256 == meta(case)["fill_sha256"]
+    return model
+
+
+@functools.lru_cache(maxsize=1)
+def filled(folder: Path, name: str) -> tuple[MaskRCNN, str]:
+    """Make the model of a name, and the sha256 of its weights, once for its runs in float32 and in float64."""
+    preset, eager = name.removesuffix(", eager"), name.endswith(", eager")
+    model, sha256 = filled_detectron2_model(folder, preset, eager=eager)
     if "vitdet" in name:
         model.config.input.size_divisor = 480
         if model.config.box_head.cascade is not None:
             model.rpn.config.post_nms_topk_test = 300
-    return model.eval()
+    return model.eval(), sha256
 
 
 @pytest.fixture(scope="module")
@@ -189,12 +199,28 @@ def stages(shared: Path, model: MaskRCNN, case: dict[str, np.ndarray], tag: str)
         detections = model.box_head(features, proposals, batch.sizes)
         found = of_image(detections, 0)
         rois = features.rois(detections.boxes, detections.valid)
-        mask_logits = None if model.mask_head is None else model.mask_head(features, rois, found.labels)
         coarse = model.mask_head.coarse(features, rois) if isinstance(model.mask_head, PointRend) else None
-        heatmaps = None if model.keypoint_head is None else model.keypoint_head(features, rois)
-        instances = model.describe(features, detections, batch)[0]
+        with said_by(model.mask_head) as mask_logits, said_by(model.keypoint_head) as heatmaps:
+            instances = model.describe(features, detections, batch)[0]
     order = matched(found, case[f"{tag}/det_boxes"], case[f"{tag}/det_classes"])
-    return Stages(batch, maps, of_image(proposals, 0), found, mask_logits, coarse, heatmaps, instances, order)
+    logits, cells = (said[0] if said else None for said in (mask_logits, heatmaps))
+    return Stages(batch, maps, of_image(proposals, 0), found, logits, coarse, cells, instances, order)
+
+
+@contextmanager
+def said_by(head: torch.nn.Module | None) -> Iterator[list[torch.Tensor]]:
+    """Note what a head gives when it is called; in float64 calling it again takes seconds."""
+    said: list[torch.Tensor] = []
+    if head is None:
+        yield said
+        return
+
+    def note(module: torch.nn.Module, inputs: tuple[object, ...], output: torch.Tensor) -> None:
+        said.append(output)
+
+    hook = head.register_forward_hook(note)
+    yield said
+    hook.remove()
 
 
 class Check(NamedTuple):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from maskrcnn.models.box_head import BoxHead
 from maskrcnn.models.cascade import CascadeHead
@@ -55,8 +56,13 @@ def test_every_stage(shared: Path, name: str, parity: Parity) -> None:
     batch = model.preprocess([image_tensor(rgb)], [(height, width)])
     batch.pixels = batch.pixels.float().double()
     head = model.box_head
+    maps: dict[str, list[Tensor]] = {}
+
+    def keep(body: nn.Module, inputs: tuple[Tensor, ...], output: dict[str, Tensor]) -> None:
+        maps["backbone"] = list(output.values())
+
+    model.backbone.body.register_forward_hook(keep)
     with torch.inference_mode():
-        maps = {"backbone": list(model.backbone.body(batch.pixels).values())}
         maps["neck"] = model.backbone(batch.pixels)
         for part, levels in maps.items():
             for i, x in enumerate(levels):

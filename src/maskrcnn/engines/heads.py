@@ -141,9 +141,10 @@ def predict_pooled(self: BoxHead, x: Tensor) -> tuple[Tensor, Tensor]:
     """`BoxHead.predict_pooled` with convolutions for fully connected layers, which read the RoIs as they lie.
 
     Faster where oneDNN has AVX-512 and MKL has not: on AMD's processors. On AVX2 a convolution over whole RoIs takes
-    five to eight times as long as the matrix product, on Intel's AVX-512 as long, and small layers a third longer.
+    five to eight times as long as the matrix product, on Intel's AVX-512 as long, and small layers a third longer. Nor
+    in float64, which oneDNN has not.
     """
-    if not len(x) or not processor.has_onednn():
+    if not len(x) or not processor.has_onednn() or x.dtype == torch.float64:
         return BoxHead.predict_pooled(self, x)
     x = self.convs(x)
     if len(self.fcs):
