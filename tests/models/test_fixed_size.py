@@ -31,17 +31,17 @@ NAMES = (
 SIZES = [(61, 90), (80, 96)]
 
 
-def made(name: str) -> MaskRCNN:
+def made(name: str, depth: int | None = None) -> MaskRCNN:
     """Tiny model of a preset; with sigmoid scores and a federated loss of three of four labels where `name` says so."""
-    model = tiny(name.removesuffix(" federated"))
+    model = tiny(name.removesuffix(" federated"), depth)
     if name.endswith(" federated"):
         head = model.config.box_head
         head.scores, head.federated_classes, head.class_image_counts = "sigmoid", 3, (2, 1, 1)
     return model
 
 
-def fixed(name: str) -> MaskRCNN:
-    model = made(name)
+def fixed(name: str, depth: int | None = None) -> MaskRCNN:
+    model = made(name, depth)
     model.fixed_size = True
     return model
 
@@ -102,7 +102,7 @@ def test_it_says_what_the_free_form_says(name: str) -> None:
 @pytest.mark.parametrize("name", [FPN, f"{FPN} federated"])
 def test_it_compiles_without_a_break(name: str) -> None:
     """Inference and the losses, each as one graph (`fullgraph=True`)."""
-    model = fixed(name).eval()
+    model = fixed(name, depth=18).eval()
     images, sizes = torch.rand(2, 3, 96, 128) * 255, torch.tensor([[96, 128], [80, 100]])
     graph = Graph(model)
     with torch.no_grad():

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from maskrcnn import presets
+from maskrcnn.config import ResNetConfig
 from maskrcnn.masks import InstanceMasks
 from maskrcnn.models.build import build_model
 from maskrcnn.models.places import RoIs
@@ -26,9 +27,13 @@ def distinct_structures() -> list[str]:
     return list(first.values())
 
 
-def tiny(name: str = "mask_rcnn_R_50_FPN_1x") -> Predictor:
+def tiny(name: str = "mask_rcnn_R_50_FPN_1x", depth: int | None = None) -> Predictor:
+    """Build a preset's tiny model, of three classes, on its ResNet or one of `depth`: 18 has fewest nodes to trace."""
     torch.manual_seed(0)
     config = presets.get(name, tiny=True).model
+    if depth is not None:
+        assert isinstance(config.backbone, ResNetConfig)
+        config.backbone.depth = depth  # pyright: ignore[reportAttributeAccessIssue]
     config.num_classes = 3
     config.class_names, config.category_ids = ("a", "b", "c"), ()
     return build_model(config)

@@ -148,14 +148,18 @@ def ask(hub: Hub | None, home: Path, *words: str, **variables: str) -> subproces
 
 
 def test_a_model_goes_up_with_its_card_and_comes_down_the_same(hub: Hub, run: Path, tmp_path: Path) -> None:
-    pushed = ask(hub, tmp_path, "-m", "maskrcnn", "push", str(run), "me/cells", "--licence", "cc-by-4.0")
-    assert pushed.returncode == 0, pushed.stderr
-    assert pushed.stdout.strip() == f"{hub.address}/me/cells"
+    code = """
+import sys, torch, maskrcnn
+from maskrcnn.cli.main import main
+run, state = sys.argv[1:]
+assert main(["push", run, "me/cells", "--licence", "cc-by-4.0"]) == 0
+torch.save(maskrcnn.load("hf://me/cells").state_dict(), state)
+"""
+    there_and_back = ask(hub, tmp_path, "-c", code, str(run), str(tmp_path / "state.pt"))
+    assert there_and_back.returncode == 0, there_and_back.stderr
+    assert there_and_back.stdout.strip() == f"{hub.address}/me/cells"
     assert hub.repos["me/cells"]["model.safetensors"] == (run / "model.safetensors").read_bytes()
     assert hub.repos["me/cells"]["README.md"].decode() == card(run, "me/cells", "cc-by-4.0")
-    code = "import maskrcnn, sys, torch; m = maskrcnn.load('hf://me/cells'); torch.save(m.state_dict(), sys.argv[1])"
-    loaded = ask(hub, tmp_path, "-c", code, str(tmp_path / "state.pt"))
-    assert loaded.returncode == 0, loaded.stderr
     state, ours = torch.load(tmp_path / "state.pt"), maskrcnn.load(run).state_dict()
     assert state.keys() == ours.keys()
     assert all(torch.equal(state[name], ours[name]) for name in ours)
