@@ -2,10 +2,10 @@
 
     python benchmarks/bands.py --data nuclei --weights mobilenet_v2_imagenet.pt --out runs/bands --minutes 10
 
-Both train from the same weights with the settings of `nuclei.json`, side by side on one core each, for twice as many
-minutes by the clock: as much computing as --minutes on two cores, and what disturbs one disturbs both. The band is luma
-(BT.601) times 257, which 8 bits would round; the colours are the pictures as they are. Written are the data set
-OUT/data, the runs OUT/rgb and OUT/band, and OUT/bands.json, which says what came out.
+Both train from the same weights with the settings of `nuclei.json`, side by side on one core each, for as many minutes
+by the clock: what disturbs one disturbs both. The band is luma (BT.601) times 257, which 8 bits would round; the colours
+are the pictures as they are. Written are the data set OUT/data, the runs OUT/rgb and OUT/band, and OUT/bands.json,
+which says what came out.
 
 Use a quiet machine: the clock is what both have in common. --one KIND is for the two processes.
 """
@@ -76,7 +76,7 @@ def main() -> None:
     if args.one:
         torch.set_num_threads(1)
         data, channels = (args.data, 0) if args.one == "rgb" else (grey, 1)
-        train(config_of(data, args.weights, 2 * args.minutes, channels), args.out / args.one)
+        train(config_of(data, args.weights, args.minutes, channels), args.out / args.one)
         return
     write_grey(args.data, grey)
     runs = [subprocess.Popen([sys.executable, *sys.argv, "--one", name]) for name in ("rgb", "band")]

@@ -90,15 +90,18 @@ def predict_tiled(
     )
     pieces: list[Piece] = []
     for k, window in enumerate(tiles):
-        found = None if store is None else store.read(k)
-        if found is None:
-            found = _look(model, picture, window, k)
-            if store is not None:
-                store.write(k, found)
-        pieces += found
+        if store is None:
+            pieces += _look(model, picture, window, k)
+        elif not store.has(k):
+            store.write(k, _look(model, picture, window, k))
         if progress:
             progress(k + 1, len(tiles))
-    return _together(pieces, tiles, picture.size)
+    size = picture.size
+    del picture  # with the blocks that it keeps
+    if store is not None:
+        # Not before: they would lie in between what the network frees, and the heap would grow around them.
+        pieces = [piece for k in range(len(tiles)) for piece in store.read(k)]
+    return _together(pieces, tiles, size)
 
 
 def usual_overlap(tile: int) -> int:
@@ -212,11 +215,11 @@ class _Store:
             shutil.rmtree(folder)
         write_atomic(mark, wanted)
 
-    def read(self, number: int) -> list[Piece] | None:
-        path = self.folder / f"{number}.npz"
-        if not path.is_file():
-            return None
-        with np.load(path) as a:
+    def has(self, number: int) -> bool:
+        return (self.folder / f"{number}.npz").is_file()
+
+    def read(self, number: int) -> list[Piece]:
+        with np.load(self.folder / f"{number}.npz") as a:
             bits = np.split(a["bits"], np.cumsum(a["lengths"])[:-1]) if len(a["lengths"]) else []
             rows = zip(
                 a["boxes"].tolist(),
