@@ -3,9 +3,9 @@
     python benchmarks/bands.py --data nuclei --weights mobilenet_v2_imagenet.pt --out runs/bands --minutes 10
 
 Both train from the same weights with the settings of `nuclei.json`, side by side on one core each, for as many minutes
-by the clock: what disturbs one disturbs both. The band is luma (BT.601) times 257, which 8 bits would round; the colours
-are the pictures as they are. Written are the data set OUT/data, the runs OUT/rgb and OUT/band, and OUT/bands.json,
-which says what came out.
+by the clock: what disturbs one disturbs both. The band is luma (BT.601) times 257, which 8 bits would round; the
+colours are the pictures as they are. Written are the data set OUT/data, the runs OUT/rgb and OUT/band, and
+OUT/bands.json, which says what came out.
 
 Use a quiet machine: the clock is what both have in common. --one KIND is for the two processes.
 """
