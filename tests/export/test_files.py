@@ -75,8 +75,12 @@ def test_it_says_what_the_model_says(
 
 
 @pytest.mark.slow
-def test_convnext_in_openvino(tmp_path: Path) -> None:
-    model = sure("mask_rcnn_convnext_tiny_1k_3x")
+@pytest.mark.parametrize(
+    "name",
+    ["mask_rcnn_convnext_tiny_1k_3x", "mask_rcnn_swin_tiny_patch4_window7_mstrain_480-800_adamw_1x_coco"],
+)
+def test_other_backbones_in_openvino(tmp_path: Path, name: str) -> None:
+    model = sure(name)
     write_openvino(model, tmp_path / "a.xml", size=(96, 128), batch=1)
     for difference in compare(model, ExportedPredictor(tmp_path / "a.xml"), picture(), (96, 128), 1):
         assert difference.passed(), difference.line()
