@@ -182,17 +182,21 @@ def _look(model: Finder, picture: Windows, window: Tile, number: int) -> list[Pi
 
 
 def _together(pieces: list[Piece], tiles: list[Tile], size: tuple[int, int]) -> TiledInstances:
+    """Put the objects of a picture together from the pieces, which are taken from the list."""
     height, width = size
     groups = merge(pieces, tiles, size)
+    pieces.clear()
     counts: list[str] = []
     boxes = np.zeros((len(groups), 4))
-    for i, group in enumerate(groups):
+    scores, labels = [g[0].score for g in groups], [g[0].label for g in groups]
+    for i in range(len(groups)):
+        group, groups[i] = groups[i], []  # nothing is kept twice: there may be 100,000
         starts, ends = joined_runs(group, height)
         counts += write_counts(Runs(starts, ends, np.zeros(len(starts), np.int64), 1), height * width)
         corners = np.array([p.box for p in group])
         boxes[i] = [*corners[:, :2].min(0), *corners[:, 2:].max(0)]
     rles = [{"size": [height, width], "counts": c} for c in counts]
-    return TiledInstances(size, boxes, [g[0].score for g in groups], [g[0].label for g in groups], rles)
+    return TiledInstances(size, boxes, scores, labels, rles)
 
 
 def _identity(source: str | Path | np.ndarray) -> Any:
