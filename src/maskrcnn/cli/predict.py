@@ -29,7 +29,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -380,7 +380,6 @@ def _tiles(
     """Predict pictures tile by tile."""
     import shutil
 
-    from maskrcnn.engines.heap import give_back_freed_memory
     from maskrcnn.predict import predict_tiled
 
     kept = args.out / _TILES
@@ -389,13 +388,7 @@ def _tiles(
     settings = _settings(args, model)
     for path in images:
         try:
-            with counted(path.name, "tiles") as count:
-
-                def progress(done: int, total: int, count: Callable[[int, int], object] = count) -> None:
-                    count(done, total)
-                    if done == total:
-                        give_back_freed_memory()  # what the network took; the objects come next
-
+            with counted(path.name, "tiles") as progress:
                 yield (
                     path,
                     predict_tiled(

@@ -25,11 +25,3 @@ def keep_freed_memory() -> bool:
         mallopt(name, value)
         for name, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**26))
     )
-
-
-def give_back_freed_memory() -> None:
-    """Have the C library give what is free to the system, where something else than tensors comes next: Python's own
-    objects take fresh memory. Does nothing but with glibc.
-    """
-    if sys.platform.startswith("linux") and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
-        trim(0)

@@ -90,18 +90,15 @@ def predict_tiled(
     )
     pieces: list[Piece] = []
     for k, window in enumerate(tiles):
-        if store is None:
-            pieces += _look(model, picture, window, k)
-        elif not store.has(k):
-            store.write(k, _look(model, picture, window, k))
+        found = None if store is None else store.read(k)
+        if found is None:
+            found = _look(model, picture, window, k)
+            if store is not None:
+                store.write(k, found)
+        pieces += found
         if progress:
             progress(k + 1, len(tiles))
-    size = picture.size
-    del picture  # with the blocks that it keeps
-    if store is not None:
-        # Not before: they would lie in between what the network frees, and the heap would grow around them.
-        pieces = [piece for k in range(len(tiles)) for piece in store.read(k)]
-    return _together(pieces, tiles, size)
+    return _together(pieces, tiles, picture.size)
 
 
 def usual_overlap(tile: int) -> int:
@@ -182,21 +179,17 @@ def _look(model: Finder, picture: Windows, window: Tile, number: int) -> list[Pi
 
 
 def _together(pieces: list[Piece], tiles: list[Tile], size: tuple[int, int]) -> TiledInstances:
-    """Put the objects of a picture together from the pieces, which are taken from the list."""
     height, width = size
     groups = merge(pieces, tiles, size)
-    pieces.clear()
     counts: list[str] = []
     boxes = np.zeros((len(groups), 4))
-    scores, labels = [g[0].score for g in groups], [g[0].label for g in groups]
-    for i in range(len(groups)):
-        group, groups[i] = groups[i], []  # nothing is kept twice: there may be 100,000
+    for i, group in enumerate(groups):
         starts, ends = joined_runs(group, height)
         counts += write_counts(Runs(starts, ends, np.zeros(len(starts), np.int64), 1), height * width)
         corners = np.array([p.box for p in group])
         boxes[i] = [*corners[:, :2].min(0), *corners[:, 2:].max(0)]
     rles = [{"size": [height, width], "counts": c} for c in counts]
-    return TiledInstances(size, boxes, scores, labels, rles)
+    return TiledInstances(size, boxes, [g[0].score for g in groups], [g[0].label for g in groups], rles)
 
 
 def _identity(source: str | Path | np.ndarray) -> Any:
@@ -219,11 +212,11 @@ class _Store:
             shutil.rmtree(folder)
         write_atomic(mark, wanted)
 
-    def has(self, number: int) -> bool:
-        return (self.folder / f"{number}.npz").is_file()
-
-    def read(self, number: int) -> list[Piece]:
-        with np.load(self.folder / f"{number}.npz") as a:
+    def read(self, number: int) -> list[Piece] | None:
+        path = self.folder / f"{number}.npz"
+        if not path.is_file():
+            return None
+        with np.load(path) as a:
             bits = np.split(a["bits"], np.cumsum(a["lengths"])[:-1]) if len(a["lengths"]) else []
             rows = zip(
                 a["boxes"].tolist(),
