@@ -22,10 +22,8 @@ so. `--isa AVX2` measures both sides as a processor with AVX2 alone would run th
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -47,6 +45,7 @@ from maskrcnn import processor
 from maskrcnn.engines.heap import keep_freed_memory
 from maskrcnn.engines.prepare import prepare
 from maskrcnn.images.resize import resize_size
+from maskrcnn.memory import forget_peak, peak_mib
 from maskrcnn.models import mask_rcnn
 from maskrcnn.models.mask_rcnn import MaskRCNN
 
@@ -122,7 +121,7 @@ class Model:
     """One of the models, in this process: what a child answers."""
 
     def __init__(self, kind: str, name: str) -> None:
-        self.imported = peak_mib()
+        self.imported = peak_mib() or 0
         if name.endswith(KEPT):
             keep_freed_memory()
         ours, theirs = make_twins()
@@ -184,7 +183,7 @@ class Model:
     def memory(self) -> dict[str, int]:
         for _ in range(2):
             self._call()
-        peak = peak_mib()
+        peak = peak_mib() or 0
         return {
             "peak_mib": round(peak),
             "above_imports_mib": round(peak - self.imported),
@@ -336,16 +335,6 @@ def measure_memory(args: argparse.Namespace) -> dict[str, Any]:
                 result.setdefault(kind, {})[name] = child.ask("memory")
             print(f"  {kind:10s} {name:18s} {result[kind][name]}")
     return result
-
-
-def peak_mib() -> float:
-    """The most resident memory since `forget_peak` (Linux's VmHWM)."""
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024  # pyright: ignore
-
-
-def forget_peak() -> None:
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def measure_ceilings(args: argparse.Namespace) -> dict[str, Any]:

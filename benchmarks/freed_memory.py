@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -35,6 +34,7 @@ def child(precision: str, kept: bool, threads: int) -> None:
     import maskrcnn
     from maskrcnn.engines.heap import keep_freed_memory
     from maskrcnn.engines.prepare import prepare
+    from maskrcnn.memory import peak_mib
 
     if kept:
         assert keep_freed_memory(), "the C library does not keep memory"
@@ -47,8 +47,7 @@ def child(precision: str, kept: bool, threads: int) -> None:
         start = time.perf_counter()
         model.detect(model.preprocess([image]))
         seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"seconds": statistics.median(seconds[1:]), "peak_mib": round(peak)}))
+    print(json.dumps({"seconds": statistics.median(seconds[1:]), "peak_mib": round(peak_mib() or 0)}))
 
 
 def main() -> None:

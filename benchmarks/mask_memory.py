@@ -2,7 +2,7 @@
 
     python benchmarks/mask_memory.py [--out FILE.json]
 
-Each row is a process of its own; its peak is the most resident memory that it ever had (`ru_maxrss`), with
+Each row is a process of its own; its peak is the most resident memory that it ever had (`maskrcnn.memory`), with
 PyTorch and all. `ours` runs Mask R-CNN R50-FPN (random weights, 800 x 1066, fp32) on the photograph, and then
 writes 300 detections with masks that fill boxes of a quarter of the picture on average: far more mask than
 photographs have. `full masks` makes RLE of the same detections from torchvision's `paste_masks_in_image`,
@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -71,7 +70,9 @@ def measure(name: str, count: int) -> dict[str, Any]:
 
 
 def peak_mb() -> int:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    from maskrcnn.memory import peak_mib
+
+    return round(peak_mib() or 0)
 
 
 def random_masks(count: int) -> tuple[Any, Any]:

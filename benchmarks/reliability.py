@@ -20,7 +20,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,6 +30,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from maskrcnn.memory import forget_peak, peak_mib
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -62,7 +63,7 @@ def labels(count: int, first: int, folder: Path) -> Iterator[Case]:
 
 
 def pictures(count: int, first: int, folder: Path) -> Iterator[Case]:
-    from tests import mutate_pictures
+    from tests.images import mutate_pictures
 
     def look(name: str, data: bytes) -> str:
         path = folder / name
@@ -134,10 +135,11 @@ def work(group: str, count: int, first: int, start: int) -> None:
         for number, (row, case) in enumerate(GROUPS[group](count, first, Path(folder))):
             if number >= start:
                 tell("begun", number, row)
-                before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                forget_peak()
+                before = peak_mib() or 0
                 said = case()
-                after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                tell("ended", said if isinstance(said, list) else [said], (after - before) / 1024)
+                after = peak_mib() or 0
+                tell("ended", said if isinstance(said, list) else [said], after - before)
 
 
 def try_group(group: str, count: int, first: int) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from PIL import Image
 
 from maskrcnn.errors import UserError
 from maskrcnn.images.read import read_image
+from maskrcnn.memory import forget_peak, peak_mib
 
 # The formats people have pictures in, with several forms of each.
 FORMS = {
@@ -161,13 +162,6 @@ def count_noticed(photos: list[Image.Image], each: int, seed: int, folder: Path)
     return table
 
 
-def peak_memory() -> float:
-    """Largest amount of memory this process has had, in MiB."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def main() -> int:
     import tempfile
 
@@ -190,7 +184,8 @@ def main() -> int:
         files = sorted(p for p in args.photos.iterdir() if p.suffix in (".jpg", ".png"))
         photos = [Image.fromarray(read_image(p)) for p in files]
     np.asarray(photos[0].resize((99, 99)))  # what is imported then is no picture's memory
-    before, started = peak_memory(), time.perf_counter()
+    forget_peak()
+    before, started = peak_mib() or 0, time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         if args.damage:
             table = count_noticed(photos, args.each, args.seed, Path(folder))
@@ -198,7 +193,7 @@ def main() -> int:
             table = count_mutated(photos, args.count, args.seed, Path(folder))
     for name, counts in table.items():
         print(f"{name:32}" + "  ".join(f"{said} {n}" for said, n in sorted(counts.items())))
-    print(f"{time.perf_counter() - started:.1f} s; memory grew by {peak_memory() - before:.0f} MiB")
+    print(f"{time.perf_counter() - started:.1f} s; memory grew by {(peak_mib() or 0) - before:.0f} MiB")
     return int(any(said not in ("read", "refused") for counts in table.values() for said in counts))
 
 

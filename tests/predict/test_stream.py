@@ -15,8 +15,15 @@ from PIL import Image
 from maskrcnn.config import InputConfig
 from maskrcnn.data.writers import LabelledPicture
 from maskrcnn.errors import UserError
-from maskrcnn.masks import PredictedMasks, rle_decode
-from maskrcnn.predict import check_outputs, find_images, predict_stream, write, write_predictions
+from maskrcnn.masks import PredictedMasks, rle_decode, rle_encode
+from maskrcnn.predict import (
+    TiledInstances,
+    check_outputs,
+    find_images,
+    predict_stream,
+    write,
+    write_predictions,
+)
 from maskrcnn.structures import ImageBatch, Instances
 
 
@@ -268,3 +275,18 @@ def test_outputs_that_would_collide_are_refused(tmp_path):
         check_outputs([first], tmp_path / "in")
     check_outputs([first], tmp_path / "in", draw=False)
     check_outputs([second], tmp_path)
+
+
+def test_a_large_picture_is_written_as_a_small_one(tmp_path):
+    """Objects that are made when they are asked for, also where they wait on the disk for their place in the order."""
+    boxes = np.array([[1.5, 2, 3, 4.25], [0, 0, 2, 2]])
+    counts = [rle_encode(bitmap)["counts"] for bitmap in (np.eye(5), np.tri(5))]
+    found = TiledInstances((5, 5), boxes, np.array([0.75, 0.5]), np.array([1, 0]), counts)
+    objects = write.TiledObjects(found)
+    assert [o.label for o in objects] == [o.label for o in objects[:]] == [1, 0]
+    assert objects[-1].box == (0, 0, 2, 2)
+    for sort in (False, True):
+        results = [("a.png", UserError("a.png: cannot read")), ("b.png", found)]
+        written = write_predictions(results, tmp_path, draw=False, by_uncertainty=sort)
+        assert (written.num_images, written.num_failed, written.num_detections) == (1, 1, 2)
+        assert json.loads(written.path.read_text()) == found.to_coco("b")

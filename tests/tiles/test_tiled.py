@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +14,7 @@ from maskrcnn.config import TTAConfig
 from maskrcnn.errors import UserError
 from maskrcnn.masks.rle import rle_decode
 from maskrcnn.structures import Instances
-from maskrcnn.tiles.seams import Piece, joined_runs, merge
+from maskrcnn.tiles.seams import Pieces, joined_runs, merge
 from maskrcnn.tiles.tiled import predict_tiled, tiles_of
 
 
@@ -134,19 +137,18 @@ def test_the_order_in_which_tiles_are_done_does_not_matter(picture: np.ndarray) 
             y, x = np.nonzero(mask)
             crop = mask[y.min() : y.max() + 1, x.min() : x.max() + 1]
             origin = (int(tile.x0 + x.min()), int(tile.y0 + y.min()))
-            box = (
-                float(origin[0]),
-                float(origin[1]),
-                float(tile.x0 + x.max() + 1),
-                float(tile.y0 + y.max() + 1),
-            )
+            box = (*origin, int(tile.x0 + x.max() + 1), int(tile.y0 + y.max() + 1))
             how_sure, label = float(found.scores[i]), int(found.labels[i])
-            bits = np.packbits(crop)
-            pieces.append(Piece(box, how_sure, label, origin, crop.shape, bits, number))
+            pieces.append(Pieces.of_tile(number, [(box, how_sure, label, crop, origin)]))
 
     def objects() -> list[tuple[object, ...]]:
-        groups = merge(pieces, tiles, size)
-        return [(g[0].score, *(part.tolist() for part in joined_runs(g, size[0]))) for g in groups]
+        all_of_them = Pieces.joined(pieces)
+        groups = merge(all_of_them, tiles, size)
+        runs = [joined_runs(all_of_them, group, size[0]) for group in groups]
+        return [
+            (all_of_them.scores[g[0]], starts.tolist(), ends.tolist())
+            for g, (starts, ends) in zip(groups, runs, strict=True)
+        ]
 
     in_order = objects()
     assert len(in_order) == len(expected(picture))
@@ -213,3 +215,14 @@ def test_predict_takes_a_tile() -> None:
             model.predict(slide, **wrong)  # pyright: ignore[reportCallIssue, reportArgumentType]
     with pytest.raises(UserError, match="expected one path or array"):
         model.predict([slide], tile=128)  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def test_what_another_version_kept_is_looked_at_again(picture: np.ndarray, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    predict_tiled(Finder(), picture, 128, 32, keep=kept)
+    mark = kept / "tiles.json"
+    fields, settings = json.loads(mark.read_text())
+    mark.write_text(json.dumps([fields[1:], settings]))
+    again = Finder()
+    predict_tiled(again, picture, 128, 32, keep=kept)
+    assert again.calls == len(tiles_of((400, 500), 128, 32))

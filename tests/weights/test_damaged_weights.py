@@ -6,7 +6,6 @@ import io
 import json
 import os
 import pickle
-import resource
 import subprocess
 import sys
 import zipfile
@@ -22,6 +21,7 @@ from safetensors.torch import save_file
 from maskrcnn import zoo
 from maskrcnn.config import ModelConfig, to_dict
 from maskrcnn.errors import UserError
+from maskrcnn.memory import forget_peak, peak_mib
 from maskrcnn.weights import unpickle
 from maskrcnn.weights.load import load_weights, read_weights
 from maskrcnn.weights.write import write_weights
@@ -119,23 +119,24 @@ HARMFUL = {
     "attributes of a name": b"\x80\x02cnumpy\ndtype\nN}U\x08functionNs\x86b.",
 }  # fmt: skip
 IN_A_PROCESS = """
-import resource, sys, time
+import resource, sys
+from maskrcnn.memory import peak_mib
 from maskrcnn.weights.load import read_weights
 from maskrcnn.errors import UserError
 resource.setrlimit(resource.RLIMIT_CPU, (60, 60))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak_mib()
 for path in sys.argv[1:]:
     print(path, end=" ", flush=True)
     try:
         read_weights(path)
     except UserError as e:
         assert str(e).isprintable() and len(str(e)) <= len(path) + 300, str(e)
-        print("refused", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+        print("refused", round(peak_mib() - before))
 """
 
 
 def in_a_process(paths: list[Path]) -> list[tuple[str, str, int]]:
-    """Read the files in a process of its own: name, "refused", and kB of memory; harm would end or hold it."""
+    """Read the files in a process of its own: name, "refused", and MiB of memory; harm would end or hold it."""
     command = [sys.executable, "-c", IN_A_PROCESS, *map(str, paths)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout[-500:], done.stderr[-500:])
@@ -167,7 +168,7 @@ def test_small_files_that_mean_much_are_refused(tmp_path: Path) -> None:
     assert [name for name, *_ in found] == [path.name for path in paths]
     assert {what for _, what, _ in found} == {"refused"}
     # The largest of the files is 2 MB, and of an object that costs a byte there, Python makes one of 64.
-    assert max(memory for *_, memory in found) < 400_000
+    assert max(memory for *_, memory in found) < 400
 
 
 def test_one_storage_is_not_many(tmp_path: Path) -> None:
@@ -290,9 +291,10 @@ def change(*keys: str, to: Any) -> Any:
 )
 def test_a_config_is_compared_with_its_weights(tmp_path: Path, changed: Any, told: str) -> None:
     path = with_config(tmp_path, changed)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forget_peak()
+    before = peak_mib() or 0
     assert told in refusal(path, zoo.restore)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+    assert (peak_mib() or 0) - before < 100
 
 
 @pytest.mark.parametrize(

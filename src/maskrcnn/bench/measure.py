@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from maskrcnn.memory import forget_peak, peak_mib, resident_mib
+
 if TYPE_CHECKING:
     import torch
 
@@ -324,28 +326,16 @@ class _MemoryMeter:
             import torch
 
             torch.cuda.reset_peak_memory_stats(device)
-        self.before = self._resident()
+        forget_peak()
+        self.before = resident_mib()
 
     def peak(self) -> float | None:
         if self.device.type == "cuda":
             import torch
 
             return torch.cuda.max_memory_allocated(self.device) / 2**20
-        if self.before is None:
-            return None
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return (peak if sys.platform == "darwin" else peak * 1024) / 2**20 - self.before
-
-    @staticmethod
-    def _resident() -> float | None:
-        """Resident memory of the process in MiB; None where the system does not tell (Linux does)."""
-        try:
-            with open("/proc/self/statm") as file:
-                return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
-        except OSError:
-            return None
+        most = peak_mib()
+        return None if most is None or self.before is None else most - self.before
 
 
 def device_name(device: torch.device) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import IO, Any, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -164,18 +164,19 @@ def labelled(path: Path, found: Found | UserError) -> LabelledPicture:
     """A picture's detections, or why there are none, as writers take them."""
     if isinstance(found, UserError):
         return LabelledPicture(path, path.name, (0, 0), [], str(found))
+    objects = TiledObjects(found) if isinstance(found, TiledInstances) else _objects(found)
+    return LabelledPicture(path, path.name, found.image_size, objects)
+
+
+def _objects(found: Instances) -> list[LabelledObject]:
+    boxes, scores = found.boxes.double().tolist(), found.scores.double().tolist()
+    masks = None if found.masks is None else found.masks.to_rle()
     points = None
-    if isinstance(found, TiledInstances):
-        boxes, scores, labels, masks = found.boxes.tolist(), found.scores, found.labels, found.rles
-    else:
-        boxes, scores = found.boxes.double().tolist(), found.scores.double().tolist()
-        labels = found.labels.tolist()
-        masks = None if found.masks is None else found.masks.to_rle()
-        if found.keypoints is not None:
-            # COCO's points are pixels' numbers: half a pixel less than places in the picture.
-            shifted = found.keypoints.double().cpu().numpy() - np.array([0.5, 0.5, 0])
-            points = shifted.reshape(len(boxes), -1).tolist()
-    objects = [
+    if found.keypoints is not None:
+        # COCO's points are pixels' numbers: half a pixel less than places in the picture.
+        shifted = found.keypoints.double().cpu().numpy() - np.array([0.5, 0.5, 0])
+        points = shifted.reshape(len(boxes), -1).tolist()
+    return [
         LabelledObject(
             label,
             (box[0], box[1], box[2], box[3]),
@@ -183,9 +184,29 @@ def labelled(path: Path, found: Found | UserError) -> LabelledPicture:
             score,
             keypoints=None if points is None else points[k],
         )
-        for k, (box, score, label) in enumerate(zip(boxes, scores, labels, strict=True))
+        for k, (box, score, label) in enumerate(zip(boxes, scores, found.labels.tolist(), strict=True))
     ]
-    return LabelledPicture(path, path.name, found.image_size, objects)
+
+
+@dataclass(slots=True, eq=False)
+class TiledObjects(Sequence[LabelledObject]):
+    """Objects of a large picture, each made when it is asked for: there may be hundreds of thousands."""
+
+    found: TiledInstances
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    @overload
+    def __getitem__(self, i: int) -> LabelledObject: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[LabelledObject]: ...
+    def __getitem__(self, i: int | slice) -> LabelledObject | list[LabelledObject]:
+        if isinstance(i, slice):
+            return [self[k] for k in range(*i.indices(len(self)))]
+        x0, y0, x1, y1 = self.found.boxes[i].tolist()
+        score, label = self.found.scores[i].item(), self.found.labels[i].item()
+        return LabelledObject(label, (x0, y0, x1, y1), self.found.rle(i), score)
 
 
 def uncertainty(picture: LabelledPicture) -> float:

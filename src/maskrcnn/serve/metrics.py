@@ -6,7 +6,8 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+
+from maskrcnn.memory import resident_mib
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -104,13 +105,8 @@ class Metrics:
 
 def resident_bytes() -> float:
     """Resident memory of this process; not-a-number where Linux's /proc is not there."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return float("nan")
-    import resource
-
-    return float(pages * resource.getpagesize())
+    resident = resident_mib()
+    return float("nan") if resident is None else resident * 2**20
 
 
 _LOCK = threading.Lock()

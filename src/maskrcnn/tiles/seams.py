@@ -43,51 +43,98 @@ class Tile:
 
 
 @dataclass(slots=True, eq=False)
-class Piece:
-    """One tile's view of an object: its mask as packed bits of the crop (h, w) at (x, y) in the picture."""
+class Pieces:
+    """What tiles saw of objects: N masks, in arrays, for there may be hundreds of thousands.
 
-    box: tuple[float, float, float, float]
-    score: float
-    label: int
-    origin: tuple[int, int]
-    shape: tuple[int, int]
+    boxes: (N, 4) float64 and windows: (N, 4) int64, x0, y0, x1, y1 in the picture: of the detection, and of the crop
+    that its mask's pixels fill; scores: (N,) float64; labels, tiles: (N,) int64; bits: (B,) uint8, the crops' packed
+    bits; begins: (N,) int64, where each begins in them.
+    """
+
+    boxes: np.ndarray
+    windows: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray
+    tiles: np.ndarray
     bits: np.ndarray
-    tile: int
+    begins: np.ndarray
 
-    def within(self, zone: Tile) -> np.ndarray:
-        """Mask (h, w) bool on the pixels of `zone`."""
-        (x, y), (h, w) = self.origin, self.shape
-        result = np.zeros((zone.y1 - zone.y0, zone.x1 - zone.x0), bool)
-        a, b, c, d = max(y, zone.y0), min(y + h, zone.y1), max(x, zone.x0), min(x + w, zone.x1)
-        if a < b and c < d:
-            result[a - zone.y0 : b - zone.y0, c - zone.x0 : d - zone.x0] = self.mask()[
-                a - y : b - y, c - x : d - x
-            ]
-        return result
-
-    def mask(self) -> np.ndarray:
-        """Mask (h, w) bool of the crop."""
-        h, w = self.shape
-        return np.unpackbits(self.bits, count=h * w).reshape(h, w).view(bool)
-
-    def is_cut(self, tile: Tile, size: tuple[int, int]) -> bool:
-        """Return True if the mask reaches an edge of its tile that is not the picture's."""
-        (x, y), (h, w) = self.origin, self.shape
-        return (
-            (tile.x0 > 0 and x < tile.x0 + EDGE)
-            or (tile.y0 > 0 and y < tile.y0 + EDGE)
-            or (tile.x1 < size[1] and x + w > tile.x1 - EDGE)
-            or (tile.y1 < size[0] and y + h > tile.y1 - EDGE)
+    @classmethod
+    def of_tile(
+        cls, tile: int, found: Sequence[tuple[Sequence[float], float, int, np.ndarray, tuple[int, int]]]
+    ) -> Pieces:
+        """Pieces of one tile: box, score, label, mask (h, w) bool, and its place (x, y) in the picture, of each."""
+        bits = [np.packbits(mask) for *_, mask, _ in found]
+        lengths = np.array([len(b) for b in bits], np.int64)
+        windows = [(x, y, x + mask.shape[1], y + mask.shape[0]) for *_, mask, (x, y) in found]
+        return cls(
+            np.array([box for box, *_ in found], np.float64).reshape(-1, 4),
+            np.array(windows, np.int64).reshape(-1, 4),
+            np.array([score for _, score, *_ in found], np.float64),
+            np.array([label for _, _, label, *_ in found], np.int64),
+            np.full(len(found), tile, np.int64),
+            np.concatenate(bits) if bits else np.zeros(0, np.uint8),
+            np.cumsum(lengths) - lengths,
         )
 
+    @classmethod
+    def joined(cls, parts: Sequence[Pieces]) -> Pieces:
+        """Join the pieces of all tiles."""
+        parts = [*parts, cls.of_tile(0, [])]
+        before = np.cumsum([0] + [len(part.bits) for part in parts])
+        return cls(
+            np.concatenate([part.boxes for part in parts]),
+            np.concatenate([part.windows for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+            np.concatenate([part.labels for part in parts]),
+            np.concatenate([part.tiles for part in parts]),
+            np.concatenate([part.bits for part in parts]),
+            np.concatenate([part.begins + at for part, at in zip(parts, before)]),
+        )
 
-def merge(pieces: Sequence[Piece], tiles: Sequence[Tile], size: tuple[int, int]) -> list[list[Piece]]:
-    """Group the pieces that are one object, best object first; what another tile saw better is left out."""
-    pieces = sorted(pieces, key=lambda p: (-p.score, p.tile, p.origin, p.shape, p.label))
-    cut = [p.is_cut(tiles[p.tile], size) for p in pieces]
-    pairs = sorted(_same(pieces, cut, tiles))
-    gone = np.zeros(len(pieces), bool)
-    parent = list(range(len(pieces)))
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def mask(self, i: int) -> np.ndarray:
+        """Mask (h, w) bool of a piece's crop."""
+        x0, y0, x1, y1 = self.windows[i].tolist()
+        h, w = y1 - y0, x1 - x0
+        begin = self.begins[i]
+        return np.unpackbits(self.bits[begin : begin + -(-h * w // 8)], count=h * w).reshape(h, w).view(bool)
+
+    def within(self, i: int, zone: Tile) -> np.ndarray:
+        """Mask (h, w) bool of a piece on the pixels of `zone`."""
+        x0, y0, x1, y1 = self.windows[i].tolist()
+        result = np.zeros((zone.y1 - zone.y0, zone.x1 - zone.x0), bool)
+        a, b, c, d = max(y0, zone.y0), min(y1, zone.y1), max(x0, zone.x0), min(x1, zone.x1)
+        if a < b and c < d:
+            crop = self.mask(i)[a - y0 : b - y0, c - x0 : d - x0]
+            result[a - zone.y0 : b - zone.y0, c - zone.x0 : d - zone.x0] = crop
+        return result
+
+    def cut(self, tiles: Sequence[Tile], size: tuple[int, int]) -> np.ndarray:
+        """Tell which masks reach an edge of their tile that is not the picture's: (N,) bool."""
+        edges = np.array([[t.x0, t.y0, t.x1, t.y1] for t in tiles])[self.tiles]
+        height, width = size
+        inner = np.concatenate([edges[:, :2] > 0, edges[:, 2:] < np.array([width, height])], axis=1)
+        near = np.abs(self.windows - edges) < EDGE
+        return np.any(inner & near, axis=1)
+
+
+def merge(pieces: Pieces, tiles: Sequence[Tile], size: tuple[int, int]) -> list[list[int]]:
+    """Group the pieces that are one object, best object first, by their numbers; what another tile saw better is left
+    out.
+    """
+    x0, y0, x1, y1 = pieces.windows.T
+    order = np.lexsort((pieces.labels, x1 - x0, y1 - y0, y0, x0, pieces.tiles, -pieces.scores))
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    cut = pieces.cut(tiles, size)
+    same = [(int(rank[i]), int(rank[j]), explained) for i, j, explained in _same(pieces, cut, tiles)]
+    pairs = sorted((min(i, j), max(i, j), explained) for i, j, explained in same)
+    cut = cut[order]
+    gone = np.zeros(len(order), bool)
+    parent = list(range(len(order)))
 
     def root(i: int) -> int:
         while parent[i] != i:
@@ -106,16 +153,18 @@ def merge(pieces: Sequence[Piece], tiles: Sequence[Tile], size: tuple[int, int])
         if not explained and not gone[i] and not gone[j]:
             first, second = sorted((root(i), root(j)))
             parent[second] = first
-    groups: dict[int, list[Piece]] = {}
-    for i, piece in enumerate(pieces):
-        if not gone[i]:
-            groups.setdefault(root(i), []).append(piece)
-    return sorted(groups.values(), key=lambda group: -group[0].score)
+    groups: dict[int, list[int]] = {}
+    for i in np.flatnonzero(~gone).tolist():
+        groups.setdefault(root(i), []).append(int(order[i]))
+    return list(groups.values())
 
 
-def joined_runs(group: Sequence[Piece], height: int) -> tuple[np.ndarray, np.ndarray]:
+def joined_runs(pieces: Pieces, group: Sequence[int], height: int) -> tuple[np.ndarray, np.ndarray]:
     """Foreground runs (starts, ends) of the union of pieces, in a picture `height` high, without a bitmap of it."""
-    runs = [bitmap_runs(p.mask(), p.origin, height) for p in group]
+    runs = [
+        bitmap_runs(pieces.mask(i), (int(pieces.windows[i, 0]), int(pieces.windows[i, 1])), height)
+        for i in group
+    ]
     if len(runs) == 1:
         return runs[0]
     starts, ends = (np.concatenate(part) for part in zip(*runs, strict=True))
@@ -125,36 +174,34 @@ def joined_runs(group: Sequence[Piece], height: int) -> tuple[np.ndarray, np.nda
     return starts[first], ends[np.concatenate([first[1:], [True]])]
 
 
-def _same(
-    pieces: Sequence[Piece], cut: Sequence[bool], tiles: Sequence[Tile]
-) -> Iterator[tuple[int, int, bool]]:
-    """Yield the pairs of pieces that are one object seen from two tiles: two numbers, the smaller first, and whether
-    one explains the other, which then adds nothing.
+def _same(pieces: Pieces, cut: np.ndarray, tiles: Sequence[Tile]) -> Iterator[tuple[int, int, bool]]:
+    """Yield the pairs of pieces that are one object seen from two tiles, and whether one explains the other, which then
+    adds nothing.
     """
-    of_tile: dict[int, list[int]] = {}
-    for i, piece in enumerate(pieces):
-        of_tile.setdefault(piece.tile, []).append(i)
-    windows = np.array(
-        [[p.origin[0], p.origin[1], p.origin[0] + p.shape[1], p.origin[1] + p.shape[0]] for p in pieces]
-    )
-    labels = np.array([p.label for p in pieces])
-    for a, b in _neighbours(sorted(of_tile), tiles):
+    by_tile = np.argsort(pieces.tiles, kind="stable")
+    used, firsts = np.unique(pieces.tiles[by_tile], return_index=True)
+    of_tile = dict(zip(used.tolist(), np.split(by_tile, firsts)[1:], strict=True))
+    for a, b in _neighbours(used.tolist(), tiles):
         zone = tiles[a].common(tiles[b])
         assert zone is not None
-        ours, theirs = (_touching(np.array(of_tile[t]), windows, zone) for t in (a, b))
-        wa, wb = windows[ours][:, None], windows[theirs][None]
+        ours, theirs = (_touching(of_tile[t], pieces.windows, zone) for t in (a, b))
+        wa, wb = pieces.windows[ours][:, None], pieces.windows[theirs][None]
         meet = (np.minimum(wa[..., 2:], wb[..., 2:]) > np.maximum(wa[..., :2], wb[..., :2])).all(-1)
-        meet &= labels[ours][:, None] == labels[theirs][None]
+        meet &= pieces.labels[ours][:, None] == pieces.labels[theirs][None]
         for m, n in np.argwhere(meet):
             i, j = int(ours[m]), int(theirs[n])
-            explained = _explains(pieces[i], pieces[j], cut[i], cut[j], zone)
+            explained = _explains(pieces, (i, bool(cut[i])), (j, bool(cut[j])), zone)
             if explained is not None:
-                yield min(i, j), max(i, j), explained
+                yield i, j, explained
 
 
-def _explains(a: Piece, b: Piece, a_cut: bool, b_cut: bool, zone: Tile) -> bool | None:
-    """Return True if one piece is all there is of the other, False if they are parts, None if they are two objects."""
-    ours, theirs = a.within(zone), b.within(zone)
+def _explains(pieces: Pieces, a: tuple[int, bool], b: tuple[int, bool], zone: Tile) -> bool | None:
+    """Return True if one piece is all there is of the other, False if they are parts, None if they are two objects.
+
+    a, b: number, and whether it is cut.
+    """
+    (i, a_cut), (j, b_cut) = a, b
+    ours, theirs = pieces.within(i, zone), pieces.within(j, zone)
     both = int((ours & theirs).sum())
     if not both:
         return None
@@ -162,10 +209,10 @@ def _explains(a: Piece, b: Piece, a_cut: bool, b_cut: bool, zone: Tile) -> bool 
     if a_cut and b_cut:
         return False if agree >= AGREE else None
     if not a_cut and not b_cut:
-        explained = both >= AGREE * (int(a.mask().sum()) + int(b.mask().sum()) - both)
+        explained = both >= AGREE * (int(pieces.mask(i).sum()) + int(pieces.mask(j).sum()) - both)
     else:
-        part, seen = (a, ours) if a_cut else (b, theirs)
-        size = int(part.mask().sum())
+        part, seen = (i, ours) if a_cut else (j, theirs)
+        size = int(pieces.mask(part).sum())
         # Not one that goes on where the other's tile does not reach.
         explained = both >= AGREE * size and (agree < SURE or int(seen.sum()) >= SURE * size)
     if explained:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,13 +16,14 @@ from maskrcnn.errors import UserError, check_number
 from maskrcnn.files import atomic_path, write_atomic
 from maskrcnn.interchange import coco_results
 from maskrcnn.masks.rle import Runs, write_counts
-from maskrcnn.tiles.seams import EDGE, Piece, Tile, joined_runs, merge
+from maskrcnn.tiles.seams import EDGE, Pieces, Tile, joined_runs, merge
 from maskrcnn.tiles.windows import Windows, open_windows
 
 if TYPE_CHECKING:
     from maskrcnn.structures import Instances
 
 _SETTINGS = "tiles.json"
+_FIELDS = [field.name for field in fields(Pieces)]  # other ones are of another version
 
 
 class Finder(Protocol):
@@ -35,21 +36,31 @@ class Finder(Protocol):
 class TiledInstances:
     """Detections of a large picture, best first, in its own pixels; masks are RLE, for no bitmap of it would fit.
 
-    boxes: (N, 4) float64; scores: N; labels: N; rles: N, as COCO's {"size": [H, W], "counts": str}.
+    boxes: (N, 4) float64; scores: (N,) float64; labels: (N,) int64; counts: N, the compressed counts of COCO's RLE.
     """
 
     image_size: tuple[int, int]
     boxes: np.ndarray
-    scores: list[float]
-    labels: list[int]
-    rles: list[dict[str, Any]]
+    scores: np.ndarray
+    labels: np.ndarray
+    counts: list[str]
 
     def __len__(self) -> int:
-        return len(self.scores)
+        return len(self.counts)
+
+    @property
+    def rles(self) -> list[dict[str, Any]]:
+        """Masks as COCO's RLE: {"size": [H, W], "counts": str} each."""
+        return [self.rle(i) for i in range(len(self))]
+
+    def rle(self, i: int) -> dict[str, Any]:
+        """One mask as COCO's RLE."""
+        return {"size": list(self.image_size), "counts": self.counts[i]}
 
     def to_coco(self, image_id: int | str = 0, category_ids: Sequence[int] = ()) -> list[dict[str, Any]]:
         """Convert to COCO results: see `Instances.to_coco`."""
-        return coco_results(self.boxes, self.scores, self.labels, self.rles, None, image_id, category_ids)
+        scores, labels = self.scores.tolist(), self.labels.tolist()
+        return coco_results(self.boxes, scores, labels, self.rles, None, image_id, category_ids)
 
 
 def predict_tiled(
@@ -83,21 +94,20 @@ def predict_tiled(
     check_overlap(tile, overlap)
     picture = open_windows(source, level)
     tiles = tiles_of(picture.size, tile, overlap)
-    store = (
-        None
-        if keep is None
-        else _Store(keep, [_identity(source), level, picture.size, tile, overlap, settings])
-    )
-    pieces: list[Piece] = []
+    about = [_identity(source), level, picture.size, tile, overlap, settings]
+    store = None if keep is None else _Store(keep, about)
+    seen: list[Pieces] = []
     for k, window in enumerate(tiles):
         found = None if store is None else store.read(k)
         if found is None:
             found = _look(model, picture, window, k)
             if store is not None:
                 store.write(k, found)
-        pieces += found
+        seen.append(found)
         if progress:
             progress(k + 1, len(tiles))
+    pieces = Pieces.joined(seen)
+    seen.clear()
     return _together(pieces, tiles, picture.size)
 
 
@@ -133,12 +143,12 @@ def tiles_of(size: tuple[int, int], tile: int, overlap: int) -> list[Tile]:
     ]
 
 
-def _look(model: Finder, picture: Windows, window: Tile, number: int) -> list[Piece]:
+def _look(model: Finder, picture: Windows, window: Tile, number: int) -> Pieces:
     """Find the pieces of objects in a tile, of which only pixels with data count."""
     place = (window.x0, window.y0, window.x1, window.y1)
     missing = picture.missing(*place)
     if missing is not None and missing.all():
-        return []
+        return Pieces.of_tile(number, [])
     instances = model.predict(picture.read(*place)).to("cpu")
     if instances.masks is None:
         raise UserError(
@@ -148,7 +158,7 @@ def _look(model: Finder, picture: Windows, window: Tile, number: int) -> list[Pi
         raise UserError(
             "predict_tiled: expected a model without key points, got one with: seams cut them off."
         )
-    pieces = []
+    found = []
     rows = zip(instances.boxes.tolist(), instances.scores.tolist(), instances.labels.tolist(), strict=True)
     for i, (box, score, label) in enumerate(rows):
         crop, (x, y) = instances.masks.crop(i)
@@ -164,32 +174,27 @@ def _look(model: Finder, picture: Windows, window: Tile, number: int) -> list[Pi
         x, y = int(x + across[0]), int(y + down[0])
         if is_less:  # the box was of more than this
             box = (x, y, x + crop.shape[1], y + crop.shape[0])
-        pieces.append(
-            Piece(
-                (box[0] + window.x0, box[1] + window.y0, box[2] + window.x0, box[3] + window.y0),
-                score,
-                label,
-                (x + window.x0, y + window.y0),
-                (crop.shape[0], crop.shape[1]),
-                np.packbits(crop),
-                number,
-            )
-        )
-    return pieces
+        corners = (box[0] + window.x0, box[1] + window.y0, box[2] + window.x0, box[3] + window.y0)
+        found.append((corners, score, label, crop, (x + window.x0, y + window.y0)))
+    return Pieces.of_tile(number, found)
 
 
-def _together(pieces: list[Piece], tiles: list[Tile], size: tuple[int, int]) -> TiledInstances:
+def _together(pieces: Pieces, tiles: list[Tile], size: tuple[int, int]) -> TiledInstances:
     height, width = size
     groups = merge(pieces, tiles, size)
-    counts: list[str] = []
-    boxes = np.zeros((len(groups), 4))
+    best = [group[0] for group in groups]
+    boxes = pieces.boxes[best]
     for i, group in enumerate(groups):
-        starts, ends = joined_runs(group, height)
-        counts += write_counts(Runs(starts, ends, np.zeros(len(starts), np.int64), 1), height * width)
-        corners = np.array([p.box for p in group])
-        boxes[i] = [*corners[:, :2].min(0), *corners[:, 2:].max(0)]
-    rles = [{"size": [height, width], "counts": c} for c in counts]
-    return TiledInstances(size, boxes, [g[0].score for g in groups], [g[0].label for g in groups], rles)
+        if len(group) > 1:
+            boxes[i, :2] = pieces.boxes[group, :2].min(0)
+            boxes[i, 2:] = pieces.boxes[group, 2:].max(0)
+    counts: list[str] = []
+    for at in range(0, len(groups), 1024):  # many at a time, but not the runs of all
+        runs = [joined_runs(pieces, group, height) for group in groups[at : at + 1024]]
+        starts, ends = (np.concatenate(part) for part in zip(*runs, strict=True))
+        owner = np.repeat(np.arange(len(runs)), [len(of_one) for of_one, _ in runs])
+        counts += write_counts(Runs(starts, ends, owner, len(runs)), height * width)
+    return TiledInstances(size, boxes, pieces.scores[best], pieces.labels[best], counts)
 
 
 def _identity(source: str | Path | np.ndarray) -> Any:
@@ -206,39 +211,19 @@ class _Store:
 
     def __init__(self, folder: Path, settings: Any) -> None:
         self.folder = folder
-        wanted = json.dumps(settings)
+        wanted = json.dumps([_FIELDS, settings])
         mark = folder / _SETTINGS
         if mark.is_file() and mark.read_text() != wanted:
             shutil.rmtree(folder)
         write_atomic(mark, wanted)
 
-    def read(self, number: int) -> list[Piece] | None:
+    def read(self, number: int) -> Pieces | None:
         path = self.folder / f"{number}.npz"
         if not path.is_file():
             return None
-        with np.load(path) as a:
-            bits = np.split(a["bits"], np.cumsum(a["lengths"])[:-1]) if len(a["lengths"]) else []
-            rows = zip(
-                a["boxes"].tolist(),
-                a["scores"].tolist(),
-                a["labels"].tolist(),
-                a["places"].tolist(),
-                bits,
-                strict=True,
-            )
-            return [
-                Piece(tuple(box), score, label, (p[0], p[1]), (p[2], p[3]), b, number)
-                for box, score, label, p, b in rows
-            ]
+        with np.load(path) as arrays:
+            return Pieces(**arrays)
 
-    def write(self, number: int, pieces: list[Piece]) -> None:
+    def write(self, number: int, pieces: Pieces) -> None:
         with atomic_path(self.folder / f"{number}.npz") as temporary:
-            np.savez(
-                temporary,
-                boxes=np.array([p.box for p in pieces], np.float64).reshape(-1, 4),
-                scores=np.array([p.score for p in pieces], np.float64),
-                labels=np.array([p.label for p in pieces], np.int64),
-                places=np.array([[*p.origin, *p.shape] for p in pieces], np.int64).reshape(-1, 4),
-                lengths=np.array([len(p.bits) for p in pieces], np.int64),
-                bits=np.concatenate([p.bits for p in pieces] or [np.zeros(0, np.uint8)]),
-            )
+            np.savez(temporary, **{name: getattr(pieces, name) for name in _FIELDS})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -88,7 +89,7 @@ class LabelledPicture:
     path: Path
     name: str
     size: tuple[int, int]
-    objects: list[LabelledObject]
+    objects: Sequence[LabelledObject]
     error: str | None = None
     image_id: str = ""
 
