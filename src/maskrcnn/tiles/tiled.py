@@ -98,15 +98,14 @@ def predict_tiled(
     store = None if keep is None else _Store(keep, about)
     seen: list[Pieces] = []
     for k, window in enumerate(tiles):
-        found = None if store is None else store.read(k)
-        if found is None:
-            found = _look(model, picture, window, k)
-            if store is not None:
-                store.write(k, found)
-        seen.append(found)
+        if store is None:
+            seen.append(_look(model, picture, window, k))
+        elif not store.has(k):
+            store.write(k, _look(model, picture, window, k))
         if progress:
             progress(k + 1, len(tiles))
-    pieces = Pieces.joined(seen)
+    # Small arrays that stay between the network's large ones would let the heap grow: what is on the disk is read last.
+    pieces = Pieces.joined(seen if store is None else [store.read(k) for k in range(len(tiles))])
     seen.clear()
     return _together(pieces, tiles, picture.size)
 
@@ -217,13 +216,16 @@ class _Store:
             shutil.rmtree(folder)
         write_atomic(mark, wanted)
 
-    def read(self, number: int) -> Pieces | None:
-        path = self.folder / f"{number}.npz"
-        if not path.is_file():
-            return None
-        with np.load(path) as arrays:
+    def has(self, number: int) -> bool:
+        return self._file(number).is_file()
+
+    def read(self, number: int) -> Pieces:
+        with np.load(self._file(number)) as arrays:
             return Pieces(**arrays)
 
     def write(self, number: int, pieces: Pieces) -> None:
-        with atomic_path(self.folder / f"{number}.npz") as temporary:
+        with atomic_path(self._file(number)) as temporary:
             np.savez(temporary, **{name: getattr(pieces, name) for name in _FIELDS})
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number}.npz"
