@@ -80,12 +80,15 @@ class Tolerance(NamedTuple):
 
 
 FP64 = Tolerance(2e-6, 5e-6, 1e-4, 5e-6, 2e-4, 1, 2e-4)
+# Of LVIS v0.5, which the original did not run in float64: how far its detections, 300 and not 100, are from our
+# float64 run.
+FROM_OUR_FP64 = {"max box d": 0.0029, "max score d": 5.7e-5}
 AREA_KEYS = ("det_boxes", "det_classes", "mask_areas")
 FP32_HEATMAPS = 0.004  # logits, whose spread is 1.9
 
 
 def fp32_tolerance(case: dict[str, np.ndarray], pyramid: bool) -> Tolerance:
-    own = meta(case)["fp32_vs_fp64"].values()  # of each image
+    own = meta(case)["fp32_vs_fp64"].values() or [FROM_OUR_FP64]  # of each image
 
     def thrice(what: str, at_least: float) -> float:
         return max(at_least, 3 * max((image.get(what, 0.0) for image in own), default=0.0))
