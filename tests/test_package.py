@@ -42,6 +42,17 @@ def test_large_tensors_get_large_pages_unless_the_user_decides() -> None:
     run(code.format(first="os.environ['THP_MEM_ALLOC_ENABLE'] = '0'; ", wanted=0))
 
 
+def test_threads_that_wait_sleep_soon_unless_the_user_decides() -> None:
+    code = (
+        "import os; os.environ.pop('GOMP_SPINCOUNT', 0); os.environ.pop('OMP_WAIT_POLICY', 0); "
+        "os.environ.update({first}); "
+        "import maskrcnn; assert os.environ.get('GOMP_SPINCOUNT') == {wanted!r}"
+    )
+    run(code.format(first={}, wanted="10000"))
+    run(code.format(first={"GOMP_SPINCOUNT": "7"}, wanted="7"))
+    run(code.format(first={"OMP_WAIT_POLICY": "ACTIVE"}, wanted=None))
+
+
 def test_all_names_what_there_is() -> None:
     assert maskrcnn.__all__ == sorted(maskrcnn.__all__)
     assert dir(maskrcnn) == maskrcnn.__all__

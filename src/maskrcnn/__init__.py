@@ -19,6 +19,11 @@ __all__ = ["Instances", "UserError", "__version__", "build", "load", "ops", "pre
 # Torch reads this at its first allocation: large tensors get pages of 2 MiB where Linux offers them. Making room for
 # 191 MiB then takes 12 ms instead of 48 (benchmarks/README.md).
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+# PyTorch's OpenMP reads this when it is loaded: a thread that waits for others sleeps after so many turns, and not
+# after 300,000, in which it holds the core that the thread it waits for, or another program, could use
+# (benchmarks/README.md).
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 _HOME = {
     "build": "zoo",

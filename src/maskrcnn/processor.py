@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
+from maskrcnn.cores import core_limit, usable_cores
 from maskrcnn.errors import UserError, did_you_mean
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -228,6 +229,16 @@ class Description:
         return "; ".join(parts)
 
 
+def use_cores(num_threads: int | None = None) -> None:
+    """Let PyTorch compute with so many threads; by default with as many as it takes by itself, but no more than a
+    container's share of time is good for.
+    """
+    if num_threads is not None:
+        torch.set_num_threads(num_threads)
+    elif "OMP_NUM_THREADS" not in os.environ and (limit := core_limit()):
+        torch.set_num_threads(min(limit, torch.get_num_threads()))
+
+
 def describe() -> Description:
     """Facts of this machine, for `maskrcnn bench`, result files and reports of errors."""
     import torchvision
@@ -235,7 +246,7 @@ def describe() -> Description:
     return Description(
         processor=_name(),
         kind=kind(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=usable_cores(),
         threads=torch.get_num_threads(),
         vectors=torch.backends.cpu.get_cpu_capability(),
         onednn=_onednn(),

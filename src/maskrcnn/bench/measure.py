@@ -127,8 +127,7 @@ def measure(task: Task) -> Measurement:
     from maskrcnn import processor
     from maskrcnn.models import build  # noqa: F401 (before the memory is read: imports do not count)
 
-    if task.threads:
-        torch.set_num_threads(task.threads)
+    processor.use_cores(task.threads)
     set_tf32(task.precision == "tf32")
     device = torch.device(task.device)
     memory = _MemoryMeter(device)

@@ -136,13 +136,10 @@ def _gpu_report(args: argparse.Namespace) -> int:
 
 def _card_task(args: argparse.Namespace, model: str, precision: str) -> CardTask:
     """Settings of one row: few and quick calls for a trial with tiny models."""
-    import os
-
     from maskrcnn.bench.card import CardTask
+    from maskrcnn.cores import usable_cores
 
-    workers = min(
-        8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
+    workers = min(8, usable_cores())
     size = (args.size[0], args.size[1])
     task = CardTask(
         model=model,

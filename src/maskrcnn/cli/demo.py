@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(args: argparse.Namespace) -> int:
     from maskrcnn.demo import demo
+    from maskrcnn.processor import use_cores
 
+    use_cores()
     demo(args.out, args.data, minutes=args.minutes, seed=args.seed)
     return 0

@@ -93,12 +93,10 @@ def load_model(args: argparse.Namespace) -> Predictor:
     Raises:
         UserError: as `zoo.load`; a setting that the model has no use for.
     """
-    import torch
-
+    from maskrcnn.processor import use_cores
     from maskrcnn.zoo import load
 
-    if args.num_threads:
-        torch.set_num_threads(args.num_threads)
+    use_cores(args.num_threads)
     tta = tta_of(args)
     model = load(
         args.model,

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from maskrcnn.cli.model_options import add_model_options, load_model, tta_of, whole_number
 from maskrcnn.cli.progress import counted
+from maskrcnn.cores import usable_cores
 from maskrcnn.errors import UserError, check_number, did_you_mean
 
 if TYPE_CHECKING:
@@ -141,7 +142,7 @@ def main(args: argparse.Namespace) -> int:
     settings = _settings(args, model)
     if formats == ("parquet",):
         images = _not_done(images, args.out, settings)
-    threads = min(4, args.num_threads or _num_cores())
+    threads = min(4, args.num_threads or usable_cores())
     results = _tiles(args, model, images, overlap) if args.tile else _whole(args, model, images, threads)
     return _write(args, model, results, len(images), formats, shard, settings, threads)
 
@@ -474,9 +475,3 @@ def _with_progress(results: Iterator[tuple[Any, Any]], total: int) -> Iterator[t
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _num_cores() -> int:
-    import os
-
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

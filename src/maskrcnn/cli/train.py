@@ -75,16 +75,14 @@ def main(args: argparse.Namespace, extra: list[str]) -> int:
         keep_choices(config, from_file(saved), given, args)
     elif args.model:
         choose_start(config, given, args)
-    import torch
-
+    from maskrcnn.processor import use_cores
     from maskrcnn.training.distributed import LostProcessError
     from maskrcnn.training.finetune import choose_schedule
     from maskrcnn.training.train import train
 
-    if args.num_threads is not None:
-        if args.num_threads < 1:
-            raise UserError(f"--num-threads: expected at least 1, got {args.num_threads}.")
-        torch.set_num_threads(args.num_threads)
+    if args.num_threads is not None and args.num_threads < 1:
+        raise UserError(f"--num-threads: expected at least 1, got {args.num_threads}.")
+    use_cores(args.num_threads)
     try:
         choose = partial(choose_schedule, given=given) if args.model and not resumed else None
         result = train(config, Path(args.out), resume=args.resume, device=args.device, choose=choose)

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from maskrcnn.cores import core_limit
 from maskrcnn.errors import UserError, check_number, one_line
 from maskrcnn.files import atomic_path, check_writable_folder
 from maskrcnn.images.checks import IMAGE_SUFFIXES
@@ -64,7 +65,7 @@ def _predict(args: argparse.Namespace) -> int:
     if not args.no_draw and (clash := [p for p in images if _drawn(p, args.out).resolve() == p.resolve()]):
         raise UserError(f"{clash[0]}: the picture drawn would replace it. Choose another folder to write in.")
     _check(args)
-    model = ExportedModel(args.model, args.num_threads)
+    model = ExportedModel(args.model, args.num_threads or core_limit())
     path, failed, not_drawn, count = args.out / "predictions.json", 0, 0, 0
     with atomic_path(path) as temporary, open(temporary, "w") as file:
         file.write("[")
