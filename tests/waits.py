@@ -1,8 +1,8 @@
 """Finder of calls that would make the host wait for a GPU, in code that runs on a CPU.
 
 Such a call asks a tensor for its values or for a size that depends on them, or brings a value to a device from memory
-that is not pinned. Found by PyTorch's own hooks, so that it does not matter who calls; told with the innermost line of
-this package that led there.
+that is not pinned. Copies between devices are seen on fake tensors of a GPU alone. Found by PyTorch's own hooks, so
+that it does not matter who calls; told with the innermost line of this package that led there.
 """
 
 from __future__ import annotations
@@ -44,20 +44,33 @@ def place() -> str:
 
 
 class _Operators(TorchDispatchMode):
-    def __init__(self, found: Counter[tuple[str, str]]) -> None:
+    def __init__(self, found: Counter[tuple[str, str]], any_copy: bool) -> None:
         super().__init__()
-        self.found = found
+        self.found, self.any_copy = found, any_copy
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         name = func.name().split(".")[0]
         if name in OPERATORS:
             self.found[place(), OPERATORS[name]] += 1
         elif name in ("aten::index", "aten::index_put_", "aten::_index_put_impl_"):
-            if any(isinstance(i, torch.Tensor) and i.dtype in (torch.bool, torch.uint8) for i in args[1]):
+            indices = [i for i in args[1] if isinstance(i, torch.Tensor)]
+            if any(i.dtype in (torch.bool, torch.uint8) for i in indices):
                 self.found[place(), "boolean index"] += 1
-        elif name == "aten::repeat_interleave" and not (kwargs or {}).get("output_size"):
+            elif any(i.device != args[0].device for i in indices):
+                self.found[place(), "index on another device"] += 1
+        elif name == "aten::_to_copy" and (self.any_copy or not kwargs.get("non_blocking")):
+            if (
+                kwargs.get("device") is not None
+                and torch.device(kwargs["device"]).type != args[0].device.type
+            ):
+                self.found[place(), "copy to another device"] += 1
+        elif name == "aten::copy_" and (self.any_copy or not (args[2:] or (kwargs.get("non_blocking"),))[0]):
+            if args[0].device.type != args[1].device.type:
+                self.found[place(), "copy to another device"] += 1
+        elif name == "aten::repeat_interleave" and not kwargs.get("output_size"):
             self.found[place(), "repeat_interleave without output_size"] += 1
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 class _Methods(TorchFunctionMode):
@@ -82,11 +95,14 @@ class _Methods(TorchFunctionMode):
 
 
 class Waits:
-    """Context in which calls that would wait are counted: {(place, what): how often}."""
+    """Context in which calls that would wait are counted: {(place, what): how often}.
 
-    def __init__(self) -> None:
+    any_copy: copies to another device too that do not wait.
+    """
+
+    def __init__(self, any_copy: bool = False) -> None:
         self.found: Counter[tuple[str, str]] = Counter()
-        self._modes = (_Operators(self.found), _Methods(self.found))
+        self._modes = (_Operators(self.found, any_copy), _Methods(self.found))
 
     def __enter__(self) -> Waits:
         for mode in self._modes:

@@ -14,6 +14,7 @@ import torch
 
 from maskrcnn import presets
 from maskrcnn.models.build import build_model
+from maskrcnn.training import trainer as loop
 from maskrcnn.training.runlog import Display
 from maskrcnn.training.trainer import Trainer
 from tests.training.test_golden_losses import batches
@@ -27,8 +28,9 @@ REASONS = {
 }
 
 
-def trainer(out: Path, name: str, fixed_size: bool) -> Trainer:
+def trainer(out: Path, name: str, fixed_size: bool, precision: str = "fp32") -> Trainer:
     config = presets.get(name, tiny=True)
+    config.train.precision = precision  # pyright: ignore[reportAttributeAccessIssue]
     config.model.num_classes, config.data.batch_size = 2, 2
     config.optim.clip_grad_norm, config.optim.lr = 1.0, 0.01
     torch.manual_seed(0)
@@ -39,9 +41,19 @@ def trainer(out: Path, name: str, fixed_size: bool) -> Trainer:
     return made
 
 
-@pytest.mark.parametrize("name", ["mask_rcnn_R_50_FPN_1x", "cascade_mask_rcnn_R_50_FPN_1x"])
-def test_a_step_waits_for_nothing_but_what_has_a_reason(name: str, tmp_path: Path) -> None:
-    run = trainer(tmp_path, name, fixed_size=True)
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("mask_rcnn_R_50_FPN_1x", "fp32"),
+        ("mask_rcnn_R_50_FPN_1x", "fp16"),  # with a gradient scaler
+        ("cascade_mask_rcnn_R_50_FPN_1x", "fp32"),
+    ],
+)
+def test_a_step_waits_for_nothing_but_what_has_a_reason(
+    name: str, precision: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "check_settings", lambda *_: None)  # which refuses fp16 on a CPU
+    run = trainer(tmp_path, name, fixed_size=True, precision=precision)
     batch = next(batches(0))
     run._step(*copy.deepcopy(batch), lr=0.01)  # what is made once is made
     with Waits() as waits:

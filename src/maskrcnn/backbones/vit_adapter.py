@@ -21,6 +21,7 @@ from maskrcnn.backbones.layers import make_norm
 from maskrcnn.backbones.vit import Size, Trunk, ViT, as_map, as_tokens, initialize, layer_of
 from maskrcnn.config import AdapterConfig, ViTConfig
 from maskrcnn.ops.deformable import ms_deform_attn
+from maskrcnn.ops.transfer import small_table
 
 __all__ = ["ViTAdapter", "build", "layer_of"]  # the family's; the rest is for `engines`
 
@@ -202,7 +203,7 @@ class DeformableAttention(nn.Module):
         value = value.to(self.value_proj.weight.dtype)  # not autocast's
         offsets, weights = self.modulation(query_norm(query))
         offsets = offsets.to(real).unflatten(-1, (M, L, P, 2))
-        extent = torch.tensor(sizes, dtype=real, device=query.device).flip(1)[:, None]  # (L, 1, 2): W, H
+        extent = small_table(sizes, query.device, real).flip(1)[:, None]  # (L, 1, 2): W, H
         locations = centres(query_sizes, real, query.device)[:, None, None, None] + offsets / extent
         return ms_deform_attn(value, sizes, locations, weights.unflatten(-1, (L, P)))
 

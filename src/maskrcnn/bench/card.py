@@ -230,14 +230,16 @@ def _step_on_files(task: CardTask, batches: Iterator[Batch]) -> Callable[[], Non
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-7, momentum=0.9, fused=True)
     precision = "fp32" if task.precision == "tf32" else task.precision
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")  # type: ignore[attr-defined]
 
     def step() -> None:
         images, targets, _ = next(batches)
         optimizer.zero_grad()
         with autocast(device, precision):
             losses = model(model.preprocess(images), [t.to(device) for t in targets])
-        torch.stack([loss.float() for loss in losses.values()]).sum().backward()
-        optimizer.step()
+        scaler.scale(torch.stack([loss.float() for loss in losses.values()]).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
 
     return step
 

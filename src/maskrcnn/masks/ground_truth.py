@@ -194,7 +194,9 @@ class InstanceMasks:
         On a GPU the boxes and the answer stay there: kernels fill polygons and read bitmaps (`ops.polygons_triton`,
         `ops.bitmaps_triton`).
         """
-        if use_triton(boxes) and len(self):
+        if not len(self):  # on a GPU the operator below would wait for it
+            return torch.zeros(len(boxes), size, size, dtype=torch.bool, device=boxes.device)
+        if use_triton(boxes):
             return (self.filled() if filled else self)._rasterized_there(boxes.detach(), index, size)
         s = self.store
         arrays = (

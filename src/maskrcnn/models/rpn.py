@@ -79,7 +79,8 @@ class RPN(nn.Module):
         height, width = (side * self.strides[0] for side in features[0].shape[2:])
         anchors = []
         for feature, stride, sizes in zip(features, self.strides, self.config.sizes, strict=True):
-            cell = cell_anchors(sizes, self.config.aspect_ratios).to(feature.device, dtype)
+            cell = cell_anchors(sizes, self.config.aspect_ratios)
+            cell = cell.to(feature.device, dtype, non_blocking=True)
             size = (feature.shape[2], feature.shape[3])
             if self.rules.anchors == "torchvision":
                 anchors.append(grid_anchors(cell.round(), size, (height // size[0], width // size[1])))

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from maskrcnn.errors import UserError
 from maskrcnn.ops.bilinear import Affine, bilinear_sum
+from maskrcnn.ops.transfer import small_table
 
 Pair = int | tuple[int, int]
 
@@ -93,7 +94,7 @@ def ms_deform_attn(
     L = len(shapes)
     _check("ms_deform_attn", "sampling_locations", sampling_locations, (N, Q, M, L, P, 2))
     _check("ms_deform_attn", "attention_weights", attention_weights, (N, Q, M, L, P))
-    size = torch.tensor(shapes, device=value.device, dtype=_place_dtype(value)).flip(1)  # (L, 2): W, H
+    size = small_table(shapes, value.device, _place_dtype(value)).flip(1)  # (L, 2): W, H
     return bilinear_sum(
         value,
         sampling_locations.reshape(N, Q, M, L * P, 2),

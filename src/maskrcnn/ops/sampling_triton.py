@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from maskrcnn.ops.transfer import small_table
+
 
 @triton.jit
 def _sample(at, size):
@@ -270,9 +272,11 @@ def _launch_bilinear(
     M = N * Q * G
     if M * K * D == 0:
         return
-    size = torch.tensor(sizes).view(-1, 2).to(rows.device, non_blocking=True)
-    area = size.prod(1)
-    maps = torch.cat([(area.cumsum(0) - area)[:, None], size], dim=1)
+    table, start = [], 0  # of each map: its first place, H, W
+    for height, width in zip(sizes[::2], sizes[1::2], strict=True):
+        table.append((start, height, width))
+        start += height * width
+    maps = small_table(table, rows.device, torch.int64)
     rows_grad, offset_grad, weight_grad = grads or (rows, rows, rows)
     block_d = min(triton.next_power_of_2(D), 128)
     block_m = max(1, 512 // block_d)
