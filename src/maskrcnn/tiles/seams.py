@@ -44,7 +44,7 @@ class Tile:
 
 @dataclass(slots=True, eq=False)
 class Pieces:
-    """What tiles saw of objects: N masks, in arrays, for there may be hundreds of thousands.
+    """N masks of objects as tiles saw them, in arrays, for there may be hundreds of thousands.
 
     boxes: (N, 4) float64 and windows: (N, 4) int64, x0, y0, x1, y1 in the picture: of the detection, and of the crop
     that its mask's pixels fill; scores: (N,) float64; labels, tiles: (N,) int64; bits: (B,) uint8, the crops' packed
