@@ -173,6 +173,24 @@ class TestDevices:
         with pytest.raises(UserError, match=f"no '{name}' on this machine"):
             processor.find_device(name)
 
+    @pytest.mark.skipif(
+        torch.cuda.is_available() or not torch.backends.cuda.is_built(), reason="a build for CUDA, no GPU"
+    )
+    def test_a_driver_that_is_too_old_is_one_line(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def begin() -> None:  # in PyTorch's words
+            raise RuntimeError(
+                "The NVIDIA driver on your system is too old (found version 11040). Please update your GPU driver by "
+                "downloading and installing a new version."
+            )
+
+        monkeypatch.setattr(torch._C, "_cuda_init", begin)
+        with pytest.raises(UserError) as caught:
+            processor.find_device("cuda")
+        assert str(caught.value) == (
+            "device: no 'cuda' on this machine; there are 0 "
+            "(The NVIDIA driver on your system is too old (found version 11040)). Use cpu."
+        )
+
 
 def test_a_config_keeps_the_precision_that_was_chosen(tmp_path: Path) -> None:
     """A run that began in float32 goes on in it, also where bfloat16 would be chosen now."""
