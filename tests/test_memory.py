@@ -23,7 +23,7 @@ def test_a_child_has_a_peak_of_its_own() -> None:
     done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
     own, with_parents = map(float, done.stdout.split())
     assert own < 256  # no PyTorch in it
-    assert with_parents > 512, "getrusage tells it now, which `peak_mib` need not do without"
+    assert with_parents > 512
     assert len(held) == 2**29
 
 
